@@ -1,0 +1,216 @@
+"""Checkpoints: written whole or not at all, read without running what they hold, checked before they are used."""
+from __future__ import annotations
+
+import pickle
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from model import TwoStream
+from utils import UserError, atomic_path, explain_os_error, one_line
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one, whole.
+
+    Raises `UserError` naming the file where the disk or the folder refuses it.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        reason = explain_os_error(error) if isinstance(error, OSError) else one_line(error)[:200]
+        raise UserError(f"{path}: cannot be written ({reason}); the previous checkpoint, if any, is intact; make room or "
+                        "choose another --model_path") from None
+
+
+def load_file(path: str | Path, flag: str) -> Any:
+    """Read a file of tensors, plain types and NumPy numbers and arrays, and refuse anything else unrun.
+
+    Raises `UserError` naming the flag and the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file; name a checkpoint")
+    if path.stat().st_size == 0:
+        raise UserError(f"{flag} {path}: an empty file found, a checkpoint expected; use another file")
+    try:
+        with torch.serialization.safe_globals(numpy_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed global", str(error))
+        if named:
+            raise UserError(f"{flag} {path}: refused, it refers to {named[1] or named[2]}, which could run code when loaded; "
+                            "tensors, plain types and NumPy arrays expected; use a file from a source you trust") from None
+        raise UserError(f"{flag} {path}: not a checkpoint ({one_line(error)[:160]}); use another file") from None
+    except Exception as error:  # a damaged file makes torch and zipfile stumble in many ways
+        raise UserError(f"{flag} {path}: damaged or not a checkpoint ({type(error).__name__}: {one_line(error)[:160]}); use "
+                        "another file") from None
+
+
+def numpy_globals() -> list[Any]:
+    """What a pickled NumPy array or number of bool, integer or float type refers to, under NumPy 1 and 2; no more."""
+    core = getattr(np, "_core", None) or np.core
+    reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
+    dtypes = {type(np.dtype(kind)) for kind in ("?", *np.typecodes["AllInteger"], *np.typecodes["Float"])}
+    return [np.ndarray, np.dtype, *sorted(dtypes, key=str), reconstruct, scalar,
+            (reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar"),
+            (reconstruct, "numpy._core.multiarray._reconstruct"), (scalar, "numpy._core.multiarray.scalar")]
+
+
+def load_checkpoint(path: str | Path, flag: str = "--resume") -> dict[str, Any]:
+    """Read one of this project's checkpoints; raises `UserError` if it is none, is of another version or holds NaN."""
+    content = load_file(path, flag)
+    if not is_own(content):
+        raise UserError(f"{flag} {path}: {describe(content)} found, a checkpoint of train.py expected; use a *_last.t or "
+                        "*_best.t file")
+    if content["format"] != FORMAT:
+        raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the version of the code that "
+                        "wrote it")
+    require_finite(content["net"], path, flag)
+    return content
+
+
+def is_own(content: Any) -> bool:
+    """Whether a file's content is a checkpoint of this project."""
+    keys = {"format": int, "net": dict, "args": dict, "num_classes": int, "epoch": int}
+    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
+
+
+def describe(content: Any) -> str:
+    """Say in words what a file holds."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return f"a bare state dict of {len(content)} tensors"
+    return f"a dict with the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
+
+
+def require_finite(weights: dict[str, Tensor], path: str | Path, flag: str) -> None:
+    """Raise `UserError` if a weight is no tensor, or holds NaN or an infinity."""
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use another file")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{flag} {path}: {name} holds NaN or infinite values; use an earlier checkpoint")
+
+
+def restore(net: nn.Module, weights: dict[str, Tensor], path: str | Path, flag: str) -> None:
+    """Load weights that must fit the network key by key; `UserError` names the first that does not."""
+    own = net.state_dict()
+    for kind, names in (("lacks", own.keys() - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):
+        if names:
+            raise UserError(f"{flag} {path}: {kind} {min(names)} ({len(names)} such); a file of the same method and "
+                            "architecture expected")
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise UserError(f"{flag} {path}: {name} has shape {tuple(value.shape)}, {tuple(own[name].shape)} expected; a file of "
+                            "the same architecture and class count expected")
+    net.load_state_dict(weights)
+
+
+def restore_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, dict[str, Any]]:
+    """The network of one of this project's checkpoints, and the checkpoint."""
+    content = load_checkpoint(path, flag)
+    args = content["args"]
+    net = TwoStream(args["method"], args["arch"], content["num_classes"])
+    restore(net, content["net"], path, flag)
+    return net, content
+
+
+def load_init(net: nn.Module, path: str) -> list[str]:
+    """`--init`: take those weights of a checkpoint that fit by name and shape; returns the names left as they were.
+
+    Raises `UserError` if none fits.
+    """
+    content = load_file(path, "--init")
+    weights = content.get("net", content) if isinstance(content, dict) else {}
+    if not isinstance(weights, dict):
+        weights = {}
+    require_finite({name: value for name, value in weights.items() if isinstance(value, Tensor)}, path, "--init")
+    own = net.state_dict()
+    fitting = {name: value for name, value in weights.items()
+               if isinstance(value, Tensor) and name in own and value.shape == own[name].shape}
+    if not fitting:
+        raise UserError(f"--init {path}: {describe(content)} found, none of whose tensors fits the network; a checkpoint of "
+                        "train.py expected")
+    net.load_state_dict(fitting, strict=False)
+    return sorted((own.keys() | weights.keys()) - fitting.keys())
+
+
+def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
+    """The backbone's first weights: None for `none`, torchvision's ImageNet-1k V1 for `imagenet`, or a file of that form.
+
+    Raises `UserError` that says where to put which file when it cannot be fetched, or what does not fit.
+    """
+    if source == "none":
+        return None
+    flag = f"--pretrained {source}"
+    if source == "imagenet":
+        source = fetch_imagenet(arch)
+    weights = load_file(source, "--pretrained")
+    expected = getattr(torchvision.models, arch)(weights=None).state_dict()
+    if not isinstance(weights, dict):
+        weights = {}
+    for name, value in expected.items():
+        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+            continue
+        if not isinstance(weights.get(name), Tensor) or weights[name].shape != value.shape:
+            raise UserError(f"{flag}: {source} holds {describe(weights)} without {name} of shape {tuple(value.shape)}; "
+                            f"torchvision's state dict of {arch} expected")
+    require_finite({name: weights[name] for name in expected if name in weights}, source, "--pretrained")
+    return weights
+
+
+def fetch_imagenet(arch: str) -> Path:
+    """The path of torchvision's ImageNet-1k V1 weights, fetched into torch's cache unless they are there."""
+    enum = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(enum.url).name
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=path.stem.split("-")[-1])
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"--pretrained imagenet: {enum.url} cannot be fetched ({one_line(error)[:120]}); put that file at "
+                            f"{path}, or use --pretrained FILE or --pretrained none") from None
+    return path
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every generator, as tensors and plain types."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {"python": [version, list(numbers), gauss],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put every generator back; those of CUDA only where as many devices are there."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def remove_old_epochs(folder: Path, run: str, keep: int) -> None:
+    """Delete all but the newest `keep` epoch_N files of a run."""
+    numbered = sorted((int(match[1]), path) for path in folder.glob(f"{_escape(run)}_epoch_*.t")
+                      if (match := re.fullmatch(r".*_epoch_(\d+)\.t", path.name)))
+    for _, path in numbered[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)

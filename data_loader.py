@@ -1,0 +1,212 @@
+"""Pixels: training arrays, the identity sampler, batched augmentation, and readers of test images."""
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import train_arrays
+from data_manager import TrainSplit
+from images import read_image, read_images
+from utils import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
+PADDING = 10  # pixels
+
+
+@dataclass(frozen=True)
+class TrainImages:
+    """Training images of one modality: pixels (N, height, width, 3) uint8, labels (N,) int64 in NumPy."""
+
+    pixels: Tensor
+    labels: np.ndarray
+
+
+def load_train_images(split: TrainSplit, root: str, height: int, width: int, workers: int, *,
+                      silent: bool = False) -> dict[str, TrainImages]:
+    """The training images of both modalities: pre-processed arrays where the data set has them, else decoded now.
+
+    Raises `UserError` naming the file and the command that renews it if the arrays do not fit the images or the size.
+    """
+    if train_arrays.present(root, height, width):
+        arrays = train_arrays.open_arrays(split, root, height, width)
+    else:
+        arrays = {side.modality: (read_images(side.paths, height, width, workers, title=side.modality, silent=silent),
+                                  split.labels(side.modality)) for side in (split.visible, split.infrared)}
+    return {modality: TrainImages(torch.from_numpy(pixels), labels) for modality, (pixels, labels) in arrays.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- sampler
+class IdentitySampler:
+    """Batches of N identities x P visible and P infrared images; the i-th of each modality show the same person.
+
+    An epoch shows as many images as the larger modality has. Its batches depend on (seed, epoch) alone, so that any epoch
+    can be drawn again. With several processes, each takes its own identities out of one joint draw.
+    """
+
+    def __init__(self, labels: dict[str, np.ndarray], identities: int, images: int, seed: int, processes: int = 1) -> None:
+        self.places = {modality: group_by_label(of) for modality, of in labels.items()}
+        self.classes = len(next(iter(self.places.values())))
+        self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
+        if identities > self.classes:
+            raise UserError(f"--batch-size {identities}: {self.classes} training persons found, at least as many as the batch "
+                            f"has identities expected; give --batch-size {self.classes} or less")
+        self.steps = -(-max(map(len, labels.values())) // (identities * images * processes))
+
+    def epoch(self, epoch: int, rank: int = 0) -> np.ndarray:
+        """Image indices of one epoch and process, (steps, 2, N x P) int64: visible and infrared."""
+        rng = np.random.default_rng([self.seed, epoch])
+        indices = np.empty((self.steps, self.processes, 2, self.identities, self.images), np.int64)
+        for step in range(self.steps):
+            for process, persons in enumerate(self.draw_identities(rng)):
+                for row, places in zip(indices[step, process], self.places.values()):
+                    for slot, person in enumerate(persons):
+                        row[slot] = draw(rng, places[person], self.images)
+        return indices[:, rank].reshape(self.steps, 2, -1)
+
+    def draw_identities(self, rng: np.random.Generator) -> np.ndarray:
+        """(processes, N) identities: distinct over all processes where there are enough, always within one."""
+        if self.identities * self.processes <= self.classes:
+            return rng.permutation(self.classes)[:self.identities * self.processes].reshape(self.processes, -1)
+        return np.stack([rng.permutation(self.classes)[:self.identities] for _ in range(self.processes)])
+
+
+def group_by_label(labels: np.ndarray) -> list[np.ndarray]:
+    """Positions of each label 0..C-1."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.searchsorted(labels[order], np.arange(1, labels.max() + 1)))
+
+
+def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the places without repeats, or every place as evenly often as can be where there are fewer."""
+    rounds = [rng.permutation(places) for _ in range(-(-count // len(places)))]
+    return np.concatenate(rounds)[:count]
+
+
+# -------------------------------------------------------------------------------------------------- augmentation
+def augment(images: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pad by 10 pixels of zeros, crop at random, mirror half of the images, normalise.
+
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device, equal in distribution
+    to the same steps on single images. `generator` belongs to that device.
+    """
+    batch, height, width, _ = images.shape
+    offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=images.device)
+    mirrored = torch.rand(batch, generator=generator, device=images.device) < 0.5
+    return normalise(crop_and_mirror(images, *offsets, mirrored), dtype)
+
+
+def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    """Pad (B, height, width, 3) with zeros, take the window at (top, left) of each image, mirror where told."""
+    batch, height, width, _ = images.shape
+    padded = torch.nn.functional.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (B, 21, 21, 3, height, width), a view
+    cropped = windows[torch.arange(batch, device=images.device), top, left].permute(0, 2, 3, 1)
+    return torch.where(mirrored[:, None, None, None], cropped.flip(2), cropped)
+
+
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, by ImageNet's mean and standard deviation."""
+    scale, shift = scale_and_shift(images.device)
+    return torch.addcmul(shift, images.float(), scale).to(dtype).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache
+def scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset of each channel, made once a device: a copy from the host would make the device wait."""
+    return (torch.tensor([1 / (255 * std) for std in STD], device=device),
+            torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=device))
+
+
+class TrainBatches:
+    """Batches of an epoch on the device: (visible, infrared, labels), one read ahead of the step that uses it.
+
+    Pixels live on the device where `on_device`; else they are gathered by a thread into (pinned) memory and copied while
+    the device computes. Augmentation of a step depends on (seed, epoch, step, rank) alone.
+    """
+
+    def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, device: torch.device, on_device: bool,
+                 seed: int, rank: int = 0) -> None:
+        self.pixels = [images[m].pixels.to(device) if on_device else images[m].pixels for m in ("visible", "infrared")]
+        self.labels = torch.from_numpy(images["visible"].labels).to(device)
+        self.sampler, self.device, self.on_device, self.seed, self.rank = sampler, device, on_device, seed, rank
+        self.generator = torch.Generator(device)
+
+    def __len__(self) -> int:
+        return self.sampler.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches from step `start` of an epoch on; labels are those of either half, (N x P,)."""
+        indices = torch.from_numpy(self.sampler.epoch(epoch, self.rank))
+        indices = indices.to(self.device) if self.on_device else indices
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.gather, indices[start]) if start < len(indices) else None
+            for step in range(start, len(indices)):
+                pixels = ahead.result()
+                ahead = pool.submit(self.gather, indices[step + 1]) if step + 1 < len(indices) else None
+                self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
+                visible, infrared = (augment(half.to(self.device, non_blocking=True), self.generator) for half in pixels)
+                yield visible, infrared, self.labels[indices[step][0].to(self.device, non_blocking=True)]
+
+    def gather(self, index: Tensor) -> list[Tensor]:
+        """One batch's raw pixels of both modalities."""
+        halves = [pixels[row] for pixels, row in zip(self.pixels, index)]
+        return [half.pin_memory() for half in halves] if self.device.type == "cuda" and not self.on_device else halves
+
+
+def step_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool:
+    """Whether the pixels take at most half of the device's free memory."""
+    needed = sum(side.pixels.numel() for side in images.values())
+    return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] / 2
+
+
+# --------------------------------------------------------------------------------------------------- test images
+class ImageFiles(Dataset):
+    """Image files as (height, width, 3) uint8 tensors, decoded on access; a `UserError` is an item, raised by `batches`."""
+
+    def __init__(self, paths: Sequence[str], height: int, width: int) -> None:
+        self.paths, self.height, self.width = paths, height, width
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor | UserError:
+        try:
+            return torch.from_numpy(read_image(self.paths[index], self.height, self.width))
+        except UserError as error:
+            return error
+
+
+def collate(items: list[Tensor | UserError]) -> Tensor | UserError:
+    """Stack images, or pass on the first error."""
+    return next((item for item in items if isinstance(item, UserError)), None) or torch.stack(items)
+
+
+def leave_signals(worker: int) -> None:
+    """A reading process leaves SIGINT to its parent, and ends on SIGTERM at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read."""
+    workers = min(workers, os.cpu_count() or 1) if len(paths) > 64 else 0  # a few images are read before a worker starts
+    loader = DataLoader(ImageFiles(paths, height, width), batch_size, num_workers=workers, collate_fn=collate,
+                        pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -1,0 +1,142 @@
+"""The whole pipeline on synthetic pedestrians: render, pre-process, train, test, and show.
+
+    python demo.py                 everything, a few minutes on two CPU cores
+    python demo.py --data-only     only data/demo/SYSU-MM01 and data/demo/RegDB
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_manager import DATASETS, Protocol
+from eval_metrics import evaluate
+from images import read_image
+from pedestrians import contact_sheet, render_regdb, render_sysu
+from utils import Parser, UserError, atomic_path, integer, make_folder, run, write_json
+
+HERE = Path(__file__).resolve().parent
+HEIGHT, WIDTH = 96, 48
+SETTINGS = {"sysu": ("--epochs", "12"), "regdb": ("--epochs", "10")}
+RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
+
+
+def build_parser() -> Parser:
+    """The arguments of the demonstration."""
+    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train and test on them.")
+    parser.add_argument("--out", default="data/demo", metavar="DIR", help="folder for data, models and figures")
+    parser.add_argument("--ids", type=integer(12, 999), default=60, metavar="N", help="persons in each data set")
+    parser.add_argument("--images", type=integer(1, 99), default=4, metavar="N",
+                        help="images of a person in each camera (RegDB: 10 in each modality)")
+    parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="the same seed gives the same bytes")
+    parser.add_argument("--data-only", action="store_true", help="stop after rendering")
+    return parser
+
+
+def main() -> None:
+    """Run the demonstration."""
+    args = build_parser().parse_args()
+    begun = time.perf_counter()
+    out = make_folder(args.out, "--out")
+    roots = {name: out / Path(data.path).name for name, data in DATASETS.items()}
+    render(out, roots, args)
+    if args.data_only:
+        return
+    script("pre_process_sysu.py", "--data-path", roots["sysu"], "--img_h", HEIGHT, "--img_w", WIDTH)
+    rows = []
+    for name, data in DATASETS.items():
+        record = train_and_test(name, roots[name], out)
+        first = data.protocols(str(roots[name]), trials=[record["protocol"]["trials"][0]])[0]
+        rows += [(data.title, *row) for row in (*baselines(first), ("cgrnet", record["mean"]["bnneck"]))]
+    print(f"\n{'':<26}{'Rank-1':>8}{'Rank-10':>9}{'mAP':>8}   (per cent)")
+    for title, what, values in rows:
+        print(f"{title + ', ' + what:<26}" + "".join(f"{100 * values[k]:>{w}.1f}" for k, w in
+                                                      (("rank-1", 8), ("rank-10", 9), ("mAP", 8))))
+    print(f"\nfigures: {out / 'pedestrians.png'} and, in {out / 'sysu'} and {out / 'regdb'}, ranking.png, cmc.png, distances.png")
+    print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
+
+
+def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
+    """Render both data sets, unless they are there from the same settings; `UserError` if others are in the way."""
+    wanted = {"ids": args.ids, "images": args.images, "seed": args.seed}
+    record = out / "demo.json"
+    if record.exists() and json.loads(record.read_text(encoding="utf-8")) == wanted:
+        print(f"{out}: rendered before with the same settings")
+        return
+    for root in roots.values():
+        if root.exists() and any(root.iterdir()):
+            raise UserError(f"--out {out}: {root.name} of other settings, or of an interrupted run, found there; remove the folder, "
+                            "or choose another --out")
+    for name, root in roots.items():
+        images = args.images if name == "sysu" else 10
+        with tqdm(desc=f"rendering {root.name}", unit="person", total=args.ids, disable=None) as bar:
+            RENDERERS[name](root, args.ids, images, args.seed, os.cpu_count() or 1, lambda done, total, bar=bar: bar.update(done - bar.n))
+        print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {args.ids} persons")
+    with atomic_path(out / "pedestrians.png") as temporary:
+        contact_sheet(roots["sysu"], roots["regdb"]).save(temporary, format="png")
+    write_json(record, wanted)
+
+
+def train_and_test(name: str, root: Path, out: Path) -> dict:
+    """Train and test with the real scripts; returns the record that test.py wrote."""
+    size = ("--arch", "resnet18", "--img_h", HEIGHT, "--img_w", WIDTH)
+    folders = ("--model_path", out / "save_model", "--log_path", out / "log", "--vis_log_path", out / "log" / "vis_log")
+    script("train.py", "--dataset", name, "--data-path", root, *size, "--pretrained", "none", "--lr", "0.05", "--gpu", "cpu",
+           "--eval-every", "100", "--workers", "2", "--print-freq", "10", *SETTINGS[name], *folders)
+    trained = max((out / "save_model").glob(f"{name}_cgrnet_*_last.t"), key=os.path.getmtime)
+    script("test.py", "--resume", trained, "--data-path", root, "--gpu", "cpu", "--workers", "2", "--out", out / name)
+    return json.loads((out / name / "results.json").read_text(encoding="utf-8"))
+
+
+def script(name: str, *words: object) -> None:
+    """Run one of the scripts as a user would; `UserError` if it fails (it has said why)."""
+    command = [sys.executable, str(HERE / name), *map(str, words)]
+    print("\n$ python " + " ".join([name, *map(str, words)]), flush=True)
+    status = subprocess.run(command).returncode
+    if status:
+        raise UserError(f"{name} ended with status {status}; its last lines say why")
+
+
+def baselines(search: Protocol) -> list[tuple[str, dict[str, float]]]:
+    """Scores of chance and of nearest neighbours by pixels and by colour histograms."""
+    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels, "colour histograms": histograms}
+    rng = np.random.default_rng(0)
+    chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values()) for _ in range(20)], 0)
+    rows = [("chance", dict(zip(("rank-1", "rank-10", "mAP"), chance)))]
+    images = [np.stack([read_image(path, 48, 24) for path in side.paths]) for side in (search.query, search.gallery)]
+    for title, view in views.items():
+        query, gallery = map(view, images)
+        distances = np.linalg.norm(query[:, None] - gallery[None], axis=2)
+        rows.append((title, scores(distances, search)))
+    return rows
+
+
+def scores(distances: np.ndarray, search: Protocol) -> dict[str, float]:
+    """Rank-1, Rank-10 and mAP of a distance matrix."""
+    cmc, mean_ap, _ = evaluate(distances, search.query.pids, search.gallery.pids, search.query.camids, search.gallery.camids,
+                               exclude=search.exclude, count_persons=search.count_persons)
+    return {"rank-1": cmc[0], "rank-10": cmc[9], "mAP": mean_ap}
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) uint8 -> grey values (N, H W) float32."""
+    return images.mean(3, dtype=np.float32).reshape(len(images), -1)
+
+
+def histograms(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) uint8 -> histograms of three horizontal stripes and three channels (N, 144) float32."""
+    stripes = np.array_split(images, 3, axis=1)
+    return np.concatenate([np.stack([np.bincount(image.ravel() // 16, minlength=16) for image in stripe[..., channel]])
+                           for stripe in stripes for channel in range(3)], 1).astype(np.float32)
+
+
+if __name__ == "__main__":
+    run(main)

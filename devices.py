@@ -1,0 +1,134 @@
+"""Where and how to compute: device, precision, seeds, processes, and meters that never make the device wait."""
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils import UserError, warn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of one run: rank 0 writes."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """True for the one process that prints and writes files."""
+        return self.rank == 0
+
+
+def start_processes(device: torch.device) -> Processes:
+    """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU); a run of one without torchrun."""
+    if "WORLD_SIZE" not in os.environ:
+        return Processes()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def stop_processes() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(gpu: str) -> torch.device:
+    """The device that `--gpu` names; under torchrun, that of the local rank. Without CUDA, one line and the CPU.
+
+    Raises `UserError` for a device that is not there.
+    """
+    if gpu == "cpu":
+        return torch.device("cpu")
+    if not (gpu.isascii() and gpu.isdigit()):
+        raise UserError(f"--gpu {gpu}: a device number or cpu expected")
+    index = int(os.environ.get("LOCAL_RANK", gpu))
+    if not torch.cuda.is_available():
+        if int(os.environ.get("RANK", 0)) == 0:
+            warn(f"--gpu {gpu}: no CUDA device here, running on the CPU (--gpu cpu asks for that)")
+        return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise UserError(f"--gpu {index}: {torch.cuda.device_count()} CUDA device(s) found, counted from 0; name one of them")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+
+
+def allow_tf32() -> None:
+    """TF32 for float32 convolutions and products outside autocast; what needs more digits asks for them itself."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+
+def use_bf16(device: torch.device, amp: str) -> bool:
+    """Whether to autocast to bfloat16: `auto` says yes where the device multiplies it natively."""
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """True on processors with AMX or AVX512-BF16 (torch's own answer; False where it gives none)."""
+    answers = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(answer() for answer in answers if answer is not None)
+
+
+def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
+    """Autocast to bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+class Meters:
+    """Scalars of each step of an epoch, kept on the device until they are read.
+
+    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went wrong.
+    """
+
+    def __init__(self, device: torch.device, sums: dict[str, float] | None = None, steps: int = 0) -> None:
+        self.device, self.steps = device, steps
+        self.sums = dict(sums or {})
+        self.names: list[str] = list(self.sums)
+        self.rows: list[Tensor] = []
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Keep one step's scalars (0-dim tensors)."""
+        self.names = list(values)
+        self.rows.append(torch.stack([value.detach().float() for value in values.values()]))
+        self.steps += 1
+
+    def read(self) -> int | None:
+        """Fetch the rows since the last call; returns the index among the epoch's steps of the first that is not finite."""
+        if not self.rows:
+            return None
+        rows = torch.stack(self.rows).double().cpu().numpy()
+        first = self.steps - len(rows)
+        self.rows = []
+        for row in rows:
+            self.sums = {name: self.sums.get(name, 0.0) + float(value) for name, value in zip(self.names, row)}
+        self.last = dict(zip(self.names, rows[-1].tolist()))
+        broken = np.flatnonzero(~np.isfinite(rows).all(1))
+        if len(broken):
+            self.last = dict(zip(self.names, rows[broken[0]].tolist()))
+            return first + int(broken[0])
+        return None
+
+    def means(self) -> dict[str, float]:
+        """Mean of each scalar over the steps read so far."""
+        return {name: total / self.steps for name, total in self.sums.items()}

@@ -1,0 +1,64 @@
+"""One way to turn an image file into pixels, for pre-processing, training, testing and checking alike."""
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from utils import UserError, one_line
+
+FILTER = "LANCZOS"
+SMALLEST = 8  # pixels; a person cannot be told from fewer on either side
+
+
+def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
+    """Decode an image file, turn it upright as its EXIF says, convert it to RGB and resize it (Pillow LANCZOS).
+
+    Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns (height, width, 3)
+    uint8. Raises `UserError` naming the file if it cannot be decoded whole, has more than 8 bits a channel or has a
+    side under 8 pixels: scaling either would invent what the camera did not see.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
+                                "expected; convert it to an 8-bit file")
+            if min(image.size) < SMALLEST:
+                raise UserError(f"{path}: an image of {image.width} x {image.height} pixels found, at least {SMALLEST} "
+                                f"x {SMALLEST} expected; remove or replace the file")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.array(upright.resize((width, height), Image.Resampling[FILTER]))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image (a missing file, or a link that points nowhere); restore it") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: {describe_bytes(path)} found, an image expected; remove or replace the file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be decoded as an image ({one_line(error)}); remove or replace the file") from None
+
+
+def describe_bytes(path: str | Path) -> str:
+    """Say in words what a file that is no image holds."""
+    size = Path(path).stat().st_size
+    return "an empty file" if size == 0 else f"a file of {size} bytes in no known image format"
+
+
+def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, workers: int = 4, *,
+                title: str = "", silent: bool = True) -> np.ndarray:
+    """Read images into one array (N, height, width, 3) uint8 with a pool of threads (Pillow releases the GIL)."""
+    images = np.empty((len(paths), height, width, 3), np.uint8)
+
+    def read(index: int) -> None:
+        images[index] = read_image(paths[index], height, width)
+
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = pool.map(read, range(len(paths)))
+        try:
+            for _ in tqdm(jobs, title, len(paths), unit="image", disable=silent or None, leave=False):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return images

@@ -1,0 +1,237 @@
+"""Two-stream networks for visible-infrared re-identification: `base`, `agw` and `cgrnet`, one row of a table each."""
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MODALITIES = ("visible", "infrared")
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+ARCHS = ("resnet50", "resnet18")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one method builds: stages of its own that each modality keeps after the stem, pooling, and extra modules."""
+
+    own_stages: int = 0
+    pooling: str = "average"  # or "gem"
+    non_local: tuple[tuple[str, int], ...] = ()  # (stage, number of its last blocks that a non-local block follows)
+    similarity: str | None = None  # affinity of the modality similarity module
+    graph: bool = False
+
+
+METHODS = {
+    "base": Method(),
+    "agw": Method(pooling="gem", non_local=(("layer2", 2), ("layer3", 3))),
+    "cgrnet": Method(own_stages=1, similarity="cosine", graph=True),
+}
+
+
+class Output(NamedTuple):
+    """What the network gives for B images (visible before infrared where there are both).
+
+    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32;
+    affinities: one (B / 2, K, K) float32 for each modality, () for a method without the similarity module.
+    """
+
+    feats: Tensor
+    neck: Tensor
+    logits: Tensor
+    affinities: tuple[Tensor, ...]
+
+
+class ModalitySimilarity(nn.Module):
+    """Channel attention of one modality: X + gamma A X, where A (B, C, C) compares the channels of X (B, C, H, W).
+
+    A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019). `energy` takes
+    E = X X^T as the paper does; a sum over thousands of positions, it saturates to one-hot rows that carry next to no
+    gradient. `cosine`, the default, divides by the norms of both channels and by a temperature of 0.1. gamma starts at 0.
+    """
+
+    TEMPERATURE = 0.1
+
+    def __init__(self, affinity: str = "cosine") -> None:
+        super().__init__()
+        if affinity not in ("cosine", "energy"):
+            raise ValueError(f"affinity: {affinity!r} found, 'cosine' or 'energy' expected")
+        self.affinity = affinity
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> the attended map, of the same shape, and A (B, C, C) float32."""
+        nodes = x.flatten(2).transpose(1, 2)  # (B, H W, C); no copy where x is channels-last
+        energy = torch.bmm(nodes.transpose(1, 2), nodes).float()
+        if self.affinity == "cosine":
+            norms = energy.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
+            energy = energy * norms[:, :, None] * norms[:, None, :] / self.TEMPERATURE
+        affinity = torch.softmax(energy.amax(2, keepdim=True) - energy, 2)
+        attended = torch.baddbmm(nodes, nodes, (self.gamma * affinity).to(nodes.dtype).transpose(1, 2))
+        return attended.transpose(1, 2).unflatten(2, x.shape[2:]), affinity
+
+
+class GraphReasoning(nn.Module):
+    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG.
+
+    local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the weighted mean of
+    the nodes. global -> local has one key, so that its attention is 1 and needs neither theta nor phi; local -> global has
+    one query, whose answer every local node receives. Both cost O(N) and equal N x N attention over a broadcast mean.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        inner = channels // reduction
+        self.local_theta = nn.Linear(channels, inner)
+        self.local_phi = nn.Linear(channels, inner)
+        self.local_g = nn.Linear(channels, channels)
+        self.global_g = nn.Linear(channels, channels)
+        self.readout_theta = nn.Linear(channels, inner)
+        self.readout_phi = nn.Linear(channels, inner)
+        self.readout_g = nn.Linear(channels, channels)
+        self.gamma = nn.Parameter(torch.zeros(3))
+        for layer in self.children():
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        nodes = x.flatten(2).transpose(1, 2)  # (B, N, C); no copy where x is channels-last
+        mean = nodes.mean(1)  # (B, C)
+        local = self.local_to_local(nodes)
+        shared = self.gamma[1] * self.global_g(mean) + self.gamma[2] * self.readout_g(self.read_out(nodes, mean))
+        nodes = nodes + self.gamma[0] * local + shared[:, None]
+        return nodes.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def local_to_local(self, nodes: Tensor) -> Tensor:
+        """(B, N, C) -> y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
+        mixed = F.scaled_dot_product_attention(self.local_theta(nodes), self.local_phi(nodes), nodes, scale=1.0)
+        return self.local_g(mixed)
+
+    def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
+        """(B, N, C) nodes queried by their (B, C) mean -> the weighted mean of the nodes, (B, C)."""
+        keys = self.readout_phi(nodes)
+        weights = torch.softmax(torch.einsum("bd,bnd->bn", self.readout_theta(mean), keys).float(), 1)
+        return torch.einsum("bn,bnc->bc", weights.to(nodes.dtype), nodes)
+
+
+class NonLocal(nn.Module):
+    """The non-local block of AGW (Ye et al., TPAMI 2021): theta, phi and g to one channel, dot products divided by N.
+
+    Without a softmax the N x N matrix has rank one, so that its product with g is taken in O(N). The last BatchNorm
+    starts at zero: the block is the identity then.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.theta, self.phi, self.g = (nn.Conv2d(channels, 1, 1) for _ in range(3))
+        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
+        nn.init.zeros_(self.W[1].weight)
+        nn.init.zeros_(self.W[1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        strength = (self.phi(x).float() * self.g(x).float()).mean((2, 3), keepdim=True)
+        return self.W((self.theta(x).float() * strength).to(x.dtype)) + x
+
+
+class TwoStream(nn.Module):
+    """A ResNet whose first layers are one copy for each modality; stride 1 in the last stage; BNNeck.
+
+    weights: a torchvision state dict of the backbone (its classifier is left out), None for a random start.
+    """
+
+    def __init__(self, method: str | Method, arch: str, num_classes: int, weights: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.method = METHODS[method] if isinstance(method, str) else method
+        backbone = build_backbone(arch, weights)
+        own = ("conv1", "bn1", "relu", "maxpool", *STAGES[:self.method.own_stages])
+        self.streams = nn.ModuleDict({modality: nn.Sequential(OrderedDict(
+            (name, copy.deepcopy(getattr(backbone, name))) for name in own)) for modality in MODALITIES})
+        self.shared = nn.ModuleDict({name: getattr(backbone, name) for name in STAGES[self.method.own_stages:]})
+        self.non_local = nn.ModuleDict({stage: nn.ModuleList(
+            NonLocal(out_channels(backbone, stage)) for _ in range(min(blocks, len(getattr(backbone, stage)))))
+            for stage, blocks in self.method.non_local})
+        self.similarity = nn.ModuleDict({modality: ModalitySimilarity(self.method.similarity)
+                                         for modality in MODALITIES if self.method.similarity})
+        self.graph = GraphReasoning(out_channels(backbone, "layer2")) if self.method.graph else None
+        self.dim = out_channels(backbone, "layer4")
+        self.bottleneck = nn.BatchNorm1d(self.dim)
+        self.bottleneck.bias.requires_grad_(False)
+        self.classifier = nn.Linear(self.dim, num_classes, bias=False)
+        nn.init.normal_(self.bottleneck.weight, 1.0, 0.01)
+        nn.init.normal_(self.classifier.weight, 0, 0.001)
+
+    def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None) -> Output:
+        """Normalised images of either modality or of both, (B, 3, height, width) each, through one pass."""
+        maps, affinities = [], []
+        for modality, images in zip(MODALITIES, (visible, infrared)):
+            if images is not None:
+                x = self.streams[modality](images)
+                if self.similarity:
+                    x, affinity = self.similarity[modality](x)
+                    affinities.append(affinity)
+                maps.append(x)
+        x = torch.cat(maps) if len(maps) > 1 else maps[0]
+        for stage in self.shared:
+            x = self.run_stage(stage, x)
+            if stage == "layer2" and self.graph is not None:
+                x = self.graph(x)
+        with torch.autocast(x.device.type, enabled=False):
+            feats = pool(x.float(), self.method.pooling)
+            neck = self.bottleneck(feats)
+            return Output(feats, neck, self.classifier(neck), tuple(affinities))
+
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """One shared stage, with the non-local blocks that follow its last blocks."""
+        blocks = self.shared[stage]
+        attached = self.non_local[stage] if stage in self.non_local else ()
+        first = len(blocks) - len(attached)
+        for index, block in enumerate(blocks):
+            x = block(x)
+            if index >= first:
+                x = attached[index - first](x)
+        return x
+
+    def parameter_groups(self, lr: float, pretrained: bool) -> list[dict]:
+        """SGD groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one at all of it."""
+        backbone = [p for module in (self.streams, self.shared) for p in module.parameters()]
+        known = {id(p) for p in backbone}
+        new = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        return [{"params": backbone, "lr": lr * (0.1 if pretrained else 1)}, {"params": new, "lr": lr}]
+
+
+def pool(x: Tensor, kind: str, power: float = 3.0) -> Tensor:
+    """(B, C, H, W) float32 -> (B, C): mean, or generalised mean (GeM, Radenovic et al., TPAMI 2019) with p = 3.
+
+    The constant of 1e-12 within the root is that of AGW.
+    """
+    if kind == "average":
+        return x.mean((2, 3))
+    return (x.pow(power).mean((2, 3)) + 1e-12).pow(1 / power)
+
+
+def build_backbone(arch: str, weights: dict[str, Tensor] | None) -> nn.Module:
+    """A torchvision ResNet with stride 1 in the last stage, so that its map stays twice as fine.
+
+    Raises KeyError for weights that lack a layer, RuntimeError for weights of another shape.
+    """
+    backbone = getattr(torchvision.models, arch)(weights=None)
+    block = backbone.layer4[0]
+    for layer in (block.conv1, block.conv2, block.downsample[0]):
+        layer.stride = (1, 1)
+    if weights is not None:
+        wanted = [name for name in backbone.state_dict() if not name.startswith("fc.") and "num_batches" not in name]
+        backbone.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    return backbone
+
+
+def out_channels(backbone: nn.Module, stage: str) -> int:
+    """Channels of a stage's output."""
+    block = getattr(backbone, stage)[-1]
+    return (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels

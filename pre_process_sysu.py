@@ -1,0 +1,134 @@
+"""Decode and resize the training images of SYSU-MM01 once, into .npy arrays that training memory-maps.
+
+    python pre_process_sysu.py [--data-path data/SYSU-MM01] [--img_w 144 --img_h 288] [--workers N]
+"""
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import numpy as np
+from tqdm import tqdm
+
+from data_manager import DATASETS, Images, TrainSplit
+from images import read_image
+from train_arrays import ARRAYS, MANIFEST, manifest
+from utils import Parser, UserError, add_data_arguments, explain_os_error, run, write_json
+
+CHUNK = 16  # images a task
+
+
+def build_parser() -> Parser:
+    """The arguments of pre-processing."""
+    parser = Parser(description="Decode and resize the training images of SYSU-MM01 into memory-mapped .npy arrays.")
+    parser.add_argument("--data-path", default=DATASETS["sysu"].path, metavar="DIR", help="folder of the data set")
+    add_data_arguments(parser)
+    return parser
+
+
+def main() -> None:
+    """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
+    args = build_parser().parse_args()
+    root = Path(args.data_path)
+    split = DATASETS["sysu"].train_split(args.data_path, 1)
+    with exclusive(root):
+        write_arrays(root, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
+    print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} persons in {root}")
+
+
+@contextlib.contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Keep a second pre-processing off the same folder, and clear away what an interrupted one left."""
+    lock = filelock.FileLock(root / ".pre_process_sysu.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"--data-path {root}: a living process is pre-processing this folder; wait for it") from None
+    except OSError as error:
+        raise UserError(f"--data-path {root}: cannot be written ({error.strerror}); mend its permissions") from None
+    try:
+        for stray in root.glob(".train_*.part"):
+            stray.unlink()
+        yield
+    finally:
+        for stray in root.glob(".train_*.part"):
+            stray.unlink()
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+
+
+def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
+    """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes last."""
+    parts: dict[Path, Path] = {}
+    try:
+        for side in (split.visible, split.infrared):
+            for kind in ("img", "label"):
+                final = root / f"{ARRAYS[side.modality]}_{kind}.npy"
+                parts[final] = root / f".{final.stem}.part"
+            images, labels = list(parts)[-2:]
+            save(parts[labels], split.labels(side.modality))
+            decode(side, parts[images], height, width, workers)
+        content = manifest(split, root, height, width)
+        (root / MANIFEST).unlink(missing_ok=True)
+        for final, part in parts.items():
+            os.replace(part, final)
+        write_json(root / MANIFEST, content)
+    except OSError as error:
+        raise UserError(f"--data-path {root}: {explain_os_error(error)}") from None
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Write a .npy under exactly this name."""
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def decode(side: Images, path: Path, height: int, width: int, workers: int) -> None:
+    """Fill one memory-mapped array (N, height, width, 3) uint8 with a pool of processes, each writing its own rows."""
+    shape = (len(side), height, width, 3)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    offset = array.offset
+    del array
+    reserve(path, offset + int(np.prod(shape)))
+    tasks = [(start, side.paths[start:start + CHUNK]) for start in range(0, len(side), CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, start_worker, (str(path), offset, shape)) as pool, \
+            tqdm(total=len(side), desc=side.modality, unit="image", disable=None) as bar:
+        for done in pool.imap_unordered(decode_rows, tasks):
+            if isinstance(done, Exception):
+                raise done
+            bar.update(done)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take the disk space now, where the system can: a full disk is an error here, and a crash in a memory map."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def start_worker(path: str, offset: int, shape: tuple[int, ...]) -> None:
+    """Open the array in a worker process; the parent alone answers to the keyboard."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    decode_rows.array = np.memmap(path, np.uint8, "r+", offset, shape)
+
+
+def decode_rows(task: tuple[int, tuple[str, ...]]) -> int | Exception:
+    """Decode one task's images into their rows; returns their number, or the error that one of them is."""
+    start, paths = task
+    try:
+        for row, path in enumerate(paths, start):
+            decode_rows.array[row] = read_image(path, *decode_rows.array.shape[1:3])
+    except (UserError, OSError) as error:
+        return error
+    return len(paths)
+
+
+if __name__ == "__main__":
+    run(main)

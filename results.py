@@ -1,0 +1,108 @@
+"""Results of a test: the record of every trial, its table, JSON and CSV, and the comparison of several."""
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_manager import Protocol
+from extraction import FEATURES, headline
+from utils import UserError, atomic_path, write_json
+
+FORMAT = 1
+MEASURES = ("rank-1", "rank-5", "rank-10", "rank-20", "mAP", "mINP")
+
+
+def describe_protocol(protocols: Sequence[Protocol], root: str) -> dict[str, Any]:
+    """What makes two results comparable: the search in words, its trials, and a SHA-256 of its images and persons."""
+    digest = hashlib.sha256()
+    for protocol in protocols:
+        for side in (protocol.query, protocol.gallery):
+            for path, pid, camid in zip(side.paths, side.pids, side.camids):
+                digest.update(f"{Path(path).relative_to(root).as_posix()} {pid} {camid}\n".encode("utf-8", "surrogateescape"))
+    return {"name": protocols[0].name, "trials": [protocol.trial for protocol in protocols], "images": digest.hexdigest()}
+
+
+def count(protocol: Protocol) -> dict[str, int]:
+    """Images and persons on either side of a search."""
+    return {f"{side}_{what}": number for side, images in (("query", protocol.query), ("gallery", protocol.gallery))
+            for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
+
+
+def summarise(trials: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and (population) standard deviation over trials of each measure of each feature, fractions."""
+    table = {feature: np.array([[headline(trial[feature])[name] for name in MEASURES] for trial in trials]) for feature in FEATURES}
+    return {kind: {feature: dict(zip(MEASURES, of(rows, axis=0).tolist())) for feature, rows in table.items()}
+            for kind, of in (("mean", np.mean), ("std", np.std))}
+
+
+def lines(record: dict[str, Any]) -> list[str]:
+    """The table of a record: every trial of both features, then mean and deviation, in per cent."""
+    extras = "".join(f" + {extra}" for extra in record["extras"])
+    rows = [record["protocol"]["name"], " ".join([f"{'':<24}", *(f"{name:>13}" for name in MEASURES)])]
+    for feature in FEATURES:
+        for trial in record["trials"]:
+            values = [f"{100 * headline(trial[feature])[name]:13.2f}" for name in MEASURES]
+            rows.append(" ".join([f"{feature + ' trial ' + str(trial['trial']):<24}", *values]) + extras)
+    for feature in FEATURES:
+        values = [f"{100 * record['mean'][feature][name]:5.2f} ± {100 * record['std'][feature][name]:5.2f}" for name in MEASURES]
+        rows.append(" ".join([f"{feature + ' mean ± std':<24}", *(f"{value:>13}" for value in values)]) + extras)
+    return rows
+
+
+def write(record: dict[str, Any], folder: Path) -> None:
+    """Write `results.json` and `results.csv`, each whole or not at all."""
+    write_json(folder / "results.json", record)
+    with atomic_path(folder / "results.csv") as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["protocol", "extras", "feature", "trial", *MEASURES])
+            for feature in FEATURES:
+                head = [record["protocol"]["name"], " + ".join(record["extras"]), feature]
+                for trial in record["trials"]:
+                    writer.writerow([*head, trial["trial"], *headline(trial[feature]).values()])
+                for kind in ("mean", "std"):
+                    writer.writerow([*head, kind, *record[kind][feature].values()])
+
+
+def read(path: str) -> dict[str, Any]:
+    """A `results.json`; raises `UserError` if it is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = record["format"]
+        for kind in ("mean", "std"):
+            [float(record[kind][feature][name]) for feature in FEATURES for name in MEASURES]
+        str(record["protocol"]["name"]), record["protocol"]["images"], record["checkpoint"], record["extras"]
+    except FileNotFoundError:
+        raise UserError(f"--compare {path}: no such file; name a results.json of test.py --out") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--compare {path}: not a results.json of test.py ({error!r}); name one") from None
+    if version != FORMAT:
+        raise UserError(f"--compare {path}: format {version} found, {FORMAT} expected; test that checkpoint again")
+    return record
+
+
+def compare(paths: Sequence[str]) -> list[str]:
+    """The means of several results side by side; raises `UserError` unless all are of one protocol and one set of images."""
+    records = [read(path) for path in paths]
+    for path, record in zip(paths[1:], records[1:]):
+        for key in ("name", "trials", "images"):
+            one, other = records[0]["protocol"][key], record["protocol"][key]
+            if one != other:
+                raise UserError(f"--compare: {paths[0]} has {key} {one}, {path} has {other}; results of different protocols cannot "
+                                "be compared; test both in the same way")
+    rows = [records[0]["protocol"]["name"]]
+    for number, (path, record) in enumerate(zip(paths, records), 1):
+        extras = "".join(f" + {extra}" for extra in record["extras"])
+        rows.append(f"[{number}] {path}: {record['checkpoint'].get('method')}{extras}, {record['checkpoint'].get('files')}")
+    for feature in FEATURES:
+        rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
+        for name in MEASURES:
+            values = [f"{100 * r['mean'][feature][name]:6.2f} ± {100 * r['std'][feature][name]:5.2f}" for r in records]
+            rows.append(" ".join([f"{name:<8}", *(f"{value:>15}" for value in values)]))
+    return rows

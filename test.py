@@ -1,0 +1,173 @@
+"""Test a checkpoint: both features, every trial, mean and standard deviation.
+
+    python test.py --mode all --resume save_model/..._best.t
+    python test.py --resume 'save_model/..._trial_{}_best.t'      RegDB: the mean of its ten models
+    python test.py --compare a/results.json b/results.json
+"""
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import foreign
+import results
+from checkpoint import is_own, load_checkpoint, load_file, restore
+from data_manager import DATASETS, TRIALS, Protocol, resolve_arguments
+from devices import allow_tf32, choose_device, use_bf16
+from extraction import FEATURES, Extraction, score, search_features, side_features
+from model import ARCHS, METHODS, TwoStream
+from utils import Parser, UserError, add_shared_arguments, atomic_path, make_folder, parse_given, run, sha256
+
+FROM_CHECKPOINT = ("dataset", "method", "arch", "img_w", "img_h")
+
+
+def build_parser() -> Parser:
+    """The arguments of testing, on top of those shared with train.py."""
+    parser = Parser(description="Test a model for visible-infrared person re-identification.")
+    add_shared_arguments(parser, DATASETS, METHODS, ARCHS)
+    parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
+    parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the distances")
+    parser.add_argument("--force-trial", action="store_true", help="RegDB: test on a split whose persons the model may know")
+    parser.add_argument("--save-features", metavar="FILE.npz", help="write the features of the first trial")
+    parser.add_argument("--out", metavar="DIR", help="write results.json, results.csv and figures there")
+    parser.add_argument("--compare", nargs="+", metavar="results.json", help="print results of one protocol side by side")
+    return parser
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network to test, with what its checkpoint says of it (None: nothing)."""
+
+    net: TwoStream
+    path: str
+    trial: int | None
+    facts: dict[str, Any]
+
+
+def load_model(path: str) -> Model:
+    """A checkpoint of this project, or one of the published AGW or CGRNet code, named as what it is."""
+    content = load_file(path, "--resume")
+    if is_own(content) or not foreign.is_foreign(content):
+        content = load_checkpoint(path)
+        net = TwoStream(content["args"]["method"], content["args"]["arch"], content["num_classes"])
+        restore(net, content["net"], path, "--resume")
+        trial = content["trial"] if DATASETS[content["args"]["dataset"]].splits > 1 else None
+        return Model(net, path, trial, {name: content["args"][name] for name in FROM_CHECKPOINT})
+    net, facts, report = foreign.load(content, path)
+    print("\n".join(report))
+    return Model(net, path, None, facts)
+
+
+def reconcile(args: argparse.Namespace, given: set[str], model: Model) -> None:
+    """Take from the checkpoint what the command line does not say; raises `UserError` where the two contradict."""
+    for name in FROM_CHECKPOINT:
+        if name not in model.facts:
+            if name == "dataset" and name not in given:
+                raise UserError(f"--resume {model.path}: does not say which data set it was trained on; give --dataset")
+            continue
+        if name in given and getattr(args, name) != model.facts[name]:
+            raise UserError(f"--{name} {getattr(args, name)}: the checkpoint {model.path} has {name} {model.facts[name]}; leave the flag "
+                            "out, or name another checkpoint")
+        setattr(args, name, model.facts[name])
+
+
+def trial_of(args: argparse.Namespace, given: set[str], model: Model) -> int:
+    """The split to test a model on; raises `UserError` rather than test it on persons that it was trained on."""
+    if model.trial is None:
+        if "trial" not in given and DATASETS[args.dataset].splits > 1:
+            raise UserError(f"--resume {model.path}: does not say which trial it was trained on; give that with --trial")
+        return args.trial
+    if "trial" not in given or args.trial == model.trial or args.force_trial:
+        return args.trial if "trial" in given else model.trial
+    raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, whose training persons are "
+                    f"among the test persons of trial {args.trial}; leave --trial out (--force-trial tests all the same)")
+
+
+def searches(args: argparse.Namespace, trials: list[int]) -> list[Protocol]:
+    """The protocols that the arguments name."""
+    return DATASETS[args.dataset].protocols(args.data_path, direction=args.direction, mode=args.mode, shot=args.shot,
+                                            gallery=args.gallery, trials=trials)
+
+
+def main() -> None:
+    """Test from the arguments of the command line."""
+    args, given = parse_given(build_parser())
+    if args.compare:
+        print("\n".join(results.compare(args.compare)))
+        return
+    if not args.resume:
+        raise UserError("--resume: no checkpoint given; name one")
+    if args.save_features and not args.save_features.endswith(".npz"):
+        raise UserError(f"--save-features {args.save_features}: a name that ends in .npz expected")
+    out = make_folder(args.out, "--out") if args.out else None
+    device = choose_device(args.gpu)
+    allow_tf32()
+    paths = [args.resume.replace("{}", str(t)) for t in range(1, TRIALS + 1)] if "{}" in args.resume else [args.resume]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"--resume {path}: no such file; name a checkpoint" + " for every trial" * (len(paths) > 1))
+    extras = ["flip"] * args.flip + ["k-reciprocal re-ranking"] * (args.rerank == "k-reciprocal")
+    trials, protocols, first = [], [], None
+    for number, path in enumerate(paths, 1):
+        model = load_model(path)
+        reconcile(args, given, model)
+        resolve_arguments(args)
+        if len(paths) > 1:
+            require_trial(args, given, model, number)
+        several = DATASETS[args.dataset].splits > 1
+        todo = searches(args, [number if len(paths) > 1 else trial_of(args, given, model)] if several else list(range(TRIALS)))
+        taken = search_features(model.net.to(device, memory_format=torch.channels_last), todo, how(args, device))
+        trials += [{"trial": p.trial, **{f: score(taken, p, f, bool(extras) and args.rerank != "none") for f in FEATURES},
+                    "counts": results.count(p)} for p in todo]
+        protocols += todo
+        first = first or (taken, todo[0])
+    record = {"format": results.FORMAT, "protocol": results.describe_protocol(protocols, args.data_path), "extras": extras,
+              "checkpoint": {"method": args.method, "arch": args.arch, "files": [Path(path).name for path in paths],
+                             "sha256": [sha256(Path(path)) for path in paths]},
+              "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
+    print("\n".join(results.lines(record)))
+    if args.save_features:
+        save_features(Path(args.save_features), *first)
+    if out:
+        import figures  # Matplotlib takes a second to load
+        results.write(record, out)
+        figures.draw(out, record, *first)
+
+
+def require_trial(args: argparse.Namespace, given: set[str], model: Model, number: int) -> None:
+    """Raise `UserError` unless the file of the n-th trial was trained on it."""
+    if DATASETS[args.dataset].splits == 1:
+        raise UserError(f"--resume {args.resume}: {{}} stands for the ten trials of RegDB, but the data set is {args.dataset}")
+    if "trial" in given:
+        raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; leave one of them out")
+    if model.trial not in (None, number) and not args.force_trial:
+        raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {number} expected by its place; rename the file "
+                        "(--force-trial tests all the same)")
+
+
+def how(args: argparse.Namespace, device: torch.device) -> Extraction:
+    """How images become features."""
+    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, use_bf16(device, args.amp), args.flip,
+                      silent=False)
+
+
+def save_features(path: Path, taken: dict[str, Any], protocol: Protocol) -> None:
+    """Write both features of query and gallery with pids, camids and paths, whole or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    for side, images in (("query", protocol.query), ("gallery", protocol.gallery)):
+        arrays[f"{side}_feats"] = side_features(taken, images, "bnneck")
+        arrays[f"{side}_feats_pool"] = side_features(taken, images, "pool")
+        arrays |= {f"{side}_pids": images.pids, f"{side}_camids": images.camids, f"{side}_paths": np.array(images.paths)}
+    make_folder(path.parent, "--save-features")
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+
+
+if __name__ == "__main__":
+    run(main)

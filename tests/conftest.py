@@ -1,0 +1,94 @@
+"""Puts the repository's flat modules on the path of every test; small data sets; the real command line."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def save_image(path: Path, seed: list[int], size: tuple[int, int] = (24, 48)) -> None:
+    """A random image (width, height) with large structures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (6, 3, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BILINEAR).save(path)
+
+
+def make_sysu(root: Path, train: int = 4, val: int = 1, test: int = 3, images: int = 4) -> Path:
+    """SYSU-MM01's layout; every person in all six cameras, `images` in each."""
+    from scipy.io import savemat
+    persons = train + val + test
+    for camera in range(1, 7):
+        for pid in range(1, persons + 1):
+            for number in range(1, images + 1):
+                save_image(root / f"cam{camera}" / f"{pid:04d}" / f"{number:04d}.jpg", [camera, pid, number])
+    (root / "exp").mkdir(parents=True)
+    for name, first, count in (("train", 1, train), ("val", train + 1, val), ("test", train + val + 1, test)):
+        (root / "exp" / f"{name}_id.txt").write_text(",".join(map(str, range(first, first + count))) + "\n")
+    cells = np.empty((6, 1), object)
+    for camera in range(6):
+        rows = np.empty((persons, 1), object)
+        for pid in range(persons):
+            rng = np.random.default_rng([camera, pid])
+            rows[pid, 0] = np.stack([rng.permutation(images) + 1 for _ in range(10)])
+        cells[camera, 0] = rows
+    savemat(root / "exp" / "rand_perm_cam.mat", {"rand_perm_cam": cells})
+    return root
+
+
+def make_regdb(root: Path, persons: int = 8, images: int = 4) -> Path:
+    """RegDB's layout with ten splits in halves."""
+    for modality, letter in (("Visible", "v"), ("Thermal", "t")):
+        for pid in range(1, persons + 1):
+            for number in range(1, images + 1):
+                save_image(root / modality / str(pid) / f"{letter}_{pid}_{number}.bmp", [ord(letter), pid, number])
+    (root / "idx").mkdir(parents=True)
+    for trial in range(1, 11):
+        order = np.random.default_rng(trial).permutation(persons) + 1
+        for split, pids in (("train", sorted(order[:persons // 2])), ("test", sorted(order[persons // 2:]))):
+            for modality, letter in (("Visible", "v"), ("Thermal", "t")):
+                lines = [f"{modality}/{pid}/{letter}_{pid}_{number}.bmp {label}\n"
+                         for label, pid in enumerate(pids) for number in range(1, images + 1)]
+                (root / "idx" / f"{split}_{modality.lower()}_{trial}.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture
+def sysu(tmp_path: Path) -> Path:
+    """A small SYSU-MM01."""
+    return make_sysu(tmp_path / "SYSU-MM01")
+
+
+@pytest.fixture
+def regdb(tmp_path: Path) -> Path:
+    """A small RegDB."""
+    return make_regdb(tmp_path / "RegDB")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run one of the scripts in an empty folder, as a user would: script("train.py", "--dataset", "regdb")."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir(exist_ok=True)
+
+    def call(*words: object, timeout: int = 300, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout,
+                              env={**os.environ, **(env or {})})
+
+    call.cwd = cwd
+    return call
+
+
+# Flags of a run that takes seconds.
+SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained", "none", "--lr", "0.02", "--gpu", "cpu",
+         "--batch-size", "2", "--num_pos", "2", "--workers", "1")

@@ -1,0 +1,163 @@
+"""Sampler, augmentation, and arrays against plain forms."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import train_arrays
+from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment, batches, crop_and_mirror,
+                         load_train_images, normalise)
+from data_manager import DATASETS
+from images import read_image
+from utils import UserError
+
+
+def labels_of(*counts: int) -> np.ndarray:
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+LABELS = {"visible": labels_of(9, 4, 7, 2, 5), "infrared": labels_of(3, 6, 4, 8, 1)}
+
+
+def test_sampler_pairs_modalities_and_draws_without_repeats_while_it_can():
+    sampler = IdentitySampler(LABELS, identities=3, images=4, seed=1)
+    assert sampler.steps == -(-27 // 12)
+    for visible, infrared in sampler.epoch(0):
+        of_visible, of_infrared = LABELS["visible"][visible], LABELS["infrared"][infrared]
+        assert np.array_equal(of_visible, of_infrared)
+        assert np.array_equal(of_visible, np.repeat(of_visible[::4], 4)) and len(set(of_visible)) == 3
+        for index, labels in ((visible, LABELS["visible"]), (infrared, LABELS["infrared"])):
+            for group in index.reshape(3, 4):
+                enough = (labels == labels[group[0]]).sum()
+                assert len(set(group)) == min(4, enough)
+
+
+def test_sampler_depends_on_seed_and_epoch_alone():
+    make = lambda seed: IdentitySampler(LABELS, 3, 4, seed)  # noqa: E731
+    assert np.array_equal(make(1).epoch(3), make(1).epoch(3))
+    assert not np.array_equal(make(1).epoch(3), make(1).epoch(4))
+    assert not np.array_equal(make(1).epoch(3), make(2).epoch(3))
+
+
+def test_sampler_gives_processes_distinct_identities():
+    sampler = IdentitySampler(LABELS, 2, 4, 0, processes=2)
+    one, other = (LABELS["visible"][sampler.epoch(0, rank)[:, 0]] for rank in (0, 1))
+    for a, b in zip(one, other):
+        assert not set(a) & set(b)
+
+
+def test_sampler_shows_every_identity_in_the_long_run():
+    sampler = IdentitySampler(LABELS, 2, 1, 0)
+    drawn = np.bincount(np.concatenate([LABELS["visible"][sampler.epoch(e)[:, 0]].ravel() for e in range(40)]), minlength=5)
+    assert drawn.min() > 0.7 * drawn.mean() and drawn.max() < 1.3 * drawn.mean()
+
+
+def test_too_few_persons_for_a_batch():
+    with pytest.raises(UserError, match="--batch-size 6: 5 training persons"):
+        IdentitySampler(LABELS, 6, 4, 0)
+
+
+def test_crop_and_mirror_equals_pillow_on_single_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 20, 12, 3), dtype=np.uint8)
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, 6))
+    mirrored = np.array([0, 1, 0, 1, 1, 0], bool)
+    found = crop_and_mirror(*map(torch.from_numpy, (images, top, left, mirrored)))
+    for i in range(6):
+        padded = ImageOps.expand(Image.fromarray(images[i]), PADDING, 0)
+        crop = padded.crop((left[i], top[i], left[i] + 12, top[i] + 20))
+        expected = np.asarray(ImageOps.mirror(crop) if mirrored[i] else crop)
+        assert np.array_equal(found[i].numpy(), expected)
+
+
+def test_normalise():
+    image = np.random.default_rng(1).integers(0, 256, (1, 5, 4, 3), dtype=np.uint8)
+    expected = (image[0].transpose(2, 0, 1) / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    found = normalise(torch.from_numpy(image))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_augmentation_has_the_distribution_of_single_image_transforms():
+    """Where one bright pixel lands, over 8,000 draws, against the same number of pad / crop / flip on single images."""
+    count, height, width = 8000, 24, 22
+    image = np.zeros((height, width, 3), np.uint8)
+    image[12, 4] = 255
+    generator = torch.Generator().manual_seed(0)
+    found = augment(torch.from_numpy(image).expand(count, -1, -1, -1), generator)[:, 0]
+    found = (found > 1).float().mean(0).numpy()
+    rng = np.random.default_rng(0)
+    padded, expected = np.pad(image[..., 0], PADDING), np.zeros((height, width))
+    for _ in range(count):
+        top, left = rng.integers(0, 2 * PADDING + 1, 2)
+        crop = padded[top:top + height, left:left + width]
+        expected += (crop[:, ::-1] if rng.random() < 0.5 else crop) / 255 / count
+    assert abs(found.sum() - expected.sum()) < 0.02
+    np.testing.assert_allclose(found.sum(0), expected.sum(0), atol=0.012)
+    np.testing.assert_allclose(found.sum(1), expected.sum(1), atol=0.012)
+    assert found.max() < 3 / (21 * 21)
+
+
+def test_batches_carry_the_pixels_that_the_sampler_names():
+    """With augmentation undone (images of one value), each image is that of its index."""
+    pixels = {m: torch.arange(len(v), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous() + 100
+              for m, v in LABELS.items()}
+    images = {m: TrainImages(pixels[m], LABELS[m]) for m in LABELS}
+    sampler = IdentitySampler(LABELS, 2, 3, 5)
+    loader = TrainBatches(images, sampler, torch.device("cpu"), False, seed=5)
+    epoch = list(loader.epoch(2))
+    for (visible, infrared, labels), index in zip(epoch, sampler.epoch(2), strict=True):
+        for half, row in ((visible, index[0]), (infrared, index[1])):
+            value = (half[:, 0] * STD[0] + MEAN[0]).mul(255).flatten(1).amax(1).round().long().numpy()
+            seen = value > 0  # a crop may show padding only
+            assert np.array_equal(value[seen], row[seen] + 100)
+        assert np.array_equal(labels.numpy(), LABELS["visible"][index[0]])
+    for again, before in zip(loader.epoch(2, start=2), epoch[2:], strict=True):
+        assert torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
+
+
+def test_regdb_is_decoded_to_arrays(regdb):
+    split = DATASETS["regdb"].train_split(str(regdb), 1)
+    images = load_train_images(split, str(regdb), 32, 16, 2, silent=True)
+    for modality, side in (("visible", split.visible), ("infrared", split.infrared)):
+        assert images[modality].pixels.shape == (16, 32, 16, 3)
+        assert np.array_equal(images[modality].pixels[5], read_image(side.paths[5], 32, 16))
+        assert images[modality].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_preprocessing_writes_what_training_reads(sysu, script):
+    done = script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    split = DATASETS["sysu"].train_split(str(sysu), 1)
+    images = load_train_images(split, str(sysu), 32, 16, 2)
+    for modality, side, name in (("visible", split.visible, "rgb"), ("infrared", split.infrared, "ir")):
+        stored = np.load(sysu / f"train_{name}_resized_img.npy")
+        assert np.array_equal(stored, np.stack([read_image(path, 32, 16) for path in side.paths]))
+        assert np.array_equal(np.load(sysu / f"train_{name}_resized_label.npy"), split.labels(modality))
+        assert np.array_equal(images[modality].pixels, stored)
+    record = json.loads((sysu / train_arrays.MANIFEST).read_text())
+    assert (record["height"], record["width"], record["filter"], record["count"]) == (
+        32, 16, "LANCZOS", {"visible": 80, "infrared": 40})
+    assert not [p.name for p in sysu.iterdir() if p.name.startswith(".")]
+
+
+def test_stale_arrays_are_refused(sysu, script):
+    script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 1)
+    split = DATASETS["sysu"].train_split(str(sysu), 1)
+    with pytest.raises(UserError, match="32 x 16 found, 64 x 16 expected; run: python pre_process_sysu.py"):
+        load_train_images(split, str(sysu), 64, 16, 1)
+    (sysu / "cam1/0001/0001.jpg").write_bytes((sysu / "cam2/0001/0001.jpg").read_bytes() + b" ")
+    with pytest.raises(UserError, match="cam1/0001/0001.jpg differs.*run: python pre_process_sysu.py"):
+        load_train_images(split, str(sysu), 32, 16, 1)
+
+
+def test_test_images_come_in_order_and_errors_name_the_file(regdb):
+    paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
+    for workers in (1, 2):
+        found = torch.cat(list(batches(paths, 32, 16, 5, workers)))
+        assert np.array_equal(found, np.stack([read_image(path, 32, 16) for path in paths]))
+    open(paths[7], "w").close()
+    with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
+        list(batches(paths, 32, 16, 5, 1))

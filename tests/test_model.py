@@ -1,0 +1,174 @@
+"""The networks against plain forms of what they compute."""
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from loss import method_loss
+from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, pool
+
+
+def randomise(module: nn.Module, scale: float = 0.1) -> nn.Module:
+    """Random values for every parameter, the zero-initialised ones among them."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=scale)
+    return module
+
+
+def affine(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return layer.weight @ x + layer.bias
+
+
+def test_graph_reasoning_equals_a_plain_loop_over_nodes():
+    torch.manual_seed(0)
+    graph = randomise(GraphReasoning(32)).double()
+    x = torch.randn(2, 32, 4, 3).double()
+    found = graph(x)
+    for image, result in zip(x.flatten(2), found.flatten(2)):
+        nodes = [image[:, i] for i in range(12)]
+        mean = sum(nodes) / 12
+        readout = torch.softmax(torch.stack([affine(graph.readout_theta, mean) @ affine(graph.readout_phi, n) for n in nodes]), 0)
+        from_local = sum(w * affine(graph.readout_g, n) for w, n in zip(readout, nodes))
+        for i, node in enumerate(nodes):
+            weights = torch.softmax(torch.stack([affine(graph.local_theta, node) @ affine(graph.local_phi, n) for n in nodes]), 0)
+            local = sum(w * affine(graph.local_g, n) for w, n in zip(weights, nodes))
+            expected = node + graph.gamma[0] * local + graph.gamma[1] * affine(graph.global_g, mean) + graph.gamma[2] * from_local
+            torch.testing.assert_close(result[:, i], expected)
+
+
+def test_relations_of_the_global_node_equal_attention_over_a_broadcast_mean():
+    """The published form: N x N attention in which either the keys or the queries are N copies of the mean."""
+    torch.manual_seed(1)
+    graph = randomise(GraphReasoning(48))
+    x = torch.randn(3, 48, 5, 4)
+    nodes = x.flatten(2).transpose(1, 2)
+    copies = nodes.mean(1, keepdim=True).expand_as(nodes)
+
+    def attend(queries, keys, theta, phi, g):
+        attention = torch.softmax(theta(queries) @ phi(keys).transpose(1, 2), 2)
+        return attention @ g(keys)
+
+    theta, phi = nn.Linear(48, 3), nn.Linear(48, 3)  # any: with one distinct key they do not matter
+    global_to_local = attend(nodes, copies, theta, phi, graph.global_g)
+    local_to_global = attend(copies, nodes, graph.readout_theta, graph.readout_phi, graph.readout_g)
+    with torch.no_grad():
+        graph.gamma.copy_(torch.tensor([0.0, 0.7, 0.0]))
+        torch.testing.assert_close(graph(x), x + 0.7 * global_to_local.transpose(1, 2).view_as(x))
+        graph.gamma.copy_(torch.tensor([0.0, 0.0, 0.3]))
+        torch.testing.assert_close(graph(x), x + 0.3 * local_to_global.transpose(1, 2).view_as(x))
+
+
+@pytest.mark.parametrize("affinity", ["cosine", "energy"])
+def test_modality_similarity_equals_a_loop_over_channels(affinity):
+    torch.manual_seed(2)
+    module = randomise(ModalitySimilarity(affinity), 1.0)
+    x = torch.randn(2, 6, 3, 2)
+    found, matrix = module(x)
+    for image, result, rows in zip(x.flatten(2), found.flatten(2), matrix):
+        energy = torch.empty(6, 6)
+        for i in range(6):
+            for j in range(6):
+                energy[i, j] = image[i] @ image[j]
+                if affinity == "cosine":
+                    energy[i, j] /= image[i].norm() * image[j].norm() * module.TEMPERATURE
+        for i in range(6):
+            expected = torch.exp(energy[i].max() - energy[i])
+            expected = expected / expected.sum()
+            torch.testing.assert_close(rows[i], expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(result[i], image[i] + module.gamma * (expected[:, None] * image).sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_non_local_equals_the_full_matrix_of_products():
+    torch.manual_seed(3)
+    block = randomise(NonLocal(8), 0.5).eval()
+    x = torch.randn(2, 8, 3, 4)
+    theta, phi, g = (layer(x).flatten(1) for layer in (block.theta, block.phi, block.g))
+    attention = theta[:, :, None] * phi[:, None, :] / 12
+    y = (attention @ g[:, :, None]).view(2, 1, 3, 4)
+    torch.testing.assert_close(block(x), x + block.W(y))
+
+
+def test_pooling():
+    x = torch.rand(2, 3, 4, 5)
+    torch.testing.assert_close(pool(x, "average"), x.flatten(2).mean(2))
+    torch.testing.assert_close(pool(x, "gem"), ((x ** 3).flatten(2).mean(2) + 1e-12) ** (1 / 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_new_modules_start_as_the_identity(method):
+    """A network with all gammas at 0 equals the network without the modules."""
+    plain = dataclasses.replace(METHODS[method], non_local=(), similarity=None, graph=False)
+    torch.manual_seed(4)
+    net = TwoStream(method, "resnet18", 5).eval().to(memory_format=torch.channels_last)
+    without = TwoStream(plain, "resnet18", 5).eval().to(memory_format=torch.channels_last)
+    without.load_state_dict({name: net.state_dict()[name] for name in without.state_dict()})
+    visible, infrared = torch.randn(2, 2, 3, 48, 24)
+    for found, expected in zip(net(visible, infrared)[:3], without(visible, infrared)[:3]):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gradients_reach_every_parameter(method, bf16):
+    torch.manual_seed(5)
+    net = TwoStream(method, "resnet18", 4)
+    for name, parameter in net.named_parameters():
+        if "gamma" in name or ".W.1." in name:  # what starts at zero hides what is behind it for one step
+            nn.init.constant_(parameter, 0.1)
+    visible, infrared = torch.randn(2, 8, 3, 64, 32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = net(visible, infrared)
+    labels = torch.arange(4).repeat_interleave(2).repeat(2)
+    method_loss(method, output, labels, 0.3)[0].backward()
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+    assert output.feats.dtype == output.neck.dtype == output.logits.dtype == torch.float32
+
+
+def test_modalities_use_their_own_layers_and_agree_with_the_joint_pass():
+    torch.manual_seed(6)
+    net = TwoStream("cgrnet", "resnet18", 3).eval()
+    images = torch.randn(2, 3, 48, 24)
+    joint = net(images, images)
+    for half, single in ((0, net(visible=images)), (1, net(infrared=images))):
+        torch.testing.assert_close(joint.neck.chunk(2)[half], single.neck, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        net.streams["visible"].conv1.weight.mul_(2)
+    assert torch.equal(net(infrared=images).feats, single.feats)
+    assert not torch.equal(net(visible=images).feats, joint.feats[:2])
+
+
+def test_last_stage_keeps_its_resolution_and_size_is_that_of_the_layers_in_use():
+    net = TwoStream("cgrnet", "resnet50", 395)
+    with torch.inference_mode():
+        x = net.eval().streams["visible"](torch.zeros(1, 3, 64, 32))
+        for stage in net.shared:
+            x = net.run_stage(stage, x)
+    assert x.shape == (1, 2048, 4, 2)
+    without_classifier = sum(p.numel() for name, p in net.named_parameters() if "classifier" not in name)
+    assert without_classifier <= 26e6
+    assert sum(value.nbytes for value in net.state_dict().values()) <= 105e6
+
+
+def test_backbone_takes_given_weights_in_both_streams():
+    weights = {name: torch.randn_like(value) if value.is_floating_point() else value
+               for name, value in torch.nn.Module.state_dict(__import__("torchvision").models.resnet18()).items()}
+    net = TwoStream("cgrnet", "resnet18", 3, weights)
+    for modality in ("visible", "infrared"):
+        assert torch.equal(net.streams[modality].layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
+    assert torch.equal(net.shared["layer4"][1].bn2.running_var, weights["layer4.1.bn2.running_var"])
+    del weights["layer3.0.conv1.weight"]
+    with pytest.raises(KeyError):
+        TwoStream("base", "resnet18", 3, weights)
+
+
+def test_a_pretrained_backbone_learns_at_a_tenth():
+    net = TwoStream("cgrnet", "resnet18", 3)
+    backbone, new = net.parameter_groups(0.1, pretrained=True)
+    assert (backbone["lr"], new["lr"]) == (pytest.approx(0.01), 0.1)
+    trained = {id(p) for p in net.parameters() if p.requires_grad}
+    assert {id(p) for group in (backbone, new) for p in group["params"]} == trained
+    assert any(p is net.graph.gamma for p in new["params"])
+    assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1

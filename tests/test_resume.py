@@ -1,0 +1,147 @@
+"""A run that was killed and resumed ends as the run left alone: the same bits in weights, optimiser and log."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SMALL
+from test_train import figures, weights
+
+# Runs train.py and ends it at the n-th event of a kind: after a step, half-way through a write, before or after a rename.
+DRIVER = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+kind, number, signum = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sys.argv[:4] = ["train.py"]
+import torch
+import checkpoint, devices, train, utils
+count = 0
+
+def due(this):
+    global count
+    count += this == kind
+    return this == kind and count == number
+
+def add(self, values, original=devices.Meters.add):
+    original(self, values)
+    if due("step"):
+        os.kill(os.getpid(), signum)
+
+def save(content, path, original=torch.save):
+    original(content, path)
+    if due("write"):
+        with open(path, "rb+") as file:
+            file.truncate(os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signum)
+
+def replace(source, target, original=os.replace):
+    if str(target).endswith(".t") and due("before"):
+        os.kill(os.getpid(), signum)
+    original(source, target)
+    if str(target).endswith(".t") and due("after"):
+        os.kill(os.getpid(), signum)
+
+def evaluate(self, *args, original=train.Training.evaluate):
+    if due("evaluation"):
+        os.kill(os.getpid(), signum)
+    return original(self, *args)
+
+devices.Meters.add, torch.save, os.replace, train.Training.evaluate = add, save, replace, evaluate
+utils.run(train.main)
+"""
+
+
+def flags(data):
+    return ("--dataset", "regdb", "--data-path", str(data), "--epochs", "3", "--method", "cgrnet", *SMALL, "--eval-every", "1",
+            "--seed", "5")
+
+
+def drive(cwd, *words):
+    cwd.mkdir(exist_ok=True)
+    return subprocess.run([sys.executable, "-c", DRIVER, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    from conftest import make_regdb
+    folder = tmp_path_factory.mktemp("alone")
+    data = make_regdb(folder / "RegDB", images=6)
+    done = drive(folder / "run", "never", 0, 0, *flags(data))
+    assert done.returncode == 0, done.stderr
+    return data, weights(folder / "run"), figures(folder / "run"), weights(folder / "run", "best")
+
+
+def require_same(cwd, left_alone):
+    _, last, logged, best = left_alone
+    found = weights(cwd)
+    assert all(torch.equal(value, found["net"][name]) for name, value in last["net"].items())
+    assert [g["lr"] for g in found["optimiser"]["param_groups"]] == [g["lr"] for g in last["optimiser"]["param_groups"]]
+    for key, state in last["optimiser"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], found["optimiser"]["state"][key]["momentum_buffer"])
+    assert torch.equal(last["rng"]["torch"], found["rng"]["torch"]) and last["rng"]["python"] == found["rng"]["python"]
+    assert (found["epoch"], found["step"], found["best"]) == (3, 0, last["best"])
+    assert figures(cwd) == logged
+    again = weights(cwd, "best")
+    assert again["epoch"] == best["epoch"] and all(torch.equal(value, again["net"][name]) for name, value in best["net"].items())
+
+
+NAME = "save_model/regdb_cgrnet_p2_n2_lr_0.02_seed_5_trial_1_last.t"
+
+
+@pytest.mark.parametrize("kind, number", [("step", 8), ("write", 4), ("before", 3), ("after", 2), ("evaluation", 2)])
+def test_kill_9_anywhere(kind, number, left_alone, tmp_path):
+    killed = drive(tmp_path / "run", kind, number, 9, *flags(left_alone[0]))
+    assert killed.returncode == -9
+    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu", "cpu",
+                    "--eval-every", 1, "--workers", 1)
+    assert resumed.returncode == 0, resumed.stderr
+    require_same(tmp_path / "run", left_alone)
+
+
+@pytest.mark.parametrize("signum, status, kind", [(2, 130, "step"), (15, 143, "step"), (15, 143, "evaluation")])
+def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_alone, tmp_path):
+    stopped = drive(tmp_path / "run", kind, 2, signum, *flags(left_alone[0]))
+    assert stopped.returncode == status
+    line = stopped.stderr.strip().splitlines()[-1]
+    assert "go on with: python train.py --resume" in line and "Traceback" not in stopped.stderr
+    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu", "cpu",
+                    "--eval-every", 1, "--workers", 1)
+    assert resumed.returncode == 0, resumed.stderr
+    require_same(tmp_path / "run", left_alone)
+
+
+def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
+    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+    base = ("train.py", "--resume", NAME, "--gpu", "cpu")
+    for words, expected in ((("--data-path", regdb), "on data"), (("--data-path", left_alone[0], "--method", "agw"), "--method agw"),
+                            (("--data-path", left_alone[0], "--arch", "resnet50"), "--arch resnet50"),
+                            (("--data-path", left_alone[0], "--batch-size", "3"), "--batch-size 3")):
+        done = script(*base, *words)
+        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
+    best = script("train.py", "--resume", NAME.replace("last", "best"), "--data-path", left_alone[0], "--gpu", "cpu")
+    assert best.returncode == 2 and "weights only" in best.stderr
+
+
+def test_init_takes_weights_and_names_what_it_leaves_out(left_alone, tmp_path, script):
+    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+    done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--method", "base", "--seed", 6, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("--init"))
+    assert "graph.gamma" in line and "shared.layer1.0.conv1.weight" in line and "shared.layer2" not in line
+
+
+def test_a_run_in_use_is_refused(left_alone, tmp_path, script):
+    import filelock
+    folder = script.cwd / "save_model"
+    folder.mkdir()
+    with filelock.FileLock(folder / ".regdb_cgrnet_p2_n2_lr_0.02_seed_5_trial_1.lock"):
+        done = script("train.py", *flags(left_alone[0]))
+    assert done.returncode == 2 and "a living process is training" in done.stderr
+
+
+def test_keep_bounds_the_epoch_files(left_alone, script):
+    done = script("train.py", *flags(left_alone[0]), "--save_epoch", 1, "--keep", 2)
+    assert done.returncode == 0, done.stderr
+    kept = sorted(name for name in os.listdir(script.cwd / "save_model") if "_epoch_" in name)
+    assert [name.split("_")[-1] for name in kept] == ["2.t", "3.t"]

@@ -1,0 +1,481 @@
+"""Train a model, evaluating it as test.py does.
+
+    python train.py --dataset sysu --gpu 0
+    python train.py --resume save_model/..._last.t        goes on with a run
+    torchrun --nproc-per-node 2 train.py ...              one process a GPU
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from checkpoint import (FORMAT, load_checkpoint, load_init, pretrained_weights, remove_old_epochs, restore, rng_state,
+                        save_checkpoint, set_rng_state)
+from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
+from data_manager import DATASETS, Protocol, TrainSplit, resolve_arguments
+from devices import (Meters, Processes, allow_tf32, choose_device, precision, seed_everything, start_processes, stop_processes,
+                     use_bf16)
+from extraction import FEATURES, Extraction, headline, score, search_features, show_percent
+from loss import LOSSES, method_loss
+from model import ARCHS, METHODS, MODALITIES, TwoStream
+from utils import (Interrupted, Log, Parser, UserError, add_shared_arguments, git_commit, integer, make_folder,
+                   not_negative, parse_given, positive, run, versions, warn)
+
+# Arguments that make a run what it is: a resumed run takes them from its checkpoint, and a flag cannot change them.
+IDENTITY = ("dataset", "method", "arch", "trial", "img_w", "img_h", "lr", "optim", "margin", "num_pos", "batch_size", "seed",
+            "pretrained", "init", "sync_bn")
+
+
+def build_parser() -> Parser:
+    """The arguments of training, on top of those shared with test.py."""
+    parser = Parser(description="Train a model for visible-infrared person re-identification.")
+    add_shared_arguments(parser, DATASETS, METHODS, ARCHS)
+    parser.add_argument("--test-only", action="store_true", help="evaluate --resume and stop")
+    parser.add_argument("--lr", type=positive, default=0.1, help="learning rate of new layers (pretrained: a tenth)")
+    parser.add_argument("--optim", choices=("sgd", "adam"), default="sgd", help="optimiser")
+    parser.add_argument("--epochs", type=integer(1), default=80, help="length; the schedule stretches with it")
+    parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch and process")
+    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P",
+                        help="visible, and infrared, images of each identity in a batch")
+    parser.add_argument("--margin", type=not_negative, default=0.3, help="margin of the triplet loss")
+    parser.add_argument("--pretrained", default="imagenet", metavar="imagenet|none|FILE",
+                        help="first weights of the backbone; FILE: a torchvision state dict")
+    parser.add_argument("--init", metavar="FILE", help="take the weights of a checkpoint, and nothing else of it")
+    parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of everything that is drawn")
+    parser.add_argument("--eval-every", type=integer(1), default=2, metavar="N", help="epochs between evaluations")
+    parser.add_argument("--save_epoch", type=integer(1), default=20, metavar="N", help="epochs between epoch_N files")
+    parser.add_argument("--keep", type=integer(1), metavar="N", help="keep only the newest N epoch_N files")
+    parser.add_argument("--model_path", default="save_model/", metavar="DIR", help="folder of checkpoints")
+    parser.add_argument("--log_path", default="log/", metavar="DIR", help="folder of text and JSON logs")
+    parser.add_argument("--vis_log_path", default="log/vis_log/", metavar="DIR", help="folder of TensorBoard logs")
+    parser.add_argument("--print-freq", type=integer(1), default=50, metavar="N", help="steps between lines of progress")
+    parser.add_argument("--data-device", choices=("auto", "gpu", "cpu"), default="auto",
+                        help="where training pixels live; auto: on the GPU if they take at most half of its free memory")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--sync-bn", action="store_true", help="several GPUs: batch statistics over all of them")
+    return parser
+
+
+def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """The arguments, and the checkpoint to go on from: what `--resume` fixes and no flag says comes from the file.
+
+    Raises `UserError` naming both where a flag contradicts the file.
+    """
+    args, given = parse_given(build_parser())
+    saved = None
+    if args.test_only and not args.resume:
+        raise UserError("--test-only: no --resume given; name the checkpoint to test")
+    if args.resume and args.init:
+        raise UserError("--resume goes on with a run and --init begins a new one from its weights; give one of them")
+    if args.resume:
+        saved = load_checkpoint(args.resume)
+        for name in (*IDENTITY, "epochs"):
+            value = saved["args"].get(name)
+            if name not in given:
+                setattr(args, name, value)
+            elif getattr(args, name) != value and name in IDENTITY:
+                flag = "--" + name if name in ("img_w", "img_h", "num_pos") else "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {getattr(args, name)}: the checkpoint {args.resume} was trained with {flag} {value}; leave "
+                                "the flag out, or begin a new run with --init")
+    return resolve_arguments(args), saved
+
+
+def learning_rate_factor(epoch: int, epochs: int) -> float:
+    """Factor on the learning rate of an epoch: linear warm-up, 1, 0.1, 0.01, at 10, 20 and 50 of 80 epochs.
+
+    A run of another length meets the same bends at the same fractions.
+    """
+    place = epoch * 80 / epochs
+    if place < 10:
+        return (epoch + 1) / max(1, math.ceil(epochs / 8))
+    return 1.0 if place < 20 else 0.1 if place < 50 else 0.01
+
+
+def build_optimiser(net: TwoStream, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or Adam; one fused kernel where the device has it."""
+    groups = net.parameter_groups(args.lr, pretrained=args.pretrained != "none" or args.init is not None)
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    if args.optim == "adam":
+        return torch.optim.Adam(groups, weight_decay=5e-4, fused=True)
+    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM so that a run ends at the end of a step; a second signal ends it at once."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.note)
+
+    def note(self, signum: int, frame: object) -> None:
+        """Handle a signal."""
+        if self.signum is not None:
+            raise Interrupted(signum, "interrupted twice: stopped at once; the last checkpoint stands")
+        self.signum = signum
+
+    def raise_if_asked(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self.signum is not None:
+            raise Interrupted(self.signum, "stopped")
+
+
+def train_one_epoch(net: nn.Module, batches: TrainBatches, optimiser: torch.optim.Optimizer, epoch: int, start: int,
+                    meters: Meters, args: argparse.Namespace, device: torch.device, bf16: bool, stop: StopRequest,
+                    log: Log) -> int:
+    """Steps `start` to the end of an epoch; returns the number of steps done, fewer where a signal asked to stop.
+
+    Nothing here makes the host wait for the device but the reading of the meters every `--print-freq` steps. Raises
+    `NotFinite` if a loss is not finite.
+    """
+    net.train()
+    bar = tqdm(total=len(batches), initial=start, desc=f"epoch {epoch}", unit="step", leave=False, disable=log.silent or None)
+    with bar, contextlib.closing(batches.epoch(epoch, start)) as steps:
+        for step, (visible, infrared, labels) in enumerate(steps, start + 1):
+            with precision(device, bf16):
+                output = net(visible, infrared)
+            total, parts = method_loss(args.method, output, labels.repeat(2), args.margin)
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            optimiser.step()
+            meters.add({"loss": total, **parts, "accuracy": (output.logits.argmax(1) == labels.repeat(2)).float().mean()})
+            bar.update()
+            reading = step % args.print_freq == 0 or step == len(batches)
+            if reading:
+                read_meters(meters, epoch)
+                bar.set_postfix(loss=f"{meters.last['loss']:.3f}")
+                if bar.disable and step < len(batches):
+                    log(f"epoch {epoch} step {step}/{len(batches)} " + show(meters.means()))
+            if stop_here(stop, device, reading):
+                read_meters(meters, epoch)
+                return step
+    return len(batches)
+
+
+def stop_here(stop: StopRequest, device: torch.device, reading: bool) -> bool:
+    """Whether to stop after this step; several processes agree on it where they read their meters."""
+    if not dist.is_initialized():
+        return stop.signum is not None
+    if not reading:
+        return False
+    asked = torch.tensor(stop.signum or 0, device=device)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    stop.signum = int(asked) or None
+    return stop.signum is not None
+
+
+class NotFinite(Exception):
+    """A step's loss was NaN or infinite."""
+
+
+def read_meters(meters: Meters, epoch: int) -> None:
+    """Fetch the meters; raise `NotFinite` with step and losses if a loss was not finite."""
+    broken = meters.read()
+    if broken is not None:
+        raise NotFinite(f"epoch {epoch}, step {broken + 1}: the loss is not finite ({show(meters.last)})")
+
+
+def show(values: dict[str, float]) -> str:
+    """Named numbers on one line."""
+    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+class Run:
+    """The files of one training run, which one process at a time may write."""
+
+    def __init__(self, args: argparse.Namespace, writes: bool) -> None:
+        self.args, self.writes = args, writes
+        trial = f"_trial_{args.trial}" if DATASETS[args.dataset].splits > 1 else ""
+        self.name = f"{args.dataset}_{args.method}_p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}{trial}"
+        self.folder = Path(args.model_path)
+        self.log = Log(None)
+        self.board = None
+        if writes:
+            make_folder(args.model_path, "--model_path")
+            self.lock = filelock.FileLock(self.folder / f".{self.name}.lock")
+            self.take_lock()
+            self.log = Log(make_folder(Path(args.log_path) / f"{args.dataset}_log", "--log_path"), self.name)
+            self.vis_folder = make_folder(Path(args.vis_log_path) / self.name, "--vis_log_path")
+
+    def take_lock(self) -> None:
+        """Keep other processes off this run's files; raises `UserError` if one is at work on them."""
+        try:
+            self.lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(f"--model_path {self.folder}: a living process is training {self.name} there; wait for it, or choose "
+                            "another --model_path or --seed") from None
+
+    def release(self) -> None:
+        """Let go of the run's files."""
+        if self.board is not None:
+            self.board.close()
+        if self.writes:
+            self.lock.release()
+            with contextlib.suppress(OSError):
+                Path(self.lock.lock_file).unlink()
+
+    def path(self, kind: str) -> Path:
+        """The file of `last`, `best` or `epoch_N`."""
+        return self.folder / f"{self.name}_{kind}.t"
+
+    def how_to_go_on(self) -> str:
+        """The command that resumes this run."""
+        return "python train.py " + shlex.join(["--resume", str(self.path("last")), "--data-path", self.args.data_path])
+
+    def write_epoch(self, record: dict[str, Any]) -> None:
+        """Write an epoch's figures to the text log, the JSON lines and TensorBoard."""
+        if not self.writes:
+            return
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(str(self.vis_folder), purge_step=record["epoch"])
+        self.log(show(record))
+        self.log.epoch(record)
+        for name, value in record.items():
+            self.board.add_scalar(name, value, record["epoch"])
+        self.board.flush()
+
+
+class Training:
+    """A network in training: model, optimiser, batches, and the state that a checkpoint carries on."""
+
+    def __init__(self, args: argparse.Namespace, saved: dict[str, Any] | None, files: Run, device: torch.device,
+                 processes: Processes) -> None:
+        self.args, self.files, self.device, self.processes = args, files, device, processes
+        self.split = DATASETS[args.dataset].train_split(args.data_path, args.trial)
+        self.fingerprint = self.split.fingerprint(args.data_path)
+        if saved is not None:
+            require_same_data(saved, self.split, self.fingerprint, args)
+        seed_everything(args.seed)
+        self.bf16 = use_bf16(device, args.amp)
+        self.net = build_network(args, saved, len(self.split.pids), files.log, device)
+        self.optimiser = build_optimiser(self.net, args)
+        self.state = {"epoch": 0, "step": 0, "sums": {}, "best": {"rank-1": -1.0, "mAP": 0.0, "epoch": -1}}
+        if saved is not None:
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.state = {name: saved[name] for name in self.state}
+            set_rng_state(saved["rng"])
+        labels = {modality: self.split.labels(modality) for modality in MODALITIES}
+        self.sampler = IdentitySampler(labels, args.batch_size, args.num_pos, args.seed, processes.count)
+
+    def load_batches(self) -> None:
+        """Read the training images."""
+        args = self.args
+        images = load_train_images(self.split, args.data_path, args.img_h, args.img_w, args.workers, silent=self.files.log.silent)
+        on_device = args.data_device == "gpu" or (args.data_device == "auto" and fits_on_device(images, self.device))
+        self.batches = TrainBatches(images, self.sampler, self.device, on_device, args.seed, self.processes.rank)
+
+    def wrap(self) -> nn.Module:
+        """The network as training calls it: compiled, and averaged over processes, where asked."""
+        if self.args.compile:
+            self.net.compile()
+        if self.processes.count == 1:
+            return self.net
+        return DistributedDataParallel(self.net, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def weights(self) -> dict[str, Any]:
+        """What testing needs of a checkpoint."""
+        return {"format": FORMAT, "net": self.net.state_dict(), "args": vars(self.args), "trial": self.args.trial,
+                "num_classes": len(self.split.pids), "fingerprint": self.fingerprint, "versions": versions(),
+                "commit": git_commit(), **self.state}
+
+    def save(self, kind: str, whole: bool = True) -> None:
+        """Write `last` or `epoch_N` with all that going on needs, or `best` with the weights."""
+        if self.files.writes:
+            extra = {"optimiser": self.optimiser.state_dict(), "rng": rng_state()} if whole else {}
+            save_checkpoint(self.files.path(kind), {**self.weights(), **extra})
+
+    def stop(self, stop: StopRequest, step: int, sums: dict[str, float]) -> None:
+        """Save the middle of an epoch and raise `Interrupted`."""
+        self.state.update(step=step, sums=sums)
+        self.save("last")
+        raise Interrupted(stop.signum, f"stopped in epoch {self.state['epoch']} after step {step} of {len(self.batches)}; go on "
+                                       f"with: {self.files.how_to_go_on()}")
+
+    def run(self, protocols: list[Protocol], stop: StopRequest) -> None:
+        """All epochs that are left."""
+        net = self.wrap()
+        for epoch in range(self.state["epoch"], self.args.epochs):
+            factor = learning_rate_factor(epoch, self.args.epochs)
+            for group in self.optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            meters = Meters(self.device, self.state["sums"], self.state["step"])
+            begun, first = time.perf_counter(), self.state["step"]
+            step = self.train_epoch(net, meters, stop)
+            if stop.signum is not None:
+                self.stop(stop, step, meters.sums)
+            seconds = time.perf_counter() - begun
+            images = (step - first) * 2 * self.args.batch_size * self.args.num_pos * self.processes.count
+            record = {"epoch": epoch, "lr": self.args.lr * factor, **meters.means(), "seconds": round(seconds, 3),
+                      "images_per_s": round(images / seconds, 1)}
+            warn_of_stuck_triplet(record, self.args.margin)
+            if (epoch + 1) % self.args.eval_every == 0 or epoch + 1 == self.args.epochs:
+                try:
+                    record.update(self.evaluate(protocols, stop))
+                except Interrupted:
+                    self.stop(stop, step, meters.sums)
+            self.finish_epoch(record)
+
+    def train_epoch(self, net: nn.Module, meters: Meters, stop: StopRequest) -> int:
+        """One epoch, with the last good checkpoint named where a loss is not finite."""
+        try:
+            return train_one_epoch(net, self.batches, self.optimiser, self.state["epoch"], self.state["step"], meters, self.args,
+                                   self.device, self.bf16, stop, self.files.log)
+        except NotFinite as error:
+            last = self.files.path("last")
+            good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            raise UserError(f"{error}; {good}; lower --lr, or use --amp off") from None
+
+    def evaluate(self, protocols: list[Protocol], stop: StopRequest) -> dict[str, float]:
+        """Figures of the first search, as test.py finds them."""
+        how = extraction(self.args, self.device, self.files.log.silent)
+        taken = search_features(self.net, protocols, how, check=stop.raise_if_asked)
+        scores = {feature: score(taken, protocols[0], feature) for feature in FEATURES}
+        return {f"{feature}/{name}": value for feature in FEATURES for name, value in headline(scores[feature]).items()}
+
+    def finish_epoch(self, record: dict[str, float]) -> None:
+        """Write logs, then checkpoints: what a kill in between loses is done again in the same way."""
+        epoch, best = self.state["epoch"], self.state["best"]
+        self.files.write_epoch(record)
+        self.state.update(epoch=epoch + 1, step=0, sums={})
+        if record.get("bnneck/rank-1", -1.0) > best["rank-1"]:
+            self.state["best"] = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"], "epoch": epoch}
+            self.save("best", whole=False)
+        if (epoch + 1) % self.args.save_epoch == 0:
+            self.save(f"epoch_{epoch + 1}")
+            if self.args.keep and self.files.writes:
+                remove_old_epochs(self.files.folder, self.files.name, self.args.keep)
+        self.save("last")
+
+
+def warn_of_stuck_triplet(record: dict[str, float], margin: float) -> None:
+    """Warn if an epoch's triplet loss is its margin: the network maps all images to one point."""
+    if margin and abs(record.get("triplet", 0.0) - margin) < 0.005 * margin:
+        warn(f"epoch {record['epoch']}: the triplet loss stayed at its margin ({record['triplet']:.4f}): features do not differ; "
+             "lower --lr or use pretrained weights")
+
+
+def require_same_data(saved: dict[str, Any], split: TrainSplit, fingerprint: str, args: argparse.Namespace) -> None:
+    """Raise `UserError` unless a checkpoint holds what going on needs and was made with the same data."""
+    if "optimiser" not in saved:
+        raise UserError(f"--resume {args.resume}: weights only found (a best file), a last or epoch_N file expected; resume that, "
+                        "or begin a new run with --init")
+    if saved["num_classes"] != len(split.pids):
+        raise UserError(f"--resume {args.resume}: a classifier of {saved['num_classes']} persons found, {len(split.pids)} are in "
+                        f"--data-path {args.data_path}; use the data of that run, or begin a new run with --init")
+    if saved["fingerprint"] != fingerprint:
+        raise UserError(f"--resume {args.resume}: trained on data {saved['fingerprint'][:12]}, but --data-path {args.data_path} is "
+                        f"{fingerprint[:12]}; use the data of that run, or begin a new run with --init")
+
+
+def build_network(args: argparse.Namespace, saved: dict[str, Any] | None, classes: int, log: Log,
+                  device: torch.device) -> TwoStream:
+    """A new network with the first weights that the arguments name, or the one of a checkpoint."""
+    if saved is not None:
+        net = TwoStream(args.method, args.arch, saved["num_classes"])
+        restore(net, saved["net"], args.resume, "--resume")
+    elif args.init:
+        net = TwoStream(args.method, args.arch, classes)
+        left_out = load_init(net, args.init)
+        log(f"--init {args.init}: " + (f"left out {', '.join(left_out)}" if left_out else "every key used"))
+    else:
+        net = TwoStream(args.method, args.arch, classes, pretrained_weights(args.pretrained, args.arch))
+    if args.sync_bn:
+        if device.type != "cuda":
+            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the CPU; leave it out")
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def describe_run(training: Training, protocols: list[Protocol]) -> None:
+    """Log what is about to run on what."""
+    args, split, log = training.args, training.split, training.files.log
+    log(f"run {training.files.name} on {training.device}, {'bf16' if training.bf16 else 'float32'}, "
+        f"{training.processes.count} process(es)")
+    log(f"arguments {json.dumps(vars(args))}")
+    log(f"versions {json.dumps(versions())} commit {git_commit()} data {training.fingerprint[:16]}")
+    rows = [("train visible", split.visible), ("train infrared", split.infrared),
+            (f"query {protocols[0].query.modality}", protocols[0].query),
+            (f"gallery {protocols[0].gallery.modality}", protocols[0].gallery)]
+    log(f"{DATASETS[args.dataset].title:<18} {'ids':>6} {'images':>8}")
+    for name, images in rows:
+        log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
+    parameters = sum(p.numel() for p in training.net.parameters()) - training.net.classifier.weight.numel()
+    log(f"{args.method}: {parameters / 1e6:.2f} M parameters without classifier; losses {LOSSES[args.method]}; "
+        f"{len(split.pids)} classes, {training.sampler.steps} steps an epoch")
+    log("best is chosen on the test images that it is reported on, as is usual in this field; last is not")
+
+
+def warn_of_surprises(args: argparse.Namespace, split: TrainSplit, protocols: list[Protocol], resumed: bool) -> None:
+    """Warn of what is legal but surely unintended."""
+    found = (len(split.pids), len(split.visible), len(split.infrared), len(protocols[0].query))
+    published = DATASETS[args.dataset].published
+    if found != published and args.shot == 1 and args.mode == "all":
+        warn(f"--data-path {args.data_path}: {found} found, {published} published (training persons, visible images, infrared "
+             "images, queries): not the whole data set")
+    if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and not resumed:
+        warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate; 0.03 trains better")
+    short = sum(int((split.labels(m) == label).sum() < args.num_pos) for m in MODALITIES for label in range(len(split.pids)))
+    if short:
+        warn(f"{short} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its images repeat in a batch")
+
+
+def main() -> None:
+    """Train from the arguments of the command line."""
+    args, saved = parse_arguments()
+    device = choose_device(args.gpu)
+    processes = start_processes(device)
+    allow_tf32()
+    data = DATASETS[args.dataset]
+    protocols = data.protocols(args.data_path, direction=args.direction, mode=args.mode, shot=args.shot, gallery=args.gallery,
+                               trials=[args.trial if data.splits > 1 else 0])
+    if args.test_only:
+        test_only(args, saved, device, protocols)
+        return
+    files = Run(args, processes.writes)
+    try:
+        training = Training(args, saved, files, device, processes)
+        describe_run(training, protocols)
+        warn_of_surprises(args, training.split, protocols, saved is not None)
+        training.load_batches()
+        training.run(protocols, StopRequest())
+        best = training.state["best"]
+        files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: {files.path('best')}")
+    finally:
+        files.release()
+        stop_processes()
+
+
+def test_only(args: argparse.Namespace, saved: dict[str, Any], device: torch.device, protocols: list[Protocol]) -> None:
+    """Evaluate a checkpoint on the search that training evaluates on."""
+    net = TwoStream(args.method, args.arch, saved["num_classes"])
+    restore(net, saved["net"], args.resume, "--resume")
+    net.to(device, memory_format=torch.channels_last)
+    taken = search_features(net, protocols, extraction(args, device, silent=False))
+    print(protocols[0].name)
+    for feature in FEATURES:
+        print(f"{feature:<7} " + show_percent(headline(score(taken, protocols[0], feature))))
+
+
+def extraction(args: argparse.Namespace, device: torch.device, silent: bool) -> Extraction:
+    """How test images become features."""
+    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, use_bf16(device, args.amp), silent=silent)
+
+
+if __name__ == "__main__":
+    run(main)

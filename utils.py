@@ -1,0 +1,253 @@
+"""What every script shares and none should repeat: errors, arguments, atomic files, logs. Imports no torch, so that
+pre-processing stays small."""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """Something that the user can mend; its one line names the file or flag, what was found and what was expected."""
+
+
+class Interrupted(Exception):
+    """A signal asked the program to stop; `signum` is the signal's number."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit status 2, and which takes no abbreviated flags."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def one_line(text: object) -> str:
+    """The text on one line, whatever it held."""
+    return " ".join(str(text).split())
+
+
+def warn(message: str) -> None:
+    """Print one warning line to stderr."""
+    tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main`; turn what a user can cause into one line on stderr and an exit status.
+
+    Status 2 for a `UserError` or an error of the file system, 130 / 143 (128 + signal) for an interruption.
+    """
+    program = Path(sys.argv[0]).name
+    status, line = 0, ""
+
+    def terminate(signum: int, frame: object) -> NoReturn:
+        raise Interrupted(signum, "terminated")
+
+    try:
+        signal.signal(signal.SIGTERM, terminate)
+        main()
+    except UserError as error:
+        status, line = 2, f"error: {one_line(error)}"
+    except Interrupted as error:
+        status, line = 128 + error.signum, one_line(error)
+    except KeyboardInterrupt:
+        status, line = 128 + signal.SIGINT, "interrupted"
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # the reader of our output has gone: nothing to tell it
+        status = 1
+    except (OSError, MemoryError) as error:
+        status, line = 2, f"error: {explain_os_error(error)}"
+    if line:
+        print(f"{program}: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def explain_os_error(error: Exception) -> str:
+    """One line for an error of the operating system, with the file where it is known."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return one_line(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; free space, or mend the path or its permissions"
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number within [minimum, maximum]."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum or (maximum is not None and value > maximum):
+            expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"{text!r} found, a whole number {expected} expected")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    return _real(text, lambda value: value > 0, "a finite number above 0")
+
+
+def not_negative(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    return _real(text, lambda value: value >= 0, "a finite number of at least 0")
+
+
+def _real(text: str, accept: Callable[[float], bool], expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and accept(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} found, {expected} expected")
+    return value
+
+
+def add_data_arguments(parser: Parser) -> None:
+    """Declare the image size and the worker processes, which every script that reads images takes."""
+    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", help="image width")
+    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", help="image height")
+    parser.add_argument("--workers", type=integer(1, 256), default=4, metavar="N", help="parallel readers of images")
+
+
+def add_shared_arguments(parser: Parser, datasets: Iterable[str], methods: Iterable[str], archs: Iterable[str]) -> None:
+    """Declare the arguments that train.py and test.py share."""
+    add_data_arguments(parser)
+    parser.add_argument("--dataset", choices=datasets, default="sysu", help="data set")
+    parser.add_argument("--data-path", metavar="DIR",
+                        help="folder of the data set (default: data/SYSU-MM01 or data/RegDB)")
+    parser.add_argument("--method", choices=methods, default="cgrnet", help="network and losses")
+    parser.add_argument("--arch", choices=archs, default="resnet50", help="backbone")
+    parser.add_argument("--trial", type=integer(1, 10), default=1, metavar="T", help="RegDB: split, 1 to 10")
+    parser.add_argument("--resume", "-r", metavar="PATH", help="checkpoint to go on from, or to test")
+    parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
+    parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
+                        help="bfloat16 autocast; auto: where the device has it natively")
+    parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", help="images a step in evaluation")
+    parser.add_argument("--mode", choices=("all", "indoor"), default="all", help="SYSU-MM01: cameras searched")
+    parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
+                        help="SYSU-MM01: gallery images a person and camera")
+    parser.add_argument("--gallery", choices=("random", "official"), default="random",
+                        help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
+    parser.add_argument("--direction", choices=("i2v", "v2i"),
+                        help="infrared query in visible gallery, or the reverse (default: i2v for sysu, v2i for regdb)")
+    parser.add_argument("--tvsearch", action="store_true", help="RegDB: the old name of --direction i2v")
+
+
+def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
+    """Parse the command line; also the names of the arguments that it gives, rather than leaves at their defaults."""
+    defaults = vars(parser.parse_args([]))
+    missing = object()
+    parsed = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(defaults, missing))))
+    given = {name for name, value in parsed.items() if value is not missing}
+    return argparse.Namespace(**{name: parsed[name] if name in given else defaults[name] for name in defaults}), given
+
+
+# -------------------------------------------------------------------------------------------------------- files
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def make_folder(path: str | Path, flag: str) -> Path:
+    """Create a folder for output and make sure that it can be written; `UserError` names the flag otherwise."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose a folder that can") from None
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with `+` behind it where files were changed; `unknown` outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), *words], capture_output=True,
+                              text=True, check=True, timeout=10).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that numbers depend on."""
+    from importlib.metadata import version
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision", "numpy",
+                                                                                     "pillow")}}
+
+
+class Log:
+    """Lines to the terminal and to a text file, and one JSON line an epoch to a file beside it; silent without a folder."""
+
+    def __init__(self, folder: Path | None, name: str = "") -> None:
+        self.silent = folder is None
+        self.text: TextIO | None = None
+        self.epochs = None
+        if folder is not None:
+            self.text = open(folder / f"{name}.txt", "a", encoding="utf-8", buffering=1)
+            self.epochs = folder / f"{name}.jsonl"
+
+    def __call__(self, line: str = "") -> None:
+        if self.text is not None:
+            tqdm.write(line)
+            self.text.write(line + "\n")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Write the record of one epoch; records of the same or of later epochs, left by a lost run, go."""
+        if self.epochs is None:
+            return
+        lines = self.epochs.read_text(encoding="utf-8").splitlines() if self.epochs.exists() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+        with atomic_path(self.epochs) as temporary:
+            temporary.write_text("\n".join([*kept, json.dumps(record)]) + "\n", encoding="utf-8")
