@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from model import TwoStream
@@ -50,7 +49,9 @@ def load_file(path: str | Path, flag: str) -> Any:
         if named:
             raise UserError(f"{flag} {path}: refused, it refers to {named[1] or named[2]}, which could run code when loaded; "
                             "tensors, plain types and NumPy arrays expected; use a file from a source you trust") from None
-        raise UserError(f"{flag} {path}: not a checkpoint ({one_line(error)[:160]}); use another file") from None
+        cause = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", one_line(error))
+        raise UserError(f"{flag} {path}: refused, more than tensors, plain types and NumPy arrays of numbers found "
+                        f"({(cause[1] if cause else one_line(error))[:160]}); use another file") from None
     except Exception as error:  # a damaged file makes torch and zipfile stumble in many ways
         raise UserError(f"{flag} {path}: damaged or not a checkpoint ({type(error).__name__}: {one_line(error)[:160]}); use "
                         "another file") from None
@@ -157,6 +158,7 @@ def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
     if source == "imagenet":
         source = fetch_imagenet(arch)
     weights = load_file(source, "--pretrained")
+    import torchvision
     expected = getattr(torchvision.models, arch)(weights=None).state_dict()
     if not isinstance(weights, dict):
         weights = {}
@@ -172,6 +174,7 @@ def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
 
 def fetch_imagenet(arch: str) -> Path:
     """The path of torchvision's ImageNet-1k V1 weights, fetched into torch's cache unless they are there."""
+    import torchvision
     enum = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(enum.url).name
     if not path.exists():

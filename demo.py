@@ -73,12 +73,13 @@ def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
         return
     for root in roots.values():
         if root.exists() and any(root.iterdir()):
-            raise UserError(f"--out {out}: {root.name} of other settings, or of an interrupted run, found there; remove the folder, "
-                            "or choose another --out")
+            raise UserError(f"--out {out}: {root.name} of other settings, or of an interrupted run, found there; remove the "
+                            "folder, or choose another --out")
     for name, root in roots.items():
         images = args.images if name == "sysu" else 10
         with tqdm(desc=f"rendering {root.name}", unit="person", total=args.ids, disable=None) as bar:
-            RENDERERS[name](root, args.ids, images, args.seed, os.cpu_count() or 1, lambda done, total, bar=bar: bar.update(done - bar.n))
+            RENDERERS[name](root, args.ids, images, args.seed, os.cpu_count() or 1,
+                            lambda done, total, bar=bar: bar.update(done - bar.n))
         print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {args.ids} persons")
     with atomic_path(out / "pedestrians.png") as temporary:
         contact_sheet(roots["sysu"], roots["regdb"]).save(temporary, format="png")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -221,6 +220,7 @@ def build_backbone(arch: str, weights: dict[str, Tensor] | None) -> nn.Module:
 
     Raises KeyError for weights that lack a layer, RuntimeError for weights of another shape.
     """
+    import torchvision  # takes as long to import as torch itself: only where a network is built
     backbone = getattr(torchvision.models, arch)(weights=None)
     block = backbone.layer4[0]
     for layer in (block.conv1, block.conv2, block.downsample[0]):

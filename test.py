@@ -30,6 +30,7 @@ def build_parser() -> Parser:
     """The arguments of testing, on top of those shared with train.py."""
     parser = Parser(description="Test a model for visible-infrared person re-identification.")
     add_shared_arguments(parser, DATASETS, METHODS, ARCHS)
+    parser.set_defaults(amp="off")  # others check their numbers against these
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the distances")
     parser.add_argument("--force-trial", action="store_true", help="RegDB: test on a split whose persons the model may know")
@@ -71,8 +72,8 @@ def reconcile(args: argparse.Namespace, given: set[str], model: Model) -> None:
                 raise UserError(f"--resume {model.path}: does not say which data set it was trained on; give --dataset")
             continue
         if name in given and getattr(args, name) != model.facts[name]:
-            raise UserError(f"--{name} {getattr(args, name)}: the checkpoint {model.path} has {name} {model.facts[name]}; leave the flag "
-                            "out, or name another checkpoint")
+            raise UserError(f"--{name} {getattr(args, name)}: the checkpoint {model.path} has {name} {model.facts[name]}; leave "
+                            "the flag out, or name another checkpoint")
         setattr(args, name, model.facts[name])
 
 
@@ -84,8 +85,8 @@ def trial_of(args: argparse.Namespace, given: set[str], model: Model) -> int:
         return args.trial
     if "trial" not in given or args.trial == model.trial or args.force_trial:
         return args.trial if "trial" in given else model.trial
-    raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, whose training persons are "
-                    f"among the test persons of trial {args.trial}; leave --trial out (--force-trial tests all the same)")
+    raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, whose training persons "
+                    f"are among the test persons of trial {args.trial}; leave --trial out (--force-trial tests all the same)")
 
 
 def searches(args: argparse.Namespace, trials: list[int]) -> list[Protocol]:
@@ -146,8 +147,8 @@ def require_trial(args: argparse.Namespace, given: set[str], model: Model, numbe
     if "trial" in given:
         raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; leave one of them out")
     if model.trial not in (None, number) and not args.force_trial:
-        raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {number} expected by its place; rename the file "
-                        "(--force-trial tests all the same)")
+        raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {number} expected by its place; rename the "
+                        "file (--force-trial tests all the same)")
 
 
 def how(args: argparse.Namespace, device: torch.device) -> Extraction:

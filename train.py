@@ -89,8 +89,8 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
                 setattr(args, name, value)
             elif getattr(args, name) != value and name in IDENTITY:
                 flag = "--" + name if name in ("img_w", "img_h", "num_pos") else "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {getattr(args, name)}: the checkpoint {args.resume} was trained with {flag} {value}; leave "
-                                "the flag out, or begin a new run with --init")
+                raise UserError(f"{flag} {getattr(args, name)}: the checkpoint {args.resume} was trained with {flag} {value}; "
+                                "leave the flag out, or begin a new run with --init")
     return resolve_arguments(args), saved
 
 
@@ -192,7 +192,7 @@ def read_meters(meters: Meters, epoch: int) -> None:
 
 def show(values: dict[str, float]) -> str:
     """Named numbers on one line."""
-    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return " ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items())
 
 
 class Run:
@@ -261,6 +261,7 @@ class Training:
         self.fingerprint = self.split.fingerprint(args.data_path)
         if saved is not None:
             require_same_data(saved, self.split, self.fingerprint, args)
+        self.made_with = {"versions": versions(), "commit": git_commit()}
         seed_everything(args.seed)
         self.bf16 = use_bf16(device, args.amp)
         self.net = build_network(args, saved, len(self.split.pids), files.log, device)
@@ -291,8 +292,7 @@ class Training:
     def weights(self) -> dict[str, Any]:
         """What testing needs of a checkpoint."""
         return {"format": FORMAT, "net": self.net.state_dict(), "args": vars(self.args), "trial": self.args.trial,
-                "num_classes": len(self.split.pids), "fingerprint": self.fingerprint, "versions": versions(),
-                "commit": git_commit(), **self.state}
+                "num_classes": len(self.split.pids), "fingerprint": self.fingerprint, **self.made_with, **self.state}
 
     def save(self, kind: str, whole: bool = True) -> None:
         """Write `last` or `epoch_N` with all that going on needs, or `best` with the weights."""
@@ -408,7 +408,7 @@ def describe_run(training: Training, protocols: list[Protocol]) -> None:
     log(f"run {training.files.name} on {training.device}, {'bf16' if training.bf16 else 'float32'}, "
         f"{training.processes.count} process(es)")
     log(f"arguments {json.dumps(vars(args))}")
-    log(f"versions {json.dumps(versions())} commit {git_commit()} data {training.fingerprint[:16]}")
+    log(f"{json.dumps(training.made_with)} data {training.fingerprint[:16]}")
     rows = [("train visible", split.visible), ("train infrared", split.infrared),
             (f"query {protocols[0].query.modality}", protocols[0].query),
             (f"gallery {protocols[0].gallery.modality}", protocols[0].gallery)]
@@ -421,15 +421,19 @@ def describe_run(training: Training, protocols: list[Protocol]) -> None:
     log("best is chosen on the test images that it is reported on, as is usual in this field; last is not")
 
 
-def warn_of_surprises(args: argparse.Namespace, split: TrainSplit, protocols: list[Protocol], resumed: bool) -> None:
+def warn_of_surprises(training: Training, protocols: list[Protocol], resumed: bool) -> None:
     """Warn of what is legal but surely unintended."""
+    args, split = training.args, training.split
     found = (len(split.pids), len(split.visible), len(split.infrared), len(protocols[0].query))
     published = DATASETS[args.dataset].published
     if found != published and args.shot == 1 and args.mode == "all":
         warn(f"--data-path {args.data_path}: {found} found, {published} published (training persons, visible images, infrared "
              "images, queries): not the whole data set")
     if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and not resumed:
-        warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate; 0.03 trains better")
+        warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten times that of a "
+             "pretrained one; if the loss does not fall, lower --lr")
+    if not resumed and training.files.writes and training.files.path("last").exists():
+        warn(f"{training.files.path('last')}: a run of this name is there and will be overwritten; --resume goes on with it")
     short = sum(int((split.labels(m) == label).sum() < args.num_pos) for m in MODALITIES for label in range(len(split.pids)))
     if short:
         warn(f"{short} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its images repeat in a batch")
@@ -451,7 +455,7 @@ def main() -> None:
     try:
         training = Training(args, saved, files, device, processes)
         describe_run(training, protocols)
-        warn_of_surprises(args, training.split, protocols, saved is not None)
+        warn_of_surprises(training, protocols, saved is not None)
         training.load_batches()
         training.run(protocols, StopRequest())
         best = training.state["best"]
@@ -473,8 +477,8 @@ def test_only(args: argparse.Namespace, saved: dict[str, Any], device: torch.dev
 
 
 def extraction(args: argparse.Namespace, device: torch.device, silent: bool) -> Extraction:
-    """How test images become features."""
-    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, use_bf16(device, args.amp), silent=silent)
+    """How test images become features: in float32, so that the figures are those of test.py."""
+    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, silent=silent)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,6 @@ def test_torchrun_trains_and_one_process_writes(method, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 process(es)") == 1 and done.stdout.count("done: best") == 1
     assert len(list((tmp_path / "log/regdb_log").glob("*.jsonl"))) == 1
-    alone = subprocess.run([sys.executable, str(ROOT / "test.py"), "--data-path", str(data), "--gpu", "cpu", "--amp", "off", "--resume",
+    alone = subprocess.run([sys.executable, str(ROOT / "test.py"), "--data-path", str(data), "--gpu", "cpu", "--resume",
                             str(next((tmp_path / "save_model").glob("*_last.t")))], cwd=tmp_path, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr

@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from loss import method_loss
@@ -76,7 +77,8 @@ def test_modality_similarity_equals_a_loop_over_channels(affinity):
             expected = torch.exp(energy[i].max() - energy[i])
             expected = expected / expected.sum()
             torch.testing.assert_close(rows[i], expected, rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(result[i], image[i] + module.gamma * (expected[:, None] * image).sum(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result[i], image[i] + module.gamma * (expected[:, None] * image).sum(0), rtol=1e-4,
+                                       atol=1e-5)
 
 
 def test_non_local_equals_the_full_matrix_of_products():
@@ -154,7 +156,7 @@ def test_last_stage_keeps_its_resolution_and_size_is_that_of_the_layers_in_use()
 
 def test_backbone_takes_given_weights_in_both_streams():
     weights = {name: torch.randn_like(value) if value.is_floating_point() else value
-               for name, value in torch.nn.Module.state_dict(__import__("torchvision").models.resnet18()).items()}
+               for name, value in torch.nn.Module.state_dict(torchvision.models.resnet18()).items()}
     net = TwoStream("cgrnet", "resnet18", 3, weights)
     for modality in ("visible", "infrared"):
         assert torch.equal(net.streams[modality].layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])

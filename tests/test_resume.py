@@ -114,7 +114,8 @@ def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_al
 def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
     drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
     base = ("train.py", "--resume", NAME, "--gpu", "cpu")
-    for words, expected in ((("--data-path", regdb), "on data"), (("--data-path", left_alone[0], "--method", "agw"), "--method agw"),
+    for words, expected in ((("--data-path", regdb), "on data"),
+                            (("--data-path", left_alone[0], "--method", "agw"), "--method agw"),
                             (("--data-path", left_alone[0], "--arch", "resnet50"), "--arch resnet50"),
                             (("--data-path", left_alone[0], "--batch-size", "3"), "--batch-size 3")):
         done = script(*base, *words)

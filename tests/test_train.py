@@ -49,8 +49,8 @@ def test_sysu_from_images_to_rank_k(sysu, script):
     assert script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32).returncode == 0
     done = script("train.py", "--data-path", sysu, "--epochs", 1, *SMALL)
     assert done.returncode == 0, done.stderr
-    tested = script("test.py", "--mode", "all", "--resume", "save_model/sysu_cgrnet_p2_n2_lr_0.02_seed_0_best.t", "--data-path", sysu,
-                    "--save-features", "feats.npz", "--out", "found", "--gpu", "cpu")
+    tested = script("test.py", "--mode", "all", "--resume", "save_model/sysu_cgrnet_p2_n2_lr_0.02_seed_0_best.t",
+                    "--data-path", sysu, "--save-features", "feats.npz", "--out", "found", "--gpu", "cpu")
     assert tested.returncode == 0, tested.stderr
     assert len(re.findall(r"^(?:pool|bnneck) trial \d", tested.stdout, re.M)) == 20
     found = json.loads((script.cwd / "found/results.json").read_text())
@@ -94,7 +94,8 @@ def test_all_ten_trials_of_regdb(regdb, script):
 
 def test_leakage_is_refused(regdb, script):
     script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 1, "--method", "base", *SMALL)
-    base = ("test.py", "--resume", "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t", "--data-path", regdb, "--gpu", "cpu")
+    last = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t"
+    base = ("test.py", "--resume", last, "--data-path", regdb, "--gpu", "cpu")
     refused = script(*base, "--trial", 2)
     assert refused.returncode == 2 and "was trained on trial 1" in refused.stderr and refused.stderr.count("\n") == 1
     assert script(*base, "--trial", 2, "--force-trial").returncode == 0

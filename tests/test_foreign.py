@@ -1,0 +1,366 @@
+"""Published checkpoints against plain forms of the networks that wrote them, and what a checkpoint file may hold."""
+import collections
+import functools
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+import foreign
+from checkpoint import load_file
+from utils import UserError
+
+WORDS = {"visible": "visible", "infrared": "thermal"}
+
+
+# ------------------------------------------------------------------------------------------ the published networks
+def backbone(arch: str) -> nn.Module:
+    """A ResNet with stride 1 in its last stage."""
+    net = getattr(torchvision.models, arch)(weights=None)
+    for layer in net.layer4[0].modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+    return net
+
+
+@functools.cache
+def spare(arch: str) -> nn.Module:
+    """The ResNet whose layers fill what no forward pass uses."""
+    return backbone(arch)
+
+
+def holder(name: str, arch: str, *used: str) -> nn.Module:
+    """A module with a whole ResNet under `name`, of which only the layers in `used` are its own."""
+    module, net = nn.Module(), backbone(arch)
+    for layer, _ in list(net.named_children()):
+        if layer not in used:
+            setattr(net, layer, getattr(spare(arch), layer))
+    setattr(module, name, net)
+    return module
+
+
+class Pairwise(nn.Module):
+    """The non-local block of AGW with its N x N matrix written out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Sequential(nn.Conv2d(channels, 1, 1))
+        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
+        self.theta = nn.Conv2d(channels, 1, 1)
+        self.phi = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x):
+        theta, phi, g = (layer(x).flatten(2) for layer in (self.theta, self.phi, self.g))  # (B, 1, N) each
+        pairs = torch.einsum("bci,bcj->bij", theta, phi) / g.shape[2]
+        answers = torch.einsum("bij,bcj->bci", pairs, g)
+        return x + self.W(answers.unflatten(2, x.shape[2:]))
+
+
+class ChannelAttention(nn.Module):
+    """gamma A X + X, A the row-wise softmax of max(E) - E."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        rows = x.reshape(*x.shape[:2], -1)
+        energy = rows @ rows.transpose(1, 2)
+        affinity = (energy.max(2, keepdim=True).values - energy).softmax(2)
+        return self.gamma * (affinity @ rows).reshape(x.shape) + x
+
+
+class Unused(nn.Module):
+    """The keys of a position attention module that no forward pass calls."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query_conv, self.key_conv = nn.Conv2d(channels, channels // 16, 1), nn.Conv2d(channels, channels // 16, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+
+class Published(nn.Module):
+    """What both networks share: stems, BNNeck, and two L2-normalised features for images (B, 3, H, W)."""
+
+    def __init__(self, arch: str, classes: int, *stages: str) -> None:
+        super().__init__()
+        self.thermal_module = holder("thermal", arch, "conv1", "bn1")
+        self.visible_module = holder("visible", arch, "conv1", "bn1")
+        self.base_resnet = holder("base", arch, *stages)
+        dim = 2048 if arch == "resnet50" else 512
+        self.bottleneck = nn.BatchNorm1d(dim)
+        self.classifier = nn.Linear(dim, classes, bias=False)
+
+    def stem(self, x, modality):
+        net = getattr(getattr(self, f"{WORDS[modality]}_module"), WORDS[modality])
+        return F.max_pool2d(F.relu(net.bn1(net.conv1(x))), 3, 2, 1)
+
+    def forward(self, x, modality):
+        pooled = self.pooled(x, modality)
+        return F.normalize(pooled), F.normalize(self.bottleneck(pooled))
+
+
+class PublishedAGW(Published):
+    """AGW, or its `base` without non-local blocks and with average pooling."""
+
+    def __init__(self, arch: str, classes: int, non_local: bool) -> None:
+        super().__init__(arch, classes, "layer1", "layer2", "layer3", "layer4")
+        self.non_local = non_local
+        if non_local:
+            self.NL_1 = nn.ModuleList()
+            self.NL_2 = nn.ModuleList(Pairwise(512) for _ in range(2))
+            self.NL_3 = nn.ModuleList(Pairwise(1024) for _ in range(3))
+            self.NL_4 = nn.ModuleList()
+
+    def pooled(self, x, modality):
+        x = self.stem(x, modality)
+        for stage in range(1, 5):
+            blocks = list(getattr(self.base_resnet.base, f"layer{stage}"))
+            extra = list(getattr(self, f"NL_{stage}")) if self.non_local else []
+            extra = [None] * (len(blocks) - len(extra)) + extra
+            for block, after in zip(blocks, extra):
+                x = block(x)
+                x = after(x) if after is not None else x
+        if not self.non_local:
+            return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return ((x ** 3).flatten(2).mean(2) + 1e-12) ** (1 / 3)
+
+
+class PublishedCGRNet(Published):
+    """CGRNet as its authors' test code runs it: channel attention, and no graph."""
+
+    def __init__(self, arch: str, classes: int) -> None:
+        super().__init__(arch, classes, "layer3", "layer4")
+        self.thermal_block = holder("base", arch, "layer1")
+        self.visible_block = holder("base", arch, "layer1")
+        self.cam1, self.cam2 = ChannelAttention(), ChannelAttention()
+        self.local2local, self.local2global, self.global2local = Unused(512), Unused(512), Unused(512)
+        self.common_block = holder("base", arch, "layer2")
+
+    def pooled(self, x, modality):
+        attention = self.cam1 if modality == "visible" else self.cam2
+        x = attention(getattr(self, f"{WORDS[modality]}_block").base.layer1(self.stem(x, modality)))
+        deep = self.base_resnet.base
+        return deep.layer4(deep.layer3(self.common_block.base.layer2(x))).mean((2, 3))
+
+
+def randomise(net: nn.Module) -> nn.Module:
+    """Attention strengths and affine norms as no initialisation leaves them, running statistics of noise; in eval mode."""
+    torch.manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = 0.7 if isinstance(module, nn.BatchNorm2d) else 0.1
+            nn.init.uniform_(module.weight, 0.3, 0.9)
+            nn.init.normal_(module.bias, std=0.2)
+        elif isinstance(module, (ChannelAttention, Unused)):
+            nn.init.uniform_(module.gamma, 0.3, 0.9)
+    with torch.no_grad():
+        for modality in (*WORDS, *WORDS):
+            net.train()(torch.randn(4, 3, 64, 32), modality)
+    return net.eval()
+
+
+def as_file(net: nn.Module, prefix: str = "") -> dict:
+    """What the published training code saves."""
+    weights = collections.OrderedDict((prefix + name, value) for name, value in net.state_dict().items())
+    cmc = np.linspace(0.4, 1, 20)
+    return {"net": weights, "cmc": cmc, "mAP": cmc.mean(), "mINP": np.float64(0.25), "epoch": 42}
+
+
+@pytest.fixture(scope="module")
+def cgrnet() -> PublishedCGRNet:
+    return randomise(PublishedCGRNet("resnet18", 206))
+
+
+@pytest.fixture
+def content(cgrnet) -> dict:
+    """A CGRNet file whose state dict may be changed."""
+    return as_file(cgrnet)
+
+
+@torch.inference_mode()
+def features(net, modality: str, height: int = 64, width: int = 32):
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
+    if isinstance(net, Published):
+        return net(images, modality)
+    output = net(**{modality: images})
+    return F.normalize(output.feats), F.normalize(output.neck)
+
+
+def difference(ours, theirs) -> float:
+    """Largest difference of a feature, relative to the largest entry."""
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, theirs))
+
+
+def assert_same_features(ours, theirs) -> None:
+    for modality in WORDS:
+        assert difference(features(ours, modality), features(theirs, modality)) < 1e-5
+    assert difference(features(theirs, "visible"), features(theirs, "infrared")) > 1e-2  # each stream has its own weights
+
+
+# --------------------------------------------------------------------------------------------------------- features
+def test_agw_gives_the_features_of_the_published_network(tmp_path):
+    theirs = randomise(PublishedAGW("resnet50", 395, True))
+    torch.save(as_file(theirs), tmp_path / "a.t", _use_new_zipfile_serialization=False)  # as torch did then
+    content = load_file(tmp_path / "a.t", "--resume")
+    assert foreign.is_foreign(content)
+    ours, facts, report = foreign.load(content, "a.t")
+    assert not ours.training
+    assert facts == {"method": "agw", "arch": "resnet50", "dataset": "sysu"}
+    assert "visible_module.visible.layer1-4, fc; base_resnet.base.conv1, bn1, fc" in report[1]
+    assert_same_features(ours, theirs)
+    blocks, theirs.NL_2, theirs.NL_3 = features(theirs, "visible"), nn.ModuleList(), nn.ModuleList()
+    assert difference(features(theirs, "visible"), blocks) > 1e-2  # the blocks do something here
+
+
+def test_base_gives_the_features_of_the_published_network():
+    theirs = randomise(PublishedAGW("resnet18", 12, False))
+    ours, facts, _ = foreign.load(as_file(theirs), "a.t")
+    assert facts == {"method": "base", "arch": "resnet18"}  # 12 classes say nothing of the data set
+    assert_same_features(ours, theirs)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_cgrnet_gives_the_features_of_the_published_network(tmp_path, cgrnet, prefix):
+    torch.save(as_file(cgrnet, prefix), tmp_path / "a.t")
+    content = load_file(tmp_path / "a.t", "--resume")
+    assert foreign.is_foreign(content)
+    ours, facts, _ = foreign.load(content, "a.t")
+    assert facts == {"method": "cgrnet", "arch": "resnet18", "dataset": "regdb"}
+    assert ours.graph is None
+    assert_same_features(ours, cgrnet)
+    before = features(ours, "infrared")
+    with torch.no_grad():
+        ours.similarity["infrared"].gamma.zero_()
+    assert difference(features(ours, "infrared"), before) > 1e-3  # the attention does something here
+
+
+# ------------------------------------------------------------------------------------------------------------- keys
+def test_reports_used_unused_and_missing_keys(content):
+    _, _, report = foreign.load(content, "a.t")
+    used, unused, missing = report
+    count = len(foreign.load(content, "a.t")[0].state_dict())
+    assert used == f"used: {count} keys (cgrnet, resnet18, 206 classes)"
+    assert unused.startswith(f"unused: {len(content['net']) - count} keys (")
+    for words in ("visible_module.visible.layer1-4, fc;", "base_resnet.base.conv1, bn1, layer1-2, fc;", "local2global",
+                  "common_block.base.conv1, bn1, layer1, layer3-4, fc", "visible_block.base.conv1, bn1, layer2-4, fc;"):
+        assert words in unused
+    assert missing == "missing: none"
+
+
+@pytest.mark.parametrize("name", ["visible_module.visible.conv1.weight", "thermal_block.base.layer1.0.bn2.running_var",
+                                  "common_block.base.layer2.1.conv1.weight", "base_resnet.base.layer4.0.downsample.0.weight",
+                                  "cam1.gamma", "cam2.gamma", "bottleneck.bias", "classifier.weight"])
+def test_a_missing_used_key_is_an_error_that_names_file_and_key(content, name):
+    del content["net"][name]
+    with pytest.raises(UserError, match=f"a.t: lacks {name}"):
+        foreign.load(content, "a.t")
+
+
+def test_a_whole_module_missing_is_an_error(content):
+    content["net"] = {name: value for name, value in content["net"].items() if not name.startswith("common_block.")}
+    with pytest.raises(UserError, match="a.t: lacks common_block.base.layer2.0.conv1.weight"):
+        foreign.load(content, "a.t")
+
+
+def test_unused_keys_may_be_missing_and_may_hold_anything(content):
+    net = content["net"]
+    del net["visible_module.visible.fc.weight"], net["base_resnet.base.layer1.0.conv1.weight"]
+    net["local2local.gamma"] = torch.full((1,), float("nan"))
+    net["visible_block.base.layer3.0.conv1.weight"] = torch.zeros(2)
+    foreign.load(content, "a.t")
+
+
+def test_counts_of_batches_need_not_be_there(content, cgrnet):
+    content["net"] = {name: value for name, value in content["net"].items() if not name.endswith("num_batches_tracked")}
+    ours, _, report = foreign.load(content, "a.t")
+    assert report[2] == "missing: none"
+    assert_same_features(ours, cgrnet)
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("cam1.gamma", torch.zeros(2), r"cam1.gamma has shape \(2,\), \(1,\) expected"),
+    ("classifier.weight", torch.zeros(206), "classifier.weight"),
+    ("bottleneck.weight", torch.full((512,), float("nan")), "bottleneck.weight holds NaN"),
+    ("common_block.base.layer2.0.bn1.weight", [1.0], "common_block.base.layer2.0.bn1.weight is a list"),
+    ("base_resnet.base.layer3.2.conv1.weight", torch.zeros(1), "layer3.2.conv1.weight found"),  # the third block of a ResNet-34
+    ("NL_1.0.theta.weight", torch.zeros(1), "NL_1.0.theta.weight found"),
+])
+def test_refuses_weights_that_would_give_other_features(content, name, value, message):
+    content["net"][name] = value
+    with pytest.raises(UserError, match=f"a.t: .*{message}"):
+        foreign.load(content, "a.t")
+
+
+@pytest.mark.parametrize("content", [None, [], {}, {"net": None}, {"net": {}}, {"net": {"conv1.weight": 1, 3: 4}},
+                                     {"visible_module.visible.conv1.weight": 1}])
+def test_other_content_is_not_foreign(content):
+    assert not foreign.is_foreign(content)
+
+
+# ------------------------------------------------------------------------------------------------- what a file may hold
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_numpy_numbers_and_arrays_are_read_under_both_names_of_their_module(tmp_path, core):
+    values = {"cmc": np.arange(6, dtype=np.float32), "mAP": np.float64(0.5), "mINP": np.float16(0.25), "epoch": np.int64(3),
+              "flag": np.bool_(True), "matrix": np.asfortranarray(np.arange(6).reshape(2, 3)), "dtype": np.dtype("float32")}
+    file = io.BytesIO()
+    torch.save(values, file, _use_new_zipfile_serialization=False)
+    for name in (b"numpy._core", b"numpy.core"):
+        pickled = file.getvalue().replace(b"c" + name + b".multiarray\n", b"cCORE.multiarray\n")
+        file = io.BytesIO(pickled)
+    assert b"CORE" in pickled
+    (tmp_path / "a.t").write_bytes(pickled.replace(b"CORE", core))
+    found = load_file(tmp_path / "a.t", "--resume")
+    assert list(found) == list(values)
+    for name, value in values.items():
+        assert type(found[name]) is type(value)
+        np.testing.assert_array_equal(found[name], value)
+
+
+class Bomb:
+    """Runs a command when unpickled."""
+
+    def __init__(self, marker) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.marker}'",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_a_file_that_would_run_code_is_refused_unrun(tmp_path, zipped):
+    marker, path = tmp_path / "ran", tmp_path / "a.t"
+    torch.save({"net": {"visible_module.visible.conv1.weight": torch.zeros(1)}, "mAP": Bomb(marker)}, path,
+               _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=rf"--resume .*a.t: refused, it refers to {os.system.__module__}\.system,"):
+        load_file(path, "--resume")
+    torch.save({"cmc": np.array([Bomb(marker), None], object)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="--resume .*a.t: "):
+        load_file(path, "--resume")
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # it was armed
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_that_would_run_code_is_refused_unrun(tmp_path, protocol):
+    (tmp_path / "a.t").write_bytes(pickle.dumps({"net": Bomb(tmp_path / "ran")}, protocol))
+    with pytest.raises(UserError, match="--resume .*a.t: "):
+        load_file(tmp_path / "a.t", "--resume")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [np.array([{"a": 1}, None], object), np.zeros(2, [("a", "O")]), np.array(["text"])],
+                         ids=["object", "fields", "text"])
+def test_arrays_of_other_things_than_numbers_are_refused(tmp_path, value):
+    torch.save({"cmc": value}, tmp_path / "a.t")
+    with pytest.raises(UserError, match="--resume .*a.t: "):
+        load_file(tmp_path / "a.t", "--resume")
