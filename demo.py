@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data_manager import DATASETS, Protocol
 from eval_metrics import evaluate
 from images import read_image
-from pedestrians import contact_sheet, render_regdb, render_sysu
+from pedestrians import render_regdb, render_sysu
 from utils import Parser, UserError, atomic_path, integer, make_folder, run, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -82,8 +83,28 @@ def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
                             lambda done, total, bar=bar: bar.update(done - bar.n))
         print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {args.ids} persons")
     with atomic_path(out / "pedestrians.png") as temporary:
-        contact_sheet(roots["sysu"], roots["regdb"]).save(temporary, format="png")
+        contact_sheet(roots).save(temporary, format="png")
     write_json(record, wanted)
+
+
+def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
+    """A picture of some persons of each data set, one a column: two visible and two infrared images each, with captions."""
+    width, height, gap, line = 84, 168, 4, 18
+    sheet = Image.new("RGB", (persons * (width + gap) + gap, 2 * (2 * (line + 2 * (height + gap)) + gap)), "white")
+    draw, top = ImageDraw.Draw(sheet), gap
+    for name, root in roots.items():
+        split = DATASETS[name].train_split(str(root), 1)
+        for side in (split.visible, split.infrared):
+            draw.text((gap, top + 3), f"{DATASETS[name].title}, {side.modality}: one person a column, two images each", "black")
+            top += line
+            for column, pid in enumerate(split.pids[:persons]):
+                paths = [path for path, of in zip(side.paths, side.pids) if of == pid]
+                for row, path in enumerate((paths[0], paths[-1])):
+                    tile = Image.fromarray(read_image(path, height, width))
+                    sheet.paste(tile, (gap + column * (width + gap), top + row * (height + gap)))
+            top += 2 * (height + gap)
+        top += gap
+    return sheet
 
 
 def train_and_test(name: str, root: Path, out: Path) -> dict:

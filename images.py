@@ -1,16 +1,18 @@
 """One way to turn an image file into pixels, for pre-processing, training, testing and checking alike."""
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from utils import UserError, one_line
 
 FILTER = "LANCZOS"
+FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
 SMALLEST = 8  # pixels; a person cannot be told from fewer on either side
 
 
@@ -22,21 +24,30 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     side under 8 pixels: scaling either would invent what the camera did not see.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
+        with Image.open(path, formats=FORMATS) as image:
+            if has_more_than_8_bits(image):
                 raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
                                 "expected; convert it to an 8-bit file")
             if min(image.size) < SMALLEST:
                 raise UserError(f"{path}: an image of {image.width} x {image.height} pixels found, at least {SMALLEST} "
                                 f"x {SMALLEST} expected; remove or replace the file")
+            image.info.pop("transparency", None)  # dropped like an alpha channel
             upright = ImageOps.exif_transpose(image).convert("RGB")
         return np.array(upright.resize((width, height), Image.Resampling[FILTER]))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such image (a missing file, or a link that points nowhere); restore it") from None
     except UnidentifiedImageError:
         raise UserError(f"{path}: {describe_bytes(path)} found, an image expected; remove or replace the file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be decoded as an image ({one_line(error)}); remove or replace the file") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders stumble in many ways
+        what = one_line(error) or type(error).__name__
+        raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the file") from None
+
+
+def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
+    """Whether a file has more than 8 bits a channel, which Pillow would cut off; judged before it is decoded."""
+    return image.mode.startswith(("I", "F")) or any(re.search(";16[BLN]", str(tile[3])) for tile in image.tile)
 
 
 def describe_bytes(path: str | Path) -> str:

@@ -76,16 +76,21 @@ class ModalitySimilarity(nn.Module):
 
 
 class GraphReasoning(nn.Module):
-    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG.
+    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG, gammas from 0.
 
     local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the weighted mean of
     the nodes. global -> local has one key, so that its attention is 1 and needs neither theta nor phi; local -> global has
     one query, whose answer every local node receives. Both cost O(N) and equal N x N attention over a broadcast mean.
+
+    Two deviations keep it stable (README, Results): products are divided by the square root of theta's width, and each
+    message is normalised over its channels (to mean 0, variance 1), so that a gamma is the size of its message.
+    `plain=True` leaves both out, as the paper does.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int, reduction: int = 16, plain: bool = False) -> None:
         super().__init__()
         inner = channels // reduction
+        self.plain, self.scale = plain, 1.0 if plain else inner ** -0.5
         self.local_theta = nn.Linear(channels, inner)
         self.local_phi = nn.Linear(channels, inner)
         self.local_g = nn.Linear(channels, channels)
@@ -102,20 +107,27 @@ class GraphReasoning(nn.Module):
         """(B, C, H, W) -> the same shape."""
         nodes = x.flatten(2).transpose(1, 2)  # (B, N, C); no copy where x is channels-last
         mean = nodes.mean(1)  # (B, C)
-        local = self.local_to_local(nodes)
-        shared = self.gamma[1] * self.global_g(mean) + self.gamma[2] * self.readout_g(self.read_out(nodes, mean))
-        nodes = nodes + self.gamma[0] * local + shared[:, None]
+        local = self.normalised(self.local_to_local(nodes))
+        from_mean = self.normalised(self.global_g(mean))
+        from_nodes = self.normalised(self.readout_g(self.read_out(nodes, mean)))
+        shared = self.gamma[1] * from_mean + self.gamma[2] * from_nodes
+        nodes = nodes + (self.gamma[0] * local + shared[:, None]).to(nodes.dtype)
         return nodes.transpose(1, 2).unflatten(2, x.shape[2:])
 
+    def normalised(self, message: Tensor) -> Tensor:
+        """(..., C) -> the same, of mean 0 and variance 1 over its channels unless `plain`."""
+        return message if self.plain else F.layer_norm(message, message.shape[-1:])
+
     def local_to_local(self, nodes: Tensor) -> Tensor:
-        """(B, N, C) -> y_i = sum_j softmax_j(theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
-        mixed = F.scaled_dot_product_attention(self.local_theta(nodes), self.local_phi(nodes), nodes, scale=1.0)
+        """(B, N, C) -> y_i = sum_j softmax_j(scale theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
+        mixed = F.scaled_dot_product_attention(self.local_theta(nodes), self.local_phi(nodes), nodes, scale=self.scale)
         return self.local_g(mixed)
 
     def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
         """(B, N, C) nodes queried by their (B, C) mean -> the weighted mean of the nodes, (B, C)."""
         keys = self.readout_phi(nodes)
-        weights = torch.softmax(torch.einsum("bd,bnd->bn", self.readout_theta(mean), keys).float(), 1)
+        products = torch.einsum("bd,bnd->bn", self.readout_theta(mean), keys)
+        weights = torch.softmax(self.scale * products.float(), 1)
         return torch.einsum("bn,bnc->bc", weights.to(nodes.dtype), nodes)
 
 

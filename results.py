@@ -44,14 +44,14 @@ def summarise(trials: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str,
 def lines(record: dict[str, Any]) -> list[str]:
     """The table of a record: every trial of both features, then mean and deviation, in per cent."""
     extras = "".join(f" + {extra}" for extra in record["extras"])
-    rows = [record["protocol"]["name"], " ".join([f"{'':<24}", *(f"{name:>13}" for name in MEASURES)])]
+    rows = [record["protocol"]["name"], " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
     for feature in FEATURES:
         for trial in record["trials"]:
-            values = [f"{100 * headline(trial[feature])[name]:13.2f}" for name in MEASURES]
+            values = [f"{100 * headline(trial[feature])[name]:15.2f}" for name in MEASURES]
             rows.append(" ".join([f"{feature + ' trial ' + str(trial['trial']):<24}", *values]) + extras)
     for feature in FEATURES:
-        values = [f"{100 * record['mean'][feature][name]:5.2f} ± {100 * record['std'][feature][name]:5.2f}" for name in MEASURES]
-        rows.append(" ".join([f"{feature + ' mean ± std':<24}", *(f"{value:>13}" for value in values)]) + extras)
+        values = [f"{100 * record['mean'][feature][name]:6.2f} ± {100 * record['std'][feature][name]:5.2f}" for name in MEASURES]
+        rows.append(" ".join([f"{feature + ' mean ± std':<24}", *(f"{value:>15}" for value in values)]) + extras)
     return rows
 
 
@@ -74,16 +74,20 @@ def read(path: str) -> dict[str, Any]:
     """A `results.json`; raises `UserError` if it is none."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = record["format"]
-        for kind in ("mean", "std"):
-            [float(record[kind][feature][name]) for feature in FEATURES for name in MEASURES]
-        str(record["protocol"]["name"]), record["protocol"]["images"], record["checkpoint"], record["extras"]
+        if record["format"] != FORMAT:
+            raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} expected; test that checkpoint "
+                            "again")
+        protocol, checkpoint = record["protocol"], record["checkpoint"]
+        numbers = [record[kind][feature][name] for kind in ("mean", "std") for feature in FEATURES for name in MEASURES]
+        texts = [protocol["name"], protocol["images"], checkpoint["method"], *checkpoint["files"], *record["extras"]]
+        for values, wanted in ((numbers + protocol["trials"], (int, float)), (texts, str)):
+            if odd := [value for value in values if not isinstance(value, wanted)]:
+                raise TypeError(f"{odd[0]!r} is of a wrong type")
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a results.json of test.py --out") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--compare {path}: not a results.json of test.py ({error!r}); name one") from None
-    if version != FORMAT:
-        raise UserError(f"--compare {path}: format {version} found, {FORMAT} expected; test that checkpoint again")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"[:100]
+        raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
     return record
 
 
@@ -94,12 +98,13 @@ def compare(paths: Sequence[str]) -> list[str]:
         for key in ("name", "trials", "images"):
             one, other = records[0]["protocol"][key], record["protocol"][key]
             if one != other:
+                one, other = (value[:12] if key == "images" else value for value in (one, other))
                 raise UserError(f"--compare: {paths[0]} has {key} {one}, {path} has {other}; results of different protocols cannot "
                                 "be compared; test both in the same way")
     rows = [records[0]["protocol"]["name"]]
     for number, (path, record) in enumerate(zip(paths, records), 1):
         extras = "".join(f" + {extra}" for extra in record["extras"])
-        rows.append(f"[{number}] {path}: {record['checkpoint'].get('method')}{extras}, {record['checkpoint'].get('files')}")
+        rows.append(f"[{number}] {path}: {record['checkpoint']['method']}{extras}, {', '.join(record['checkpoint']['files'])}")
     for feature in FEATURES:
         rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
         for name in MEASURES:

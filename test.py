@@ -17,11 +17,11 @@ import torch
 import foreign
 import results
 from checkpoint import is_own, load_checkpoint, load_file, restore
-from data_manager import DATASETS, TRIALS, Protocol, resolve_arguments
+from data_manager import DATASETS, TRIALS, Protocol, resolve_arguments, surprises
 from devices import allow_tf32, choose_device, use_bf16
 from extraction import FEATURES, Extraction, score, search_features, side_features
 from model import ARCHS, METHODS, TwoStream
-from utils import Parser, UserError, add_shared_arguments, atomic_path, make_folder, parse_given, run, sha256
+from utils import Parser, UserError, add_shared_arguments, atomic_path, filled, make_folder, parse_given, run, sha256, warn
 
 FROM_CHECKPOINT = ("dataset", "method", "arch", "img_w", "img_h")
 
@@ -34,20 +34,36 @@ def build_parser() -> Parser:
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the distances")
     parser.add_argument("--force-trial", action="store_true", help="RegDB: test on a split whose persons the model may know")
-    parser.add_argument("--save-features", metavar="FILE.npz", help="write the features of the first trial")
-    parser.add_argument("--out", metavar="DIR", help="write results.json, results.csv and figures there")
+    parser.add_argument("--save-features", type=filled, metavar="FILE.npz", help="write the features of the first trial")
+    parser.add_argument("--out", type=filled, metavar="DIR", help="write results.json, results.csv and figures there")
     parser.add_argument("--compare", nargs="+", metavar="results.json", help="print results of one protocol side by side")
     return parser
 
 
+def parse_arguments() -> tuple[argparse.Namespace, set[str]]:
+    """The arguments, and the names of those that the command line gives; raises `UserError` where they contradict."""
+    args, given = parse_given(build_parser())
+    if args.compare:
+        for name in ("resume", "out", "save_features"):
+            if name in given:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag}: --compare reads results and tests nothing; leave one of the two out")
+    elif not args.resume:
+        raise UserError("--resume: no checkpoint given; name one")
+    if args.save_features and (not args.save_features.endswith(".npz") or Path(args.save_features).is_dir()):
+        raise UserError(f"--save-features {args.save_features}: the name of a file that ends in .npz expected")
+    return args, given
+
+
 @dataclass(frozen=True)
 class Model:
-    """A network to test, with what its checkpoint says of it (None: nothing)."""
+    """A network to test, with what its checkpoint says of it (None: nothing); `chosen`: on the images of a test."""
 
     net: TwoStream
     path: str
     trial: int | None
     facts: dict[str, Any]
+    chosen: bool = False
 
 
 def load_model(path: str) -> Model:
@@ -58,7 +74,8 @@ def load_model(path: str) -> Model:
         net = TwoStream(content["args"]["method"], content["args"]["arch"], content["num_classes"])
         restore(net, content["net"], path, "--resume")
         trial = content["trial"] if DATASETS[content["args"]["dataset"]].splits > 1 else None
-        return Model(net, path, trial, {name: content["args"][name] for name in FROM_CHECKPOINT})
+        facts = {name: content["args"][name] for name in FROM_CHECKPOINT}
+        return Model(net, path, trial, facts, chosen="optimiser" not in content)
     net, facts, report = foreign.load(content, path)
     print("\n".join(report))
     return Model(net, path, None, facts)
@@ -73,7 +90,7 @@ def reconcile(args: argparse.Namespace, given: set[str], model: Model) -> None:
             continue
         if name in given and getattr(args, name) != model.facts[name]:
             raise UserError(f"--{name} {getattr(args, name)}: the checkpoint {model.path} has {name} {model.facts[name]}; leave "
-                            "the flag out, or name another checkpoint")
+                            "the flag out, or name other checkpoints")
         setattr(args, name, model.facts[name])
 
 
@@ -97,21 +114,19 @@ def searches(args: argparse.Namespace, trials: list[int]) -> list[Protocol]:
 
 def main() -> None:
     """Test from the arguments of the command line."""
-    args, given = parse_given(build_parser())
+    args, given = parse_arguments()
     if args.compare:
         print("\n".join(results.compare(args.compare)))
         return
-    if not args.resume:
-        raise UserError("--resume: no checkpoint given; name one")
-    if args.save_features and not args.save_features.endswith(".npz"):
-        raise UserError(f"--save-features {args.save_features}: a name that ends in .npz expected")
-    out = make_folder(args.out, "--out") if args.out else None
     device = choose_device(args.gpu)
     allow_tf32()
     paths = [args.resume.replace("{}", str(t)) for t in range(1, TRIALS + 1)] if "{}" in args.resume else [args.resume]
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"--resume {path}: no such file; name a checkpoint" + " for every trial" * (len(paths) > 1))
+    out = make_folder(args.out, "--out") if args.out else None
+    if args.save_features:
+        make_folder(Path(args.save_features).parent, "--save-features")
     extras = ["flip"] * args.flip + ["k-reciprocal re-ranking"] * (args.rerank == "k-reciprocal")
     trials, protocols, first = [], [], None
     for number, path in enumerate(paths, 1):
@@ -120,6 +135,10 @@ def main() -> None:
         resolve_arguments(args)
         if len(paths) > 1:
             require_trial(args, given, model, number)
+            given |= set(model.facts)  # the other models must be of the same kind
+        if model.chosen and number == 1:
+            warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in this field; a "
+                 "last file is not")
         several = DATASETS[args.dataset].splits > 1
         todo = searches(args, [number if len(paths) > 1 else trial_of(args, given, model)] if several else list(range(TRIALS)))
         taken = search_features(model.net.to(device, memory_format=torch.channels_last), todo, how(args, device))
@@ -127,6 +146,7 @@ def main() -> None:
                     "counts": results.count(p)} for p in todo]
         protocols += todo
         first = first or (taken, todo[0])
+    warn_of_surprises(args, protocols)
     record = {"format": results.FORMAT, "protocol": results.describe_protocol(protocols, args.data_path), "extras": extras,
               "checkpoint": {"method": args.method, "arch": args.arch, "files": [Path(path).name for path in paths],
                              "sha256": [sha256(Path(path)) for path in paths]},
@@ -138,6 +158,13 @@ def main() -> None:
         import figures  # Matplotlib takes a second to load
         results.write(record, out)
         figures.draw(out, record, *first)
+
+
+def warn_of_surprises(args: argparse.Namespace, protocols: list[Protocol]) -> None:
+    """Warn of what is legal but surely unintended, of all searches once."""
+    if args.mode == "all":
+        for line in dict.fromkeys(line for search in protocols for line in surprises(args.dataset, args.data_path, search=search)):
+            warn(line)
 
 
 def require_trial(args: argparse.Namespace, given: set[str], model: Model, number: int) -> None:
@@ -153,8 +180,8 @@ def require_trial(args: argparse.Namespace, given: set[str], model: Model, numbe
 
 def how(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
-    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, use_bf16(device, args.amp), args.flip,
-                      silent=False)
+    bf16 = use_bf16(device, args.amp, args.img_w)
+    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip, silent=False)
 
 
 def save_features(path: Path, taken: dict[str, Any], protocol: Protocol) -> None:
@@ -164,7 +191,6 @@ def save_features(path: Path, taken: dict[str, Any], protocol: Protocol) -> None
         arrays[f"{side}_feats"] = side_features(taken, images, "bnneck")
         arrays[f"{side}_feats_pool"] = side_features(taken, images, "pool")
         arrays |= {f"{side}_pids": images.pids, f"{side}_camids": images.camids, f"{side}_paths": np.array(images.paths)}
-    make_folder(path.parent, "--save-features")
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)

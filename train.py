@@ -26,14 +26,14 @@ from tqdm import tqdm
 from checkpoint import (FORMAT, load_checkpoint, load_init, pretrained_weights, remove_old_epochs, restore, rng_state,
                         save_checkpoint, set_rng_state)
 from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
-from data_manager import DATASETS, Protocol, TrainSplit, resolve_arguments
+from data_manager import DATASETS, Protocol, TrainSplit, resolve_arguments, surprises
 from devices import (Meters, Processes, allow_tf32, choose_device, precision, seed_everything, start_processes, stop_processes,
                      use_bf16)
 from extraction import FEATURES, Extraction, headline, score, search_features, show_percent
 from loss import LOSSES, method_loss
 from model import ARCHS, METHODS, MODALITIES, TwoStream
-from utils import (Interrupted, Log, Parser, UserError, add_shared_arguments, git_commit, integer, make_folder,
-                   not_negative, parse_given, positive, run, versions, warn)
+from utils import (Interrupted, Log, Parser, UserError, add_shared_arguments, filled, git_commit, integer, make_folder,
+                   not_negative, one_line, parse_given, positive, run, versions, warn)
 
 # Arguments that make a run what it is: a resumed run takes them from its checkpoint, and a flag cannot change them.
 IDENTITY = ("dataset", "method", "arch", "trial", "img_w", "img_h", "lr", "optim", "margin", "num_pos", "batch_size", "seed",
@@ -52,16 +52,17 @@ def build_parser() -> Parser:
     parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P",
                         help="visible, and infrared, images of each identity in a batch")
     parser.add_argument("--margin", type=not_negative, default=0.3, help="margin of the triplet loss")
-    parser.add_argument("--pretrained", default="imagenet", metavar="imagenet|none|FILE",
+    parser.add_argument("--pretrained", type=filled, default="imagenet", metavar="imagenet|none|FILE",
                         help="first weights of the backbone; FILE: a torchvision state dict")
-    parser.add_argument("--init", metavar="FILE", help="take the weights of a checkpoint, and nothing else of it")
+    parser.add_argument("--init", type=filled, metavar="FILE", help="take the weights of a checkpoint, and nothing else of it")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of everything that is drawn")
     parser.add_argument("--eval-every", type=integer(1), default=2, metavar="N", help="epochs between evaluations")
     parser.add_argument("--save_epoch", type=integer(1), default=20, metavar="N", help="epochs between epoch_N files")
     parser.add_argument("--keep", type=integer(1), metavar="N", help="keep only the newest N epoch_N files")
-    parser.add_argument("--model_path", default="save_model/", metavar="DIR", help="folder of checkpoints")
-    parser.add_argument("--log_path", default="log/", metavar="DIR", help="folder of text and JSON logs")
-    parser.add_argument("--vis_log_path", default="log/vis_log/", metavar="DIR", help="folder of TensorBoard logs")
+    parser.add_argument("--model_path", type=filled, default="save_model/", metavar="DIR", help="folder of checkpoints")
+    parser.add_argument("--log_path", type=filled, default="log/", metavar="DIR", help="folder of text and JSON logs")
+    parser.add_argument("--vis_log_path", type=filled, default="log/vis_log/", metavar="DIR",
+                        help="folder of TensorBoard logs")
     parser.add_argument("--print-freq", type=integer(1), default=50, metavar="N", help="steps between lines of progress")
     parser.add_argument("--data-device", choices=("auto", "gpu", "cpu"), default="auto",
                         help="where training pixels live; auto: on the GPU if they take at most half of its free memory")
@@ -81,17 +82,30 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
         raise UserError("--test-only: no --resume given; name the checkpoint to test")
     if args.resume and args.init:
         raise UserError("--resume goes on with a run and --init begins a new one from its weights; give one of them")
+    if args.init and "pretrained" in given and args.pretrained != "none":
+        raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to begin with; give one")
     if args.resume:
         saved = load_checkpoint(args.resume)
-        for name in (*IDENTITY, "epochs"):
-            value = saved["args"].get(name)
-            if name not in given:
-                setattr(args, name, value)
-            elif getattr(args, name) != value and name in IDENTITY:
-                flag = "--" + name if name in ("img_w", "img_h", "num_pos") else "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {getattr(args, name)}: the checkpoint {args.resume} was trained with {flag} {value}; "
-                                "leave the flag out, or begin a new run with --init")
+        reconcile(args, given, saved)
     return resolve_arguments(args), saved
+
+
+def reconcile(args: argparse.Namespace, given: set[str], saved: dict[str, Any]) -> None:
+    """Take from a checkpoint what no flag says; raises `UserError` where the two contradict or the file lacks it."""
+    for name in (*IDENTITY, "epochs"):
+        flag = "--" + name if name in ("img_w", "img_h", "num_pos") else "--" + name.replace("_", "-")
+        value, own = saved["args"].get(name), getattr(args, name)
+        if type(value) is not type(own) and own is not None:
+            raise UserError(f"--resume {args.resume}: {flag} {str(value)[:40]} found in it, a {type(own).__name__} expected; use a "
+                            "file that train.py wrote")
+        if name not in given:
+            setattr(args, name, value)
+        elif own != value and name in IDENTITY:
+            raise UserError(f"{flag} {own}: the checkpoint {args.resume} was trained with {flag} {value}; leave the flag out, or "
+                            "begin a new run with --init")
+    if args.epochs < saved["epoch"]:
+        raise UserError(f"--epochs {args.epochs}: the checkpoint {args.resume} has {saved['epoch']} epochs behind it; give at "
+                        "least as many")
 
 
 def learning_rate_factor(epoch: int, epochs: int) -> float:
@@ -263,20 +277,32 @@ class Training:
             require_same_data(saved, self.split, self.fingerprint, args)
         self.made_with = {"versions": versions(), "commit": git_commit()}
         seed_everything(args.seed)
-        self.bf16 = use_bf16(device, args.amp)
+        self.bf16 = use_bf16(device, args.amp, args.img_w)
         self.net = build_network(args, saved, len(self.split.pids), files.log, device)
         self.optimiser = build_optimiser(self.net, args)
         self.state = {"epoch": 0, "step": 0, "sums": {}, "best": {"rank-1": -1.0, "mAP": 0.0, "epoch": -1}}
         if saved is not None:
-            self.optimiser.load_state_dict(saved["optimiser"])
-            self.state = {name: saved[name] for name in self.state}
-            set_rng_state(saved["rng"])
+            self.go_on_from(saved)
         labels = {modality: self.split.labels(modality) for modality in MODALITIES}
         self.sampler = IdentitySampler(labels, args.batch_size, args.num_pos, args.seed, processes.count)
+
+    def go_on_from(self, saved: dict[str, Any]) -> None:
+        """Put optimiser, progress and generators back; raises `UserError` if a checkpoint holds none that fit."""
+        try:
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.state = {name: saved[name] for name in self.state}
+            float(self.state["best"]["rank-1"]), range(self.state["step"]), sum(self.state["sums"].values())
+            set_rng_state(saved["rng"])
+        except Exception as error:  # of whatever a file holds in their place
+            raise UserError(f"--resume {self.args.resume}: its optimiser, progress or generators do not fit this run "
+                            f"({type(error).__name__}: {one_line(error)[:160]}); use another file, or begin a new run with "
+                            "--init") from None
 
     def load_batches(self) -> None:
         """Read the training images."""
         args = self.args
+        if args.data_device == "gpu" and self.device.type == "cpu":
+            raise UserError("--data-device gpu: the run is on the CPU; leave it out")
         images = load_train_images(self.split, args.data_path, args.img_h, args.img_w, args.workers, silent=self.files.log.silent)
         on_device = args.data_device == "gpu" or (args.data_device == "auto" and fits_on_device(images, self.device))
         self.batches = TrainBatches(images, self.sampler, self.device, on_device, args.seed, self.processes.rank)
@@ -323,7 +349,8 @@ class Training:
             images = (step - first) * 2 * self.args.batch_size * self.args.num_pos * self.processes.count
             record = {"epoch": epoch, "lr": self.args.lr * factor, **meters.means(), "seconds": round(seconds, 3),
                       "images_per_s": round(images / seconds, 1)}
-            warn_of_stuck_triplet(record, self.args.margin)
+            if self.files.writes:
+                warn_of_stuck_triplet(record, self.args.margin)
             if (epoch + 1) % self.args.eval_every == 0 or epoch + 1 == self.args.epochs:
                 try:
                     record.update(self.evaluate(protocols, stop))
@@ -378,8 +405,9 @@ def require_same_data(saved: dict[str, Any], split: TrainSplit, fingerprint: str
     if saved["num_classes"] != len(split.pids):
         raise UserError(f"--resume {args.resume}: a classifier of {saved['num_classes']} persons found, {len(split.pids)} are in "
                         f"--data-path {args.data_path}; use the data of that run, or begin a new run with --init")
-    if saved["fingerprint"] != fingerprint:
-        raise UserError(f"--resume {args.resume}: trained on data {saved['fingerprint'][:12]}, but --data-path {args.data_path} is "
+    found = str(saved.get("fingerprint"))
+    if found != fingerprint:
+        raise UserError(f"--resume {args.resume}: trained on data {found[:12]}, but --data-path {args.data_path} is "
                         f"{fingerprint[:12]}; use the data of that run, or begin a new run with --init")
 
 
@@ -424,15 +452,12 @@ def describe_run(training: Training, protocols: list[Protocol]) -> None:
 def warn_of_surprises(training: Training, protocols: list[Protocol], resumed: bool) -> None:
     """Warn of what is legal but surely unintended."""
     args, split = training.args, training.split
-    found = (len(split.pids), len(split.visible), len(split.infrared), len(protocols[0].query))
-    published = DATASETS[args.dataset].published
-    if found != published and args.shot == 1 and args.mode == "all":
-        warn(f"--data-path {args.data_path}: {found} found, {published} published (training persons, visible images, infrared "
-             "images, queries): not the whole data set")
+    for line in surprises(args.dataset, args.data_path, split, protocols[0] if args.mode == "all" else None):
+        warn(line)
     if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and not resumed:
         warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten times that of a "
              "pretrained one; if the loss does not fall, lower --lr")
-    if not resumed and training.files.writes and training.files.path("last").exists():
+    if not resumed and training.files.path("last").exists():
         warn(f"{training.files.path('last')}: a run of this name is there and will be overwritten; --resume goes on with it")
     short = sum(int((split.labels(m) == label).sum() < args.num_pos) for m in MODALITIES for label in range(len(split.pids)))
     if short:
@@ -455,7 +480,8 @@ def main() -> None:
     try:
         training = Training(args, saved, files, device, processes)
         describe_run(training, protocols)
-        warn_of_surprises(training, protocols, saved is not None)
+        if files.writes:
+            warn_of_surprises(training, protocols, saved is not None)
         training.load_batches()
         training.run(protocols, StopRequest())
         best = training.state["best"]

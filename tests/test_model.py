@@ -21,27 +21,36 @@ def affine(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return layer.weight @ x + layer.bias
 
 
-def test_graph_reasoning_equals_a_plain_loop_over_nodes():
+def standardise(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_graph_reasoning_equals_a_plain_loop_over_nodes(plain):
     torch.manual_seed(0)
-    graph = randomise(GraphReasoning(32)).double()
+    graph = randomise(GraphReasoning(32, plain=plain)).double()
+    scale, norm = (1, lambda message: message) if plain else (2 ** -0.5, standardise)
     x = torch.randn(2, 32, 4, 3).double()
     found = graph(x)
     for image, result in zip(x.flatten(2), found.flatten(2)):
         nodes = [image[:, i] for i in range(12)]
         mean = sum(nodes) / 12
-        readout = torch.softmax(torch.stack([affine(graph.readout_theta, mean) @ affine(graph.readout_phi, n) for n in nodes]), 0)
+        query = affine(graph.readout_theta, mean)
+        readout = torch.softmax(scale * torch.stack([query @ affine(graph.readout_phi, n) for n in nodes]), 0)
         from_local = sum(w * affine(graph.readout_g, n) for w, n in zip(readout, nodes))
         for i, node in enumerate(nodes):
-            weights = torch.softmax(torch.stack([affine(graph.local_theta, node) @ affine(graph.local_phi, n) for n in nodes]), 0)
+            query = affine(graph.local_theta, node)
+            weights = torch.softmax(scale * torch.stack([query @ affine(graph.local_phi, n) for n in nodes]), 0)
             local = sum(w * affine(graph.local_g, n) for w, n in zip(weights, nodes))
-            expected = node + graph.gamma[0] * local + graph.gamma[1] * affine(graph.global_g, mean) + graph.gamma[2] * from_local
+            from_mean = affine(graph.global_g, mean)
+            expected = node + sum(gamma * norm(message) for gamma, message in zip(graph.gamma, (local, from_mean, from_local)))
             torch.testing.assert_close(result[:, i], expected)
 
 
 def test_relations_of_the_global_node_equal_attention_over_a_broadcast_mean():
     """The published form: N x N attention in which either the keys or the queries are N copies of the mean."""
     torch.manual_seed(1)
-    graph = randomise(GraphReasoning(48))
+    graph = randomise(GraphReasoning(48, plain=True))
     x = torch.randn(3, 48, 5, 4)
     nodes = x.flatten(2).transpose(1, 2)
     copies = nodes.mean(1, keepdim=True).expand_as(nodes)

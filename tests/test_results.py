@@ -1,0 +1,159 @@
+"""Records of tests: their table, files, and the comparison of several."""
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import results
+from data_manager import Images, Protocol
+from extraction import FEATURES
+from utils import UserError
+
+
+def make_record(rank1=(0.5, 0.7), extras=()):
+    """A record of two trials; both features have the same scores."""
+    trials = []
+    for trial, value in enumerate(rank1):
+        scores = {"cmc": np.linspace(value, 1, 20).tolist(), "mAP": value / 2, "mINP": value / 4}
+        trials.append({"trial": trial, **{feature: dict(scores) for feature in FEATURES}, "counts": {}})
+    return {"format": results.FORMAT, "protocol": {"name": "SYSU-MM01 all-search, i2v", "trials": [0, 1], "images": "ab" * 32},
+            "extras": list(extras), "checkpoint": {"method": "agw", "arch": "resnet50", "files": ["a.t"], "sha256": ["00"]},
+            "image_size": [288, 144], "trials": trials, **results.summarise(trials)}
+
+
+def save(path, record):
+    path.write_text(json.dumps(record))
+    return str(path)
+
+
+def test_summary_is_mean_and_population_deviation_over_trials():
+    record = make_record((0.5, 0.7))
+    for feature in FEATURES:
+        assert record["mean"][feature]["rank-1"] == pytest.approx(0.6)
+        assert record["std"][feature]["rank-1"] == pytest.approx(0.1)
+        assert record["mean"][feature]["mAP"] == pytest.approx(0.3)
+        assert record["mean"][feature]["rank-20"] == 1
+
+
+def test_every_line_of_a_score_names_the_extras():
+    rows = results.lines(make_record(extras=["flip", "k-reciprocal re-ranking"]))
+    assert rows[0] == "SYSU-MM01 all-search, i2v"
+    assert len(rows) == 2 + 2 * 2 + 2
+    assert all(row.endswith(" + flip + k-reciprocal re-ranking") for row in rows[2:])
+    assert "60.00 ± 10.00" in rows[-1] and "30.00 ±  5.00" in rows[-1]
+    assert " 50.00 " in rows[2] and rows[2].startswith("pool trial 0")
+
+
+def test_columns_of_the_table_line_up():
+    rows = results.lines(make_record())
+    assert len({len(row) for row in rows[1:]}) == 1
+
+
+def test_files_hold_the_record(tmp_path):
+    record = make_record(extras=["flip"])
+    results.write(record, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json"]
+    assert results.read(str(tmp_path / "results.json")) == record
+    with open(tmp_path / "results.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["trial"] for row in table] == ["0", "1", "mean", "std"] * 2
+    assert {row["extras"] for row in table} == {"flip"}
+    for row in table[:2]:
+        result = record["trials"][int(row["trial"])]["pool"]
+        assert float(row["rank-5"]) == result["cmc"][4] and float(row["mINP"]) == result["mINP"]
+    assert float(table[2]["mAP"]) == record["mean"]["pool"]["mAP"]
+    assert float(table[7]["rank-1"]) == record["std"]["bnneck"]["rank-1"]
+
+
+def test_results_are_compared_side_by_side(tmp_path):
+    paths = [save(tmp_path / "a.json", make_record()), save(tmp_path / "b.json", make_record((0.2, 0.2), ["flip"]))]
+    rows = results.compare(paths)
+    assert rows[0] == "SYSU-MM01 all-search, i2v"
+    assert rows[1].startswith(f"[1] {paths[0]}: agw, a.t") and rows[2].startswith(f"[2] {paths[1]}: agw + flip, a.t")
+    line = next(row for row in rows if row.startswith("rank-1 "))
+    assert line.split() == ["rank-1", "60.00", "±", "10.00", "20.00", "±", "0.00"]
+    assert sum(row.startswith("mINP") for row in rows) == len(FEATURES)
+    assert len({len(row) for row in rows[3:]}) == 1
+
+
+@pytest.mark.parametrize("key, value", [("name", "SYSU-MM01 indoor-search, i2v"), ("trials", [0]), ("images", "cd" * 32)])
+def test_different_protocols_are_not_compared(tmp_path, key, value):
+    other = make_record()
+    other["protocol"][key] = value
+    paths = [save(tmp_path / "a.json", make_record()), save(tmp_path / "b.json", other)]
+    with pytest.raises(UserError, match=f"a.json has {key} .*b.json has .*different protocols"):
+        results.compare(paths)
+
+
+def broken(change):
+    record = make_record()
+    change(record)
+    return json.dumps(record)
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "3", '"text"', "{}", "[" * 100_000, "\0", '{"format": 1}',
+    broken(lambda r: r.pop("checkpoint")),
+    broken(lambda r: r.update(checkpoint="a.t")),
+    broken(lambda r: r["checkpoint"].pop("method")),
+    broken(lambda r: r["checkpoint"].update(files=3)),
+    broken(lambda r: r.update(protocol="all-search")),
+    broken(lambda r: r["protocol"].pop("trials")),
+    broken(lambda r: r["protocol"].update(trials="0")),
+    broken(lambda r: r["protocol"].update(name=None)),
+    broken(lambda r: r["mean"].pop("pool")),
+    broken(lambda r: r["std"]["bnneck"].pop("mINP")),
+    broken(lambda r: r["mean"]["pool"].update({"rank-1": "0.5"})),
+    broken(lambda r: r["mean"]["pool"].update({"rank-1": None})),
+    broken(lambda r: r.update(extras=None)),
+    broken(lambda r: r.update(extras=[1])),
+])
+def test_a_broken_file_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="odd.json: not a results.json"):
+        results.compare([str(path)])
+
+
+def test_bytes_that_are_no_text_folders_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    for name in ("bytes", "."):
+        with pytest.raises(UserError, match="not a results.json"):
+            results.read(str(tmp_path / name))
+    with pytest.raises(UserError, match="--compare .*gone.json: no such file"):
+        results.read(str(tmp_path / "gone.json"))
+
+
+def test_another_format_is_refused_whatever_else_it_holds(tmp_path):
+    with pytest.raises(UserError, match="format 2 found, 1 expected"):
+        results.read(save(tmp_path / "new.json", {"format": 2}))
+
+
+def make_protocol(root, trial=0):
+    paths = tuple(str(root / f"cam3/{pid:04d}/0001.jpg") for pid in (1, 2))
+    query = Images(paths, np.array([1, 2]), np.array([3, 3]), "infrared")
+    gallery = Images((str(root / "cam1/0001/0001.jpg"),), np.array([1]), np.array([1]), "visible")
+    return Protocol(query, gallery, (), True, trial, "SYSU-MM01 all-search")
+
+
+def test_a_protocol_is_known_by_its_images_and_persons_not_by_their_folder(tmp_path):
+    one, other = (results.describe_protocol([make_protocol(root)], str(root)) for root in (tmp_path / "a", tmp_path / "b c"))
+    assert one == other and one["name"] == "SYSU-MM01 all-search" and one["trials"] == [0]
+    changed = make_protocol(tmp_path)
+    changed.gallery.pids[0] = 2
+    assert results.describe_protocol([changed], str(tmp_path))["images"] != one["images"]
+
+
+def test_counts(tmp_path):
+    assert results.count(make_protocol(tmp_path)) == {"query_images": 2, "query_ids": 2, "gallery_images": 1, "gallery_ids": 1}
+
+
+def test_nothing_is_left_behind_when_writing_fails(tmp_path):
+    record = make_record()
+    results.write(record, tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(TypeError):
+        results.write({**record, "odd": object()}, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json"]
