@@ -1,9 +1,12 @@
 """Checkpoints: written whole or not at all, read without running what they hold, checked before they are used."""
 from __future__ import annotations
 
+import contextlib
 import pickle
+import pickletools
 import random
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import TwoStream
-from utils import UserError, atomic_path, explain_os_error, one_line
+from data_manager import DATASETS, TRIALS
+from model import ARCHS, METHODS, TwoStream
+from utils import UserError, atomic_path, one_line
 
 FORMAT = 1
 
@@ -26,7 +30,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        reason = explain_os_error(error) if isinstance(error, OSError) else one_line(error)[:200]
+        reason = getattr(error, "strerror", None) or one_line(error)[:200]
         raise UserError(f"{path}: cannot be written ({reason}); the previous checkpoint, if any, is intact; make room or "
                         "choose another --model_path") from None
 
@@ -38,23 +42,46 @@ def load_file(path: str | Path, flag: str) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file; name a checkpoint")
+        what = "a folder found, a file expected" if path.is_dir() else "no such file"
+        raise UserError(f"{flag} {path}: {what}; name a checkpoint")
     if path.stat().st_size == 0:
         raise UserError(f"{flag} {path}: an empty file found, a checkpoint expected; use another file")
     try:
-        with torch.serialization.safe_globals(numpy_globals()):
+        with torch.serialization.safe_globals(numpy_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that are refused
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed global", str(error))
-        if named:
-            raise UserError(f"{flag} {path}: refused, it refers to {named[1] or named[2]}, which could run code when loaded; "
-                            "tensors, plain types and NumPy arrays expected; use a file from a source you trust") from None
-        cause = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", one_line(error))
-        raise UserError(f"{flag} {path}: refused, more than tensors, plain types and NumPy arrays of numbers found "
-                        f"({(cause[1] if cause else one_line(error))[:160]}); use another file") from None
     except Exception as error:  # a damaged file makes torch and zipfile stumble in many ways
-        raise UserError(f"{flag} {path}: damaged or not a checkpoint ({type(error).__name__}: {one_line(error)[:160]}); use "
-                        "another file") from None
+        raise UserError(f"{flag} {path}: {why_refused(path, error)}") from None
+
+
+def why_refused(path: Path, error: Exception) -> str:
+    """Say in words what a file that torch could not load holds."""
+    named = re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed global", str(error))
+    name = named[1] or named[2] if named else named_in_pickle(path)
+    if name and isinstance(error, pickle.UnpicklingError):
+        return (f"refused, it refers to {name}, which could run code when loaded; tensors, plain types and NumPy arrays expected; "
+                "use a file from a source you trust")
+    cause = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", one_line(error))
+    reason = cause[1] if cause else f"{type(error).__name__}: {one_line(error)}"
+    with open(path, "rb") as file:
+        start = file.read(16)
+    return (f"{path.stat().st_size} bytes that begin with {start!r} found, a whole checkpoint of tensors, plain types and NumPy "
+            f"arrays of numbers expected ({reason[:160]}); use another file")
+
+
+def named_in_pickle(path: Path) -> str | None:
+    """The first name outside torch and NumPy that a plain pickle refers to, read without running it; None without one."""
+    words: list[str] = []
+    with open(path, "rb") as file, contextlib.suppress(Exception):  # pickletools stumbles over what is no pickle
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("GLOBAL", "INST"):
+                words[:] = argument.split(" ", 1)
+            elif isinstance(argument, str):
+                words.append(argument)
+            refers = opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL")
+            if refers and words[-2].split(".")[0] not in ("torch", "numpy", "collections"):
+                return ".".join(words[-2:])
+    return None
 
 
 def numpy_globals() -> list[Any]:
@@ -68,7 +95,10 @@ def numpy_globals() -> list[Any]:
 
 
 def load_checkpoint(path: str | Path, flag: str = "--resume") -> dict[str, Any]:
-    """Read one of this project's checkpoints; raises `UserError` if it is none, is of another version or holds NaN."""
+    """Read one of this project's checkpoints.
+
+    Raises `UserError` if it is none, is of another version, contradicts itself or holds NaN.
+    """
     content = load_file(path, flag)
     if not is_own(content):
         raise UserError(f"{flag} {path}: {describe(content)} found, a checkpoint of train.py expected; use a *_last.t or "
@@ -76,8 +106,26 @@ def load_checkpoint(path: str | Path, flag: str = "--resume") -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the version of the code that "
                         "wrote it")
+    require_facts(content, path, flag)
     require_finite(content["net"], path, flag)
     return content
+
+
+def require_facts(content: dict[str, Any], path: str | Path, flag: str) -> None:
+    """Raise `UserError` unless what a checkpoint says of itself is a network of ours, and its classifier fits."""
+    sizes, trials = range(16, 4097), range(1, TRIALS + 1)
+    expected = {"method": METHODS, "arch": ARCHS, "dataset": DATASETS, "img_h": sizes, "img_w": sizes, "trial": trials}
+    for name, value, known in [*((name, content["args"].get(name), known) for name, known in expected.items()),
+                               ("trial", content.get("trial"), trials)]:
+        if not isinstance(value, (str, int)) or value not in known:
+            words = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
+            raise UserError(f"{flag} {path}: {name} {str(value)[:40]!r} found in it, one of {words} expected; use a file that "
+                            "train.py wrote")
+    head = content["net"].get("classifier.weight")
+    if not isinstance(head, Tensor) or head.ndim != 2 or len(head) != content["num_classes"]:
+        found = f"a classifier of shape {tuple(head.shape)}" if isinstance(head, Tensor) else "no classifier.weight"
+        raise UserError(f"{flag} {path}: {content['num_classes']} classes and {found} found, one row for each class expected; use "
+                        "a file that train.py wrote")
 
 
 def is_own(content: Any) -> bool:
@@ -96,10 +144,13 @@ def describe(content: Any) -> str:
 
 
 def require_finite(weights: dict[str, Tensor], path: str | Path, flag: str) -> None:
-    """Raise `UserError` if a weight is no tensor, or holds NaN or an infinity."""
+    """Raise `UserError` if a weight is no plain tensor, or holds NaN or an infinity."""
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use another file")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise UserError(f"{flag} {path}: {name} is a tensor of {value.dtype}, {value.layout} on {value.device}, plain real "
+                            "numbers expected; use another file")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{flag} {path}: {name} holds NaN or infinite values; use an earlier checkpoint")
 
@@ -109,7 +160,7 @@ def restore(net: nn.Module, weights: dict[str, Tensor], path: str | Path, flag: 
     own = net.state_dict()
     for kind, names in (("lacks", own.keys() - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):
         if names:
-            raise UserError(f"{flag} {path}: {kind} {min(names)} ({len(names)} such); a file of the same method and "
+            raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the same method and "
                             "architecture expected")
     for name, value in weights.items():
         if value.shape != own[name].shape:
@@ -144,7 +195,7 @@ def load_init(net: nn.Module, path: str) -> list[str]:
         raise UserError(f"--init {path}: {describe(content)} found, none of whose tensors fits the network; a checkpoint of "
                         "train.py expected")
     net.load_state_dict(fitting, strict=False)
-    return sorted((own.keys() | weights.keys()) - fitting.keys())
+    return sorted(map(str, (own.keys() | weights.keys()) - fitting.keys()))
 
 
 def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import train_arrays
 from data_manager import TrainSplit
 from images import read_image, read_images
-from utils import UserError
+from utils import UserError, one_line, one_line_warnings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 PADDING = 10  # pixels
@@ -195,18 +195,29 @@ def collate(items: list[Tensor | UserError]) -> Tensor | UserError:
     return next((item for item in items if isinstance(item, UserError)), None) or torch.stack(items)
 
 
-def leave_signals(worker: int) -> None:
+def start_reader(worker: int) -> None:
     """A reading process leaves SIGINT to its parent, and ends on SIGTERM at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    one_line_warnings()
 
 
 def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read."""
+    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
+
+    Also if a reading process is killed, as the system does where memory runs out.
+    """
     workers = min(workers, os.cpu_count() or 1) if len(paths) > 64 else 0  # a few images are read before a worker starts
     loader = DataLoader(ImageFiles(paths, height, width), batch_size, num_workers=workers, collate_fn=collate,
-                        pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+                        generator=torch.Generator(),  # leave the global one alone
+                        pin_memory=torch.cuda.is_available(), worker_init_fn=start_reader)
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(f"--workers {workers}: a process that reads images ended ({one_line(error)[:160]}); free memory, or use "
+                        "fewer --workers") from None

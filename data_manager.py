@@ -102,7 +102,8 @@ def require_layout(data_path: str | Path, dataset: str) -> Path:
     """The data set's folder; raises `UserError` if it is missing or holds another data set."""
     root, wanted = Path(data_path), DATASETS[dataset]
     if not root.is_dir():
-        raise UserError(f"--data-path {root}: no such folder; put {wanted.title} there (README, Data) or name its folder")
+        raise UserError(f"--data-path {root}: {'a file' if root.exists() else 'no such folder'}; put {wanted.title} there "
+                        "(README, Data) or name its folder")
     found = recognise(root)
     if found != dataset:
         what = f"{DATASETS[found].title} ({', '.join(DATASETS[found].folders)})" if found else "neither data set"
@@ -159,7 +160,7 @@ def parse_id_list(path: Path) -> list[int]:
         word = word.strip()
         if not word:
             continue
-        if not (word.isascii() and word.isdigit() and 0 < int(word) < 10 ** 9):
+        if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
             raise UserError(f"{path}: {word[:40]!r} found, positive identity numbers separated by commas expected; "
                             "restore the file")
         pids.append(int(word))
@@ -183,14 +184,32 @@ def sysu_ids(root: Path) -> dict[str, list[int]]:
 
 
 def sysu_files(root: Path, pids: Iterable[int], cameras: Iterable[int]) -> dict[tuple[int, int], list[str]]:
-    """Image paths by (pid, camera), in that order; combinations without images are left out."""
+    """Image paths by (pid, camera), in that order; combinations without images are left out.
+
+    Raises `UserError` for a camera without any image: every camera of the data set has some of either split.
+    """
     files = {}
     for pid in pids:
         for camera in cameras:
             folder = root / f"cam{camera}" / f"{pid:04d}"
             if folder.is_dir() and (found := list_images(folder)):
                 files[pid, camera] = found
+    for camera in sorted(set(cameras) - {camera for _, camera in files}):
+        folder = root / f"cam{camera}"
+        what = "no image of the persons on the lists" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, expected; restore them")
     return files
+
+
+def sysu_test_ids(root: Path) -> list[int]:
+    """The test identities; raises `UserError` if one has no image in any camera."""
+    pids = sysu_ids(root)["test"]
+    for pid in pids:
+        folders = [root / f"cam{camera}" / f"{pid:04d}" for cameras in SYSU_CAMERAS.values() for camera in cameras]
+        if not any(folder.is_dir() and list_images(folder) for folder in folders):
+            raise UserError(f"{root / 'exp' / 'test_id.txt'}: person {pid} has no image in any camera; restore the images "
+                            f"({folders[0]} and so on), or take the person off the list")
+    return pids
 
 
 def as_images(files: dict[tuple[int, int], list[str]], modality: str) -> Images:
@@ -230,8 +249,7 @@ def sysu_cameras(modality: str, mode: str) -> tuple[int, ...]:
 def sysu_query(data_path: str, mode: str, modality: str) -> Images:
     """Every test image of the modality's cameras, cameras within persons."""
     root = require_layout(data_path, "sysu")
-    files = sysu_files(root, sysu_ids(root)["test"], sysu_cameras(modality, mode))
-    return as_images(files, modality)
+    return as_images(sysu_files(root, sysu_test_ids(root), sysu_cameras(modality, mode)), modality)
 
 
 def sysu_gallery(data_path: str, mode: str, trial: int, shot: int, gallery: str, modality: str) -> Images:
@@ -241,7 +259,7 @@ def sysu_gallery(data_path: str, mode: str, trial: int, shot: int, gallery: str,
     of the data set's own evaluation. Where there are fewer images than `shot`, all are taken.
     """
     root = require_layout(data_path, "sysu")
-    files = sysu_files(root, sysu_ids(root)["test"], sysu_cameras(modality, mode))
+    files = sysu_files(root, sysu_test_ids(root), sysu_cameras(modality, mode))
     if gallery == "official":
         permutations = read_permutations(root / "exp" / "rand_perm_cam.mat")
         drawn = {key: official_draw(root, permutations, *key, trial, shot, paths) for key, paths in files.items()}
@@ -284,6 +302,9 @@ def official_draw(root: Path, cells: np.ndarray, pid: int, camera: int, trial: i
     if absent:
         raise UserError(f"{mat}: names image {root / f'cam{camera}' / f'{pid:04d}' / absent[0]}.jpg, which is not there; "
                         "restore the image, or use --gallery random")
+    if len(set(names)) < len(names):
+        raise UserError(f"{mat}: names an image of person {pid} in camera {camera} twice in trial {trial}, a permutation "
+                        "expected; restore the file, or use --gallery random")
     return [by_number[name] for name in names]
 
 
@@ -310,24 +331,13 @@ def sysu_protocols(data_path: str, *, direction: str = "i2v", mode: str = "all",
     query = sysu_query(data_path, mode, query_modality)
     same_room = SYSU_SAME_ROOM if direction == "i2v" else SYSU_SAME_ROOM[::-1]
     name = f"SYSU-MM01 {mode}-search, {'single' if shot == 1 else 'multi'}-shot, {gallery} gallery, {direction}"
-    searches = [Protocol(query, sysu_gallery(data_path, mode, trial, shot, gallery, gallery_modality), (same_room,), True,
-                         trial, name) for trial in trials]
-    for search in searches:
-        require_images(search, data_path)
-    return searches
+    return [Protocol(query, sysu_gallery(data_path, mode, trial, shot, gallery, gallery_modality), (same_room,), True, trial, name)
+            for trial in trials]
 
 
 def modalities(direction: str) -> tuple[str, str]:
     """Modality of the query and of the gallery."""
     return {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}[direction]
-
-
-def require_images(search: Protocol, data_path: str) -> None:
-    """Raise `UserError` if a side of a search is empty."""
-    for side, images in (("query", search.query), ("gallery", search.gallery)):
-        if not len(images):
-            raise UserError(f"--data-path {data_path}: no {images.modality} test image found for the {side} of {search.name}; "
-                            "restore the test persons' folders")
 
 
 # -------------------------------------------------------------------------------------------------------- RegDB
@@ -347,7 +357,9 @@ def parse_index(path: Path) -> list[tuple[str, int]]:
             raise UserError(f"{path}, line {number}: {line.strip()[:60]!r} found, 'relative/path.bmp label' with a label of "
                             "at least 0 expected; restore the file")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{path}, line {number}: {name!r} leaves the data set's folder; a path inside it expected")
+            raise UserError(f"{path}, line {number}: {name!r} leaves the data set's folder; a path inside it expected; restore "
+                            "the file")
+        name = Path(name).as_posix()
         if name in entries:
             raise UserError(f"{path}, line {number}: {name!r} is listed twice; each image once expected; restore the file")
         entries[name] = int(label)
@@ -371,35 +383,52 @@ def regdb_split(data_path: str, split: str, trial: int) -> dict[str, Images]:
     """One split's images of both modalities, checked against the other split of the trial.
 
     Labels count the persons of one split, so the same label in both splits means two persons; what must not be in both
-    is an image, or a person's folder.
+    is an image, or a person's folder. Raises `UserError` for that, and where a label stands for two persons.
     """
     root = require_layout(data_path, "regdb")
     if not 1 <= trial <= TRIALS:
         raise ValueError(f"trial: {trial} found, 1 to {TRIALS} expected")
     sides = {modality: regdb_images(root, split, trial, modality) for modality in (VISIBLE, INFRARED)}
+    require_one_person_a_label(root, split, trial, sides)
     other = "test" if split == "train" else "train"
     for modality, images in sides.items():
-        names = dict(parse_index(root / "idx" / f"{other}_{REGDB_NAMES[modality]}_{trial}.txt"))
-        both = person_keys(images, root) & person_keys_of(names)
+        names = [name for name, _ in parse_index(root / "idx" / f"{other}_{REGDB_NAMES[modality]}_{trial}.txt")]
+        both = person_keys([Path(path).relative_to(root).as_posix() for path in images.paths]) & person_keys(names)
         if both:
             raise UserError(f"{root / 'idx'}: {sorted(both)[0]} is in the training and the test list of trial {trial} "
                             f"({REGDB_NAMES[modality]}); disjoint persons expected; restore the lists")
     return sides
 
 
-def person_keys(images: Images, root: Path) -> set[str]:
-    """`person_keys_of` for a list of images."""
-    return person_keys_of({Path(path).relative_to(root).as_posix(): int(pid)
-                           for path, pid in zip(images.paths, images.pids)})
+def person_keys(names: Iterable[str]) -> set[str]:
+    """What tells persons apart across lists: the images, and their folders where there are several."""
+    folders = {os.path.dirname(name) for name in names}
+    return set(names) | (folders if len(folders) > 1 else set())
 
 
-def person_keys_of(labels: dict[str, int]) -> set[str]:
-    """What tells persons apart across lists: their folders where each holds one label, and the images themselves."""
-    folders: dict[str, set[int]] = {}
-    for name, label in labels.items():
-        folders.setdefault(os.path.dirname(name), set()).add(label)
-    one_each = all(len(found) == 1 for found in folders.values()) and len(folders) == len(set(labels.values()))
-    return set(labels) | (set(folders) if one_each and len(folders) > 1 else set())
+def require_one_person_a_label(root: Path, split: str, trial: int, sides: dict[str, Images]) -> None:
+    """Raise `UserError` unless labels and persons' folders stand for each other, in each list and across the modalities.
+
+    Lists whose images lie in one folder, or in folders of other names than numbers, tell less and pass.
+    """
+    numbers: dict[int, tuple[str, str]] = {}  # label -> the person's number, as the folder says it, and its list
+    for modality, images in sides.items():
+        source = root / "idx" / f"{split}_{REGDB_NAMES[modality]}_{trial}.txt"
+        pairs = {(os.path.dirname(path), label) for path, label in zip(images.paths, images.pids.tolist())}
+        if len({folder for folder, _ in pairs}) == 1:
+            continue
+        for position, what in ((1, "label"), (0, "folder")):
+            value, count = Counter(pair[position] for pair in pairs).most_common(1)[0]
+            if count > 1:
+                others = sorted(str(pair[1 - position]) for pair in pairs if pair[position] == value)
+                raise UserError(f"{source}: {what} {value} goes with {others[0]} and {others[1]}; one label for each person's "
+                                "folder expected; restore the file")
+        for folder, label in sorted(pairs):
+            number = os.path.basename(folder)
+            known, listed = numbers.setdefault(label, (number, str(source)))
+            if known != number and known.isdecimal() and number.isdecimal():
+                raise UserError(f"{source}: label {label} is person {number}, but person {known} in {listed}; the same person in "
+                                "both modalities expected; restore the files")
 
 
 def regdb_train_split(data_path: str, trial: int) -> TrainSplit:
@@ -425,7 +454,6 @@ def regdb_protocols(data_path: str, *, direction: str = "v2i", trials: Iterable[
     for trial in trials:
         sides = regdb_split(data_path, "test", trial)
         searches.append(Protocol(sides[query], sides[gallery], (), False, trial, f"RegDB, {direction}"))
-        require_images(searches[-1], data_path)
     return searches
 
 
@@ -435,6 +463,28 @@ DATASETS = {
     "regdb": DataSet("RegDB", "data/RegDB", "v2i", TRIALS, ("idx", "Visible", "Thermal"),
                      regdb_train_split, regdb_protocols, (206, 2060, 2060, 2060)),
 }
+
+
+def surprises(dataset: str, data_path: str, split: TrainSplit | None = None, search: Protocol | None = None) -> list[str]:
+    """What is legal but surely unintended of a split and of a search of all cameras, a line each.
+
+    Counts that are not the published ones, with both numbers, and test persons who have images in one modality only.
+    """
+    data = DATASETS[dataset]
+    persons, visible, infrared, queries = data.published
+    counts, lines = [], []
+    if split is not None:
+        counts += [("training persons", len(split.pids), persons), ("visible training images", len(split.visible), visible),
+                   ("infrared training images", len(split.infrared), infrared)]
+    if search is not None and search.query.modality == modalities(data.direction)[0]:
+        counts.append(("queries", len(search.query), queries))
+    differing = [f"{found} {what} found, {published} published" for what, found, published in counts if found != published]
+    if differing:
+        lines.append(f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set")
+    if search is not None and (lone := sorted(set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()))):
+        lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {lone[0]}, with images in one modality only: "
+                     "their queries are left out of the mean")
+    return lines
 
 
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -455,7 +505,7 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     if args.tvsearch and args.direction == "v2i":
         raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; leave one of them out")
     args.direction = args.direction or ("i2v" if args.tvsearch else DATASETS[args.dataset].direction)
-    args.data_path = args.data_path or DATASETS[args.dataset].path
+    args.data_path = DATASETS[args.dataset].path if args.data_path is None else args.data_path
     return args
 
 

@@ -79,8 +79,8 @@ def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
     for name, root in roots.items():
         images = args.images if name == "sysu" else 10
         with tqdm(desc=f"rendering {root.name}", unit="person", total=args.ids, disable=None) as bar:
-            RENDERERS[name](root, args.ids, images, args.seed, os.cpu_count() or 1,
-                            lambda done, total, bar=bar: bar.update(done - bar.n))
+            RENDERERS[name](root, args.ids, images, args.seed, lambda done, total, bar=bar: bar.update(done - bar.n),
+                            workers=os.cpu_count() or 1)
         print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {args.ids} persons")
     with atomic_path(out / "pedestrians.png") as temporary:
         contact_sheet(roots).save(temporary, format="png")

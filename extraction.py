@@ -1,6 +1,7 @@
 """Whole searches: features of every image once, then the scores of each protocol."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,14 @@ from tqdm import tqdm
 
 from data_loader import batches, normalise
 from data_manager import Images, Protocol
+from devices import precision, without_tf32
 from eval_metrics import distance_matrix, evaluate, k_reciprocal_distance
+from utils import UserError, warn
 
 FEATURES = ("pool", "bnneck")  # after pooling, after BNNeck
 RANKS = (1, 5, 10, 20)
+NEARLY_IDENTICAL = 0.9999  # length of the mean of unit features
+
 # ------------------------------------------------------------------------------------- features and whole searches
 @dataclass(frozen=True)
 class Extraction:
@@ -49,11 +54,11 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, how: E
                        -(-len(mine) // how.batch_size), unit="batch", leave=False, disable=how.silent or None):
         check()
         images = normalise(images.to(how.device, non_blocking=True))
-        with torch.autocast(how.device.type, torch.bfloat16, enabled=how.bf16):
+        with precision(how.device, how.bf16), without_tf32():
             outputs = [net(**{modality: view}) for view in ((images, images.flip(3)) if how.flip else (images,))]
         for name, of in (("pool", "feats"), ("bnneck", "neck")):
-            found[name].append(F.normalize(sum(F.normalize(getattr(output, of)) for output in outputs)).cpu())
-    feats = {name: torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32) for name, parts in found.items()}
+            found[name].append(F.normalize(sum(F.normalize(getattr(output, of)) for output in outputs)))
+    feats = {name: torch.cat(parts).cpu().numpy() if parts else np.empty((0, 0), np.float32) for name, parts in found.items()}
     return feats if count == 1 else merge_shards(feats, len(paths), count)
 
 
@@ -72,7 +77,10 @@ def merge_shards(feats: dict[str, np.ndarray], total: int, count: int) -> dict[s
 
 def search_features(net: nn.Module, protocols: Sequence[Protocol], how: Extraction,
                     check: Callable[[], None] = lambda: None) -> dict[str, dict[str, np.ndarray]]:
-    """Features of every distinct image of some searches, once each: {path: its row} and the rows, by modality."""
+    """Features of every distinct image of some searches, once each: {path: its row} and the rows, by modality.
+
+    Raises `UserError` naming an image whose features are not finite; warns where all are nearly the same.
+    """
     taken = {}
     for modality in ("visible", "infrared"):
         paths = sorted({path for protocol in protocols for side in (protocol.query, protocol.gallery)
@@ -80,7 +88,24 @@ def search_features(net: nn.Module, protocols: Sequence[Protocol], how: Extracti
         if paths:
             rows = {path: row for row, path in enumerate(paths)}
             taken[modality] = {"rows": rows, **extract_features(net, paths, modality, how, check)}
+    check_features(taken)
     return taken
+
+
+def check_features(taken: dict[str, dict]) -> None:
+    """Refuse features that are not finite; warn of those whose mean is almost as long as each of them, which is 1."""
+    alike = []
+    for name, modality in itertools.product(FEATURES, taken):
+        rows, feats = taken[modality]["rows"], taken[modality][name]
+        broken = np.flatnonzero(~np.isfinite(feats).all(1))
+        if len(broken):
+            raise UserError(f"{list(rows)[broken[0]]}: its {name} feature is not finite; use sound weights, or --amp off")
+        length = float(np.linalg.norm(feats.mean(0, dtype=np.float64)))
+        if len(feats) > 1 and length > NEARLY_IDENTICAL:
+            alike.append(f"{name} of {modality} images ({length:.6f})")
+    if alike and not (dist.is_initialized() and dist.get_rank()):
+        warn(f"all features are nearly identical (length of their mean, 1 if they are the same): {', '.join(alike)}; what they "
+             "find is little more than chance: train longer, or with a lower --lr, or from pretrained weights")
 
 
 def side_features(taken: dict[str, dict], side: Images, feature: str) -> np.ndarray:

@@ -5,20 +5,24 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import filelock
 import numpy as np
 from tqdm import tqdm
 
-from data_manager import DATASETS, Images, TrainSplit
+from data_manager import DATASETS, Images, TrainSplit, surprises
 from images import read_image
 from train_arrays import ARRAYS, MANIFEST, manifest
-from utils import Parser, UserError, add_data_arguments, explain_os_error, run, write_json
+from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, one_line_warnings, run, warn,
+                   write_json)
 
 CHUNK = 16  # images a task
 
@@ -26,7 +30,7 @@ CHUNK = 16  # images a task
 def build_parser() -> Parser:
     """The arguments of pre-processing."""
     parser = Parser(description="Decode and resize the training images of SYSU-MM01 into memory-mapped .npy arrays.")
-    parser.add_argument("--data-path", default=DATASETS["sysu"].path, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--data-path", type=filled, default=DATASETS["sysu"].path, metavar="DIR", help="folder of the data set")
     add_data_arguments(parser)
     return parser
 
@@ -36,6 +40,8 @@ def main() -> None:
     args = build_parser().parse_args()
     root = Path(args.data_path)
     split = DATASETS["sysu"].train_split(args.data_path, 1)
+    for line in surprises("sysu", args.data_path, split):
+        warn(line)
     with exclusive(root):
         write_arrays(root, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
     print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} persons in {root}")
@@ -96,14 +102,18 @@ def decode(side: Images, path: Path, height: int, width: int, workers: int) -> N
     offset = array.offset
     del array
     reserve(path, offset + int(np.prod(shape)))
-    tasks = [(start, side.paths[start:start + CHUNK]) for start in range(0, len(side), CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, start_worker, (str(path), offset, shape)) as pool, \
+    with ProcessPoolExecutor(workers, context, start_worker, (str(path), offset, shape)) as pool, \
             tqdm(total=len(side), desc=side.modality, unit="image", disable=None) as bar:
-        for done in pool.imap_unordered(decode_rows, tasks):
-            if isinstance(done, Exception):
-                raise done
-            bar.update(done)
+        try:
+            jobs = [pool.submit(decode_rows, start, side.paths[start:start + CHUNK]) for start in range(0, len(side), CHUNK)]
+            for job in as_completed(jobs):
+                bar.update(job.result())
+        except BrokenProcessPool:
+            raise UserError(f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
+                            "--workers") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def reserve(path: Path, size: int) -> None:
@@ -116,17 +126,21 @@ def reserve(path: Path, size: int) -> None:
 def start_worker(path: str, offset: int, shape: tuple[int, ...]) -> None:
     """Open the array in a worker process; the parent alone answers to the keyboard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    one_line_warnings()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     decode_rows.array = np.memmap(path, np.uint8, "r+", offset, shape)
 
 
-def decode_rows(task: tuple[int, tuple[str, ...]]) -> int | Exception:
-    """Decode one task's images into their rows; returns their number, or the error that one of them is."""
-    start, paths = task
-    try:
-        for row, path in enumerate(paths, start):
-            decode_rows.array[row] = read_image(path, *decode_rows.array.shape[1:3])
-    except (UserError, OSError) as error:
-        return error
+def end_with_parent() -> None:
+    """End this worker process when its parent is gone, however that ended."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def decode_rows(start: int, paths: tuple[str, ...]) -> int:
+    """Decode images into the rows from `start` on; returns their number."""
+    for row, path in enumerate(paths, start):
+        decode_rows.array[row] = read_image(path, *decode_rows.array.shape[1:3])
     return len(paths)
 
 

@@ -323,8 +323,21 @@ class Training:
     def save(self, kind: str, whole: bool = True) -> None:
         """Write `last` or `epoch_N` with all that going on needs, or `best` with the weights."""
         if self.files.writes:
+            self.require_finite_weights()
             extra = {"optimiser": self.optimiser.state_dict(), "rng": rng_state()} if whole else {}
             save_checkpoint(self.files.path(kind), {**self.weights(), **extra})
+
+    def require_finite_weights(self) -> None:
+        """Raise `UserError` rather than write what no script would read again."""
+        for name, value in self.net.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                epoch = self.state["epoch"] - 1
+                raise UserError(f"after epoch {epoch}: {name} is not finite; {self.last_good()}; lower --lr, or use --amp off")
+
+    def last_good(self) -> str:
+        """The checkpoint to go back to, in words."""
+        last = self.files.path("last")
+        return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
 
     def stop(self, stop: StopRequest, step: int, sums: dict[str, float]) -> None:
         """Save the middle of an epoch and raise `Interrupted`."""
@@ -364,9 +377,7 @@ class Training:
             return train_one_epoch(net, self.batches, self.optimiser, self.state["epoch"], self.state["step"], meters, self.args,
                                    self.device, self.bf16, stop, self.files.log)
         except NotFinite as error:
-            last = self.files.path("last")
-            good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-            raise UserError(f"{error}; {good}; lower --lr, or use --amp off") from None
+            raise UserError(f"{error}; {self.last_good()}; lower --lr, or use --amp off") from None
 
     def evaluate(self, protocols: list[Protocol], stop: StopRequest) -> dict[str, float]:
         """Figures of the first search, as test.py finds them."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_manager import TrainSplit
 from images import FILTER
-from utils import UserError
+from utils import UserError, one_line
 
 ARRAYS = {"visible": "train_rgb_resized", "infrared": "train_ir_resized"}
 MANIFEST = "train_resized_img.json"
@@ -51,11 +51,11 @@ def open_arrays(split: TrainSplit, root: str, height: int, width: int) -> dict[s
     path, command = Path(root) / MANIFEST, renew(root, height, width)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        size, made_from = (manifest["height"], manifest["width"]), manifest["images"]
+        size, made_from = (manifest["height"], manifest["width"]), {**manifest["images"]}
         checks = (("format", manifest["format"], FORMAT), ("filter", manifest["filter"], FILTER),
                   ("height x width", "{} x {}".format(*size), f"{height} x {width}"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); {command}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not the record of pre-processing ({type(error).__name__}: {error}); {command}") from None
     for what, found, expected in checks:
         if found != expected:
             raise UserError(f"{path}: arrays of {what} {found} found, {expected} expected; {command}")
@@ -79,22 +79,25 @@ def difference(then: object, now: list[str], modality: str) -> str:
 def open_array(root: Path, modality: str, labels: np.ndarray, height: int, width: int,
                command: str) -> tuple[np.ndarray, np.ndarray]:
     """Memory-map one pair of arrays; any but a whole array of the expected shape and dtype is a `UserError`."""
-    pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8, command, mmap="c")
+    pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8, command)
     stored = load_npy(root / f"{ARRAYS[modality]}_label.npy", (len(labels),), np.int64, command)
     if not np.array_equal(stored, labels):
         raise UserError(f"{root / f'{ARRAYS[modality]}_label.npy'}: labels found that are not those of the lists; {command}")
     return pixels, labels
 
 
-def load_npy(path: Path, shape: tuple[int, ...], dtype: type, command: str = "", mmap: str | None = None) -> np.ndarray:
-    """Load a .npy of a known shape and dtype (never a pickled one); `UserError` names the file and what it holds."""
+def load_npy(path: Path, shape: tuple[int, ...], dtype: type, command: str) -> np.ndarray:
+    """Memory-map a .npy of a known shape and dtype (never a pickled one), copied on writing.
+
+    Raises `UserError` naming the file, what it holds and the command that makes it anew.
+    """
     try:
-        array = np.load(path, mmap_mode=mmap, allow_pickle=False)
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {command}") from None
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path}: not a whole .npy of plain numbers ({error}); {command}") from None
+    except Exception as error:  # a damaged header makes NumPy stumble in many ways
+        raise UserError(f"{path}: not a whole .npy of plain numbers ({one_line(error)[:160]}); {command}") from None
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise UserError(f"{path}: {found} found, {np.dtype(dtype)} {shape} expected; {command}")
-    return np.asarray(array) if mmap is None else array.view(np.ndarray)
+    return array.view(np.ndarray)

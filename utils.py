@@ -12,9 +12,10 @@ import platform
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -23,8 +24,8 @@ class UserError(Exception):
     """Something that the user can mend; its one line names the file or flag, what was found and what was expected."""
 
 
-class Interrupted(Exception):
-    """A signal asked the program to stop; `signum` is the signal's number."""
+class Interrupted(BaseException):
+    """A signal asked the program to stop; `signum` is the signal's number. No `except Exception` takes it for a fault."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -42,13 +43,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line(text: object) -> str:
-    """The text on one line, whatever it held."""
-    return " ".join(str(text).split())
+    """The text on one line, whatever it held; what a terminal would obey rather than show is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
 
 
 def warn(message: str) -> None:
     """Print one warning line to stderr."""
     tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def one_line_warnings() -> None:
+    """Show the warnings of libraries as our own: one line each."""
+    warnings.showwarning = lambda message, *_, **__: warn(str(message))
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -64,6 +70,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     try:
         signal.signal(signal.SIGTERM, terminate)
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding does not
+        one_line_warnings()
         main()
     except UserError as error:
         status, line = 2, f"error: {one_line(error)}"
@@ -126,6 +134,13 @@ def _real(text: str, accept: Callable[[float], bool], expected: str) -> float:
     return value
 
 
+def filled(text: str) -> str:
+    """An argparse type: a name that is not empty, as the unset variable of a shell script is."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name found; name one, or leave the flag out")
+    return text
+
+
 def add_data_arguments(parser: Parser) -> None:
     """Declare the image size and the worker processes, which every script that reads images takes."""
     parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", help="image width")
@@ -137,12 +152,12 @@ def add_shared_arguments(parser: Parser, datasets: Iterable[str], methods: Itera
     """Declare the arguments that train.py and test.py share."""
     add_data_arguments(parser)
     parser.add_argument("--dataset", choices=datasets, default="sysu", help="data set")
-    parser.add_argument("--data-path", metavar="DIR",
+    parser.add_argument("--data-path", type=filled, metavar="DIR",
                         help="folder of the data set (default: data/SYSU-MM01 or data/RegDB)")
     parser.add_argument("--method", choices=methods, default="cgrnet", help="network and losses")
     parser.add_argument("--arch", choices=archs, default="resnet50", help="backbone")
     parser.add_argument("--trial", type=integer(1, 10), default=1, metavar="T", help="RegDB: split, 1 to 10")
-    parser.add_argument("--resume", "-r", metavar="PATH", help="checkpoint to go on from, or to test")
+    parser.add_argument("--resume", "-r", type=filled, metavar="PATH", help="checkpoint to go on from, or to test")
     parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
                         help="bfloat16 autocast; auto: where the device has it natively")
@@ -169,13 +184,20 @@ def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
 # -------------------------------------------------------------------------------------------------------- files
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    An error of the file system names `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.strerror is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -232,22 +254,33 @@ class Log:
 
     def __init__(self, folder: Path | None, name: str = "") -> None:
         self.silent = folder is None
-        self.text: TextIO | None = None
-        self.epochs = None
-        if folder is not None:
-            self.text = open(folder / f"{name}.txt", "a", encoding="utf-8", buffering=1)
-            self.epochs = folder / f"{name}.jsonl"
+        self.text = folder and folder / f"{name}.txt"
+        self.epochs = folder and folder / f"{name}.jsonl"
+        self.earlier(0)
 
     def __call__(self, line: str = "") -> None:
-        if self.text is not None:
-            tqdm.write(line)
-            self.text.write(line + "\n")
+        if self.text is None:
+            return
+        tqdm.write(line)
+        try:
+            with open(self.text, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.text)) from None
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Write the record of one epoch; records of the same or of later epochs, left by a lost run, go."""
-        if self.epochs is None:
-            return
-        lines = self.epochs.read_text(encoding="utf-8").splitlines() if self.epochs.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
-        with atomic_path(self.epochs) as temporary:
-            temporary.write_text("\n".join([*kept, json.dumps(record)]) + "\n", encoding="utf-8")
+        if self.epochs is not None:
+            lines = [*self.earlier(record["epoch"]), json.dumps(record)]
+            with atomic_path(self.epochs) as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def earlier(self, epoch: int) -> list[str]:
+        """The lines of the epochs before this one; `UserError` if a line is none."""
+        if self.epochs is None or not self.epochs.exists():
+            return []
+        try:
+            return [line for line in self.epochs.read_text(encoding="utf-8").splitlines() if json.loads(line)["epoch"] < epoch]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.epochs}: a line that is no record of an epoch found; remove the file, or choose another "
+                            "--log_path") from None

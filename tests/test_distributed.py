@@ -75,7 +75,7 @@ def test_two_processes_follow_the_joint_batch(tmp_path):
         torch.testing.assert_close(one["net"][key], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["agw", "cgrnet"])
+@pytest.mark.parametrize("method", ["base", "cgrnet"])
 def test_torchrun_trains_and_one_process_writes(method, tmp_path):
     import subprocess
     import sys

@@ -1,0 +1,319 @@
+"""Times this repository's ways against the plain ones, the two alternately in one process.
+
+    python bench.py step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
+    python bench.py params          parameters and arithmetic of each method
+
+Like the tests, it stands above the scripts: the step that it times is train.py's own.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import plain
+import train
+from data_loader import IdentitySampler, TrainBatches, TrainImages
+from devices import Meters, allow_tf32, choose_device, precision, use_bf16
+from eval_metrics import eval_sysu
+from extraction import Extraction, extract_features
+from loss import method_loss
+from model import ARCHS, METHODS, MODALITIES, Method, TwoStream
+from utils import Log, Parser, add_data_arguments, integer, run, versions, write_json
+
+CLASSES = 395  # training persons of SYSU-MM01
+STEPS = {"cpu": 2, "cuda": 30}  # in one timed piece of `step`
+BATCHES = {"cpu": 20, "cuda": 60}  # in one timed piece of `input`
+TEST_IMAGES = {"cpu": 256, "cuda": 4096}
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the matrices that the peak is measured on
+COPY = 1 << 28  # bytes of the copy that the bandwidth is measured on
+QUERIES, GALLERY, PERSONS = 3803, 301, 96  # SYSU-MM01's test, all-search
+PREPROCESSED = 4000  # images; SYSU-MM01 has 34,167
+DISTINCT = 64  # image files that differ; the others are links to them
+CPU = torch.device("cpu")
+Result = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], repeats: int, warmup: int,
+            device: torch.device, images: int = 0) -> Result:
+    """Run both alternately: median, least and most seconds of each, images a second, ratios of neighbouring runs."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def seconds(piece: Callable[[], Any]) -> float:
+        synchronise()
+        begun = time.perf_counter()
+        piece()
+        synchronise()
+        return time.perf_counter() - begun
+
+    for _ in range(warmup):
+        baseline(), variant()
+    times = np.array([(seconds(baseline), seconds(variant)) for _ in range(repeats)])
+    ratios = times[:, 0] / times[:, 1]
+    sides = {side: {"seconds": float(np.median(of)), "min": float(of.min()), "max": float(of.max()),
+                    "images_per_s": images / float(np.median(of))} for side, of in zip(("baseline", "variant"), times.T)}
+    return {"name": name, "ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
+            "ratio_max": float(ratios.max()), "repeats": repeats, **sides, "note": ""}
+
+
+def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf16: bool = False) -> Result:
+    """Set beside the variant's time that of its FLOP in one large matrix product, or of its bytes (B) in one large copy."""
+    if unit == "FLOP":
+        size = PRODUCT[device.type]
+        one, other = torch.randn(2, size, size, device=device).to(torch.bfloat16 if bf16 else torch.float32)
+        work, piece = 2 * size ** 3, lambda: one @ other
+    else:
+        one, other = torch.ones(2, COPY, dtype=torch.uint8, device=device)
+        work, piece = 2 * one.numel(), lambda: one.copy_(other)
+    rate = work / compare("", piece, piece, 3, 1, device)["variant"]["min"]
+    share = amount / rate / result["variant"]["seconds"]
+    return {**result, unit: amount, f"{unit}/s": rate, "floor_s": amount / rate, "share_of_floor": share,
+            "note": f"{share:.0%} of the floor, {amount / 1e9:.2f} G{unit} at {rate / 1e9:.1f} G{unit}/s"}
+
+
+def count_flops(piece: Callable[[], Any]) -> int:
+    """Floating-point operations (two for a multiply-add) of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        piece()
+    return counter.get_total_flops()
+
+
+# --------------------------------------------------------------------------------------------------- the benchmarks
+def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Training steps with all their input: train.py's epoch against the plain recipe's."""
+    images, sampler = made_training(args, STEPS[device.type])
+    loader, net = plain.training_loader(images, sampler, args.workers), TwoStream(args.method, args.arch, CLASSES).to(device)
+    optimiser = torch.optim.SGD(net.parameter_groups(args.lr, True), momentum=0.9, nesterov=True, weight_decay=5e-4)
+    baseline = functools.partial(plain.train_epoch, net, args.method, loader, optimiser, args.margin, device)
+    flops = count_flops(forward_and_backward(args.method, args.method, 2, args, device, False)) * args.batch_size // 2
+    for name, bf16 in precisions(device):
+        net = train.build_network(args, None, CLASSES, Log(None), device)
+        rest = (TrainBatches(images, sampler, device, device.type == "cuda", 0), train.build_optimiser(net, args), 0, 0)
+
+        def ours(net=net, rest=rest, bf16=bf16) -> None:
+            train.train_one_epoch(net, *rest, Meters(device), args, device, bf16, argparse.Namespace(signum=None), Log(None))
+
+        result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device, sampler.steps * args.step_images)
+        yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
+
+
+def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Training batches on the device and nothing else: `TrainBatches` against the plain recipe's."""
+    images, sampler = made_training(args, BATCHES[device.type])
+    loader, count = plain.training_loader(images, sampler, args.workers), sampler.steps * args.step_images
+    ours = TrainBatches(images, sampler, device, device.type == "cuda", 0)
+    result = compare("input", lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
+                     lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count)
+    yield with_floor(result, count * args.img_h * args.img_w * 3 * (1 + 4), "B", device)  # uint8 read, float32 written
+
+
+def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Features of image files: `extract_features` against PIL transforms and a contiguous float32 network."""
+    bf16, count = use_bf16(device, "auto"), TEST_IMAGES[device.type]
+    plain_net, net = (TwoStream(args.method, args.arch, CLASSES).to(device, memory_format=form)
+                      for form in (torch.contiguous_format, torch.channels_last))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = made_files(Path(folder), [f"{number}.jpg" for number in range(count)])
+        how = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16)
+        loader = plain.file_loader(paths, args.img_h, args.img_w, args.test_batch, args.workers)
+        result = compare("extract " + ("bf16" if bf16 else "float32"), lambda: plain.features(plain_net, loader, device),
+                         lambda: extract_features(net, paths, "visible", how), args.repeats, args.warmup, device, count)
+    yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
+
+
+def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory that it takes on top."""
+    rng = np.random.default_rng(0)
+    cells = np.sort(rng.permutation(4 * PERSONS)[:GALLERY])  # (person, visible camera)
+    q_pids, q_camids = rng.choice(cells // 4, QUERIES), rng.choice((3, 6), QUERIES)
+    for shots in (1, 10):
+        g_pids, g_camids = np.repeat(cells // 4, shots), np.repeat(np.array((1, 2, 4, 5))[cells % 4], shots)
+        dist_mat = rng.normal(1, 0.1, (QUERIES, len(g_pids))).astype(np.float32)
+        dist_mat -= np.float32(0.2) * (q_pids[:, None] == g_pids)
+        search = (dist_mat, q_pids, g_pids, q_camids, g_camids)
+        tracemalloc.start()
+        scores = eval_sysu(*search)
+        memory = tracemalloc.get_traced_memory()[1] / dist_mat.nbytes
+        tracemalloc.stop()
+        for found, expected in zip(scores, plain.scores(*search, arrays=True)):
+            np.testing.assert_allclose(found, expected, rtol=1e-3)  # their sorts part where distances are equal
+        for loop, arrays in (("", False), (" of arrays", True)):
+            sides = (lambda search=search, arrays=arrays: plain.scores(*search, arrays), lambda search=search: eval_sysu(*search))
+            yield {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
+                   "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
+
+
+def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """pre_process_sysu.py, its start included, with a worker on each core against one worker."""
+    script, cores, persons = Path(__file__).with_name("pre_process_sysu.py"), os.cpu_count() or 1, -(-PREPROCESSED // 24)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = made_files(Path(folder), [f"cam{camera}/{pid:04d}/{number:04d}.jpg" for camera in range(1, 7)
+                                          for pid in range(1, persons + 1) for number in range(1, 5)])
+        (Path(folder) / "exp").mkdir()
+        for name, pids in (("train", range(1, persons)), ("val", [persons]), ("test", [persons + 1])):
+            (Path(folder) / "exp" / f"{name}_id.txt").write_text(",".join(map(str, pids)))
+
+        def pre_process(workers: int) -> None:
+            flags = ("--data-path", folder, "--workers", workers, "--img_h", args.img_h, "--img_w", args.img_w)
+            subprocess.run([sys.executable, str(script), *map(str, flags)], check=True, capture_output=True)
+
+        one, all_cores = (functools.partial(pre_process, workers) for workers in (1, cores))
+        result = compare("preprocess", one, all_cores, args.repeats, args.warmup, CPU, len(paths))
+    yield {**result, "workers": cores, "note": f"{cores} workers against 1"}
+
+
+def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Forward, loss and backward of cgrnet against the same network without graph reasoning and similarity module."""
+    without = dataclasses.replace(METHODS["cgrnet"], graph=False, similarity=None)
+    for name, bf16 in precisions(device):
+        pieces = [forward_and_backward(method, loss, args.batch_size, args, device, bf16)
+                  for method, loss in ((without, "base"), (METHODS["cgrnet"], "cgrnet"))]
+        result = compare(f"graph {name}", *pieces, args.repeats, args.warmup, device, args.step_images)
+        extra = 100 / result["ratio"] - 100
+        yield {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
+
+
+def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Parameters without classifier, and the arithmetic of one visible and one infrared image's forward pass."""
+    for method in METHODS:
+        net = TwoStream(method, args.arch, CLASSES).to(device).eval()
+        parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
+        flops = flops_of_pair(net, args, device)
+        yield {"name": f"params {method}", "parameters": parameters, "flops_pair": flops,
+               "note": f"{parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a pair of images"}
+
+
+# ----------------------------------------------------------------------------------------------------------- pieces
+def precisions(device: torch.device) -> list[tuple[str, bool]]:
+    """The precisions to report: float32 and, where the device has it natively, bf16."""
+    if not use_bf16(device, "auto"):
+        print("bf16: left out, the device does not have it natively")
+    return [("float32", False), ("bf16", True)][:1 + use_bf16(device, "auto")]
+
+
+def made_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, TrainImages], IdentitySampler]:
+    """Noise in the form of training images, and a sampler whose epoch has this many steps."""
+    labels = np.repeat(np.arange(steps * args.batch_size), args.num_pos)
+    shape = (len(labels), args.img_h, args.img_w, 3)
+    images = {modality: TrainImages(torch.randint(256, shape, dtype=torch.uint8), labels) for modality in MODALITIES}
+    return images, IdentitySampler(dict.fromkeys(MODALITIES, labels), args.batch_size, args.num_pos, 0)
+
+
+def made_files(root: Path, names: list[str]) -> list[str]:
+    """JPEG files of smooth noise, 300 x 120 pixels, under these names: a few distinct ones and links to them."""
+    rng = np.random.default_rng(0)
+    paths = [root / name for name in names]
+    for index, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index < DISTINCT:
+            small = Image.fromarray(rng.integers(256, size=(30, 12, 3), dtype=np.uint8))
+            small.resize((120, 300), Image.Resampling.BICUBIC).save(path, quality=90)
+        else:
+            os.link(paths[index % DISTINCT], path)
+    return list(map(str, paths))
+
+
+def forward_and_backward(method: str | Method, loss: str, persons: int, args: argparse.Namespace, device: torch.device,
+                         bf16: bool) -> Callable[[], None]:
+    """A step without input and optimiser, on noise."""
+    net = TwoStream(method, args.arch, CLASSES).to(device, memory_format=torch.channels_last).train()
+    shape = (2, persons * args.num_pos, 3, args.img_h, args.img_w)
+    images = [half.contiguous(memory_format=torch.channels_last) for half in torch.randn(shape, device=device)]
+    labels = torch.arange(persons, device=device).repeat_interleave(args.num_pos).repeat(2)
+
+    def piece() -> None:
+        with precision(device, bf16):
+            output = net(*images)
+        net.zero_grad()
+        method_loss(loss, output, labels, args.margin)[0].backward()
+
+    return piece
+
+
+@torch.inference_mode()
+def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device) -> int:
+    """Operations of one visible and one infrared image's forward pass."""
+    images = torch.zeros(1, 3, args.img_h, args.img_w, device=device)
+    return count_flops(lambda: net(images, images))
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "metrics": bench_metrics,
+              "preprocess": bench_preprocess, "graph": bench_graph, "params": bench_params}
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, on top of those of train.py that its pieces read."""
+    parser = Parser(description="Time this repository's ways against the plain ones.")
+    parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
+    add_data_arguments(parser)
+    parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
+    parser.add_argument("--arch", choices=ARCHS, default="resnet50", help="backbone")
+    parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
+    parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch")
+    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", help="images of each identity and modality")
+    parser.add_argument("--repeats", type=integer(1), default=5, metavar="N", help="timed runs of each side")
+    parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before those")
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU (default: its own choice)")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    defaults = train.build_parser().parse_args(["--pretrained", "none", "--lr", "0.001"])
+    args = argparse.Namespace(**{**vars(defaults), **vars(parser.parse_args(words))})
+    args.workers, args.step_images = min(args.workers, os.cpu_count() or 1), 2 * args.batch_size * args.num_pos
+    return args
+
+
+def device_name(device: torch.device) -> str:
+    """The device in its maker's words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def show(result: Result) -> str:
+    """One result on one line."""
+    if "ratio" not in result:
+        return f"{result['name']:<24} {result['note']}"
+    times, speeds = ([result[side][what] for side in ("baseline", "variant")] for what in ("seconds", "images_per_s"))
+    speed = f"{speeds[0]:7.0f} -> {speeds[1]:7.0f} images/s" if speeds[0] else " " * 27
+    return (f"{result['name']:<24} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio {result['ratio']:6.2f} "
+            f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f})  {result['note']}")
+
+
+def main() -> None:
+    """Run the benchmarks asked for, print a line for each result, and write them all where asked."""
+    args = parse_arguments()
+    device = choose_device(args.gpu)
+    allow_tf32()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    report = {"command": "python bench.py " + shlex.join(sys.argv[1:]), "device": device_name(device), "cores": os.cpu_count(),
+              "threads": torch.get_num_threads(), "versions": versions(), "results": []}
+    print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; baseline -> variant")
+    for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
+        for result in BENCHMARKS[name](args, device):
+            print(show(result), flush=True)
+            report["results"].append(result)
+    if args.json:
+        write_json(Path(args.json), report)
+
+
+if __name__ == "__main__":
+    run(main)

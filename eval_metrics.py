@@ -1,0 +1,376 @@
+"""Retrieval metrics: CMC, mAP and mINP with the exclusion rule of the protocols, and k-reciprocal re-ranking.
+
+Distances are (Q, G), smaller is closer; every result is a fraction.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike
+
+BLOCK_BYTES = 1 << 19  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
+THREADS = min(4, os.cpu_count() or 1)  # blocks ranked at once: NumPy sorts and compares without the interpreter lock
+SMALL = 1 << 18  # a matrix with fewer distances is ranked before threads have started
+
+
+# ------------------------------------------------------------------------------------------------------------ metrics
+def distance_matrix(query_feats: np.ndarray, gallery_feats: np.ndarray) -> np.ndarray:
+    """Cosine distances 1 - q · g of L2-normalised features, half of their squared Euclidean distances.
+
+    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32 from 0 to 2, smaller is closer; rounding below 0 is cut.
+
+    Raises ValueError for wrong shapes, and for NaN or infinite features.
+    """
+    query_feats, gallery_feats = _check_feats(query_feats, gallery_feats)
+    dist_mat = query_feats @ gallery_feats.T
+    np.subtract(1, dist_mat, out=dist_mat)
+    return np.maximum(dist_mat, 0, out=dist_mat)
+
+
+def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike, g_camids: ArrayLike,
+              max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+    """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (the same room), CMC counts each person once.
+
+    Arguments, results and errors are those of `evaluate`. The protocol is that of Wu et al., ICCV 2017.
+    """
+    return evaluate(distmat, q_pids, g_pids, q_camids, g_camids, exclude=((3, 2),), count_persons=True,
+                    max_rank=max_rank)
+
+
+def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
+               max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+    """RegDB's scores: nothing is excluded, CMC counts images; arguments, results and errors are those of `evaluate`."""
+    return evaluate(distmat, q_pids, g_pids, max_rank=max_rank)
+
+
+def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike | None = None,
+             g_camids: ArrayLike | None = None, *, exclude: Sequence[tuple[int, int]] = (), count_persons: bool = False,
+             max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+    """CMC curve, mAP and mINP of a ranking.
+
+    dist_mat: (Q, G) finite real numbers; equal distances rank in gallery order.
+    q_pids (Q,), g_pids (G,): integers. q_camids (Q,), g_camids (G,): integers, read only for `exclude`.
+    exclude: pairs (query camera, gallery camera); to such a query, such gallery images do not exist.
+    count_persons: CMC ranks the persons of the gallery, each where it first appears, rather than the images.
+
+    Returns cmc (max_rank,) float64 with Rank-k in cmc[k - 1], mAP and mINP. A query whose n matches are at the image
+    ranks r_1 < ... < r_n has AP = mean(i / r_i) and INP = n / r_n (Ye et al., TPAMI 2021), whatever CMC counts. Queries
+    without a match are left out of the means. After the last rank of a short gallery the curve keeps its value.
+
+    Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query has a match.
+    """
+    dist_mat, q_pids, g_pids = _check_ranking(dist_mat, q_pids, g_pids, max_rank)
+    if exclude or q_camids is not None or g_camids is not None:
+        q_camids = _check_ids("q_camids", q_camids, len(q_pids), "row")
+        g_camids = _check_ids("g_camids", g_camids, len(g_pids), "column")
+    threads = THREADS if dist_mat.size >= SMALL else 1
+    if dist_mat.size >= SMALL:
+        np.empty(4 * BLOCK_BYTES, np.uint8)  # once this much is freed, glibc keeps the pages of a block for the next
+    block_size = min(BLOCK_BYTES, dist_mat.nbytes // (4 * threads)) // (4 * len(g_pids))
+    views = _views(q_camids, g_camids, exclude, dist_mat.shape)
+    jobs = list(_jobs(q_pids, g_pids, views, max(block_size, 1)))
+    if not any(job.matches.size for job in jobs):
+        raise ValueError(f"q_pids: found no query with a match among the {len(g_pids)} gallery images it sees, "
+                         "expected at least one")
+    ap, inp = np.zeros((2, len(q_pids)))
+    first = np.zeros(len(q_pids), np.intp)  # rank of the first match, 0 without a match
+
+    def score(job: _Job) -> None:
+        block = np.ascontiguousarray(dist_mat[job.queries])
+        if not np.isfinite(block).all():
+            raise _not_finite(dist_mat)
+        n_matches = job.matches.shape[1]
+        if n_matches:
+            ranks, first[job.queries] = _rank(block, job, max_rank if count_persons else 0)
+            ap[job.queries] = (np.arange(1, n_matches + 1) / ranks).mean(axis=1)
+            inp[job.queries] = n_matches / ranks[:, -1]
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(score, jobs))
+    else:
+        list(map(score, jobs))
+    n_valid = np.count_nonzero(first)
+    hits = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
+    return hits.cumsum() / n_valid, float(ap.sum() / n_valid), float(inp.sum() / n_valid)
+
+
+class _Gallery(NamedTuple):
+    """The G' gallery images that some queries see, and whom they show."""
+
+    columns: np.ndarray  # (G',) of the matrix
+    persons: np.ndarray  # (G',) index from 0
+    counts: np.ndarray  # (P,) images of each person
+
+
+class _Job(NamedTuple):
+    """Queries to rank together: they see the same gallery and have equally many matches in it."""
+
+    queries: np.ndarray  # (n,) rows of the matrix
+    matches: np.ndarray  # (n, m) images of the gallery
+    gallery: _Gallery
+
+
+def _views(q_camids: np.ndarray | None, g_camids: np.ndarray | None, exclude: Sequence[tuple[int, int]],
+           shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Split the queries by what they see: yields (queries, gallery columns) pairs that cover all queries."""
+    others = np.ones(shape[0], bool)
+    for camera in sorted({q_camid for q_camid, _ in exclude}):
+        queries = q_camids == camera
+        others &= ~queries
+        hidden = np.isin(g_camids, [g_camid for q_camid, g_camid in exclude if q_camid == camera])
+        yield np.flatnonzero(queries), np.flatnonzero(~hidden)
+    yield np.flatnonzero(others), np.arange(shape[1])
+
+
+def _jobs(q_pids: np.ndarray, g_pids: np.ndarray, views: Iterable[tuple[np.ndarray, np.ndarray]],
+          size: int) -> Iterator[_Job]:
+    """Split all queries by what they see and by their number of matches, and into blocks of at most `size`."""
+    pids, g_persons = np.unique(g_pids, return_inverse=True)
+    q_persons = np.searchsorted(pids, q_pids)
+    q_persons[pids.take(q_persons, mode="clip") != q_pids] = len(pids)  # one more person, without images
+    for queries, columns in views:
+        persons, own = g_persons[columns], q_persons[queries]
+        counts = np.bincount(persons, minlength=len(pids) + 1)
+        grouped = np.argsort(persons, kind="stable")  # images, person after person
+        starts = np.cumsum(counts) - counts
+        for n_matches in np.unique(counts[own]):
+            chosen = np.flatnonzero(counts[own] == n_matches)
+            step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
+            for start in range(0, len(chosen), step):
+                block = chosen[start:start + step]
+                matches = grouped[starts[own[block], None] + np.arange(n_matches)]
+                yield _Job(queries[block], matches, _Gallery(columns, persons, counts))
+
+
+def _rank(block: np.ndarray, job: _Job, max_persons: int, distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (n, m) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
+
+    One sort without indices: the distances of a row become integers whose lowest bit marks a match, so that the marked
+    places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the gallery order has to
+    decide: such rows are ranked again with `distinct` codes. max_persons: 0 if CMC counts images.
+    """
+    gallery = job.gallery
+    if len(gallery.columns) < block.shape[1]:
+        block = block.take(gallery.columns, axis=1)
+    codes = _codes(block, distinct)
+    n, size = codes.shape
+    rows = np.arange(0, n * size, size)[:, None]
+    flat = codes.reshape(-1)
+    marked = flat[rows + job.matches] | 1
+    flat[rows + job.matches] = marked
+    ahead = codes < marked.min(axis=1, keepdims=True) if max_persons else None
+    codes.sort(axis=1)
+    marks = codes.astype(np.uint8)  # the lowest byte
+    marks &= 1
+    places = np.flatnonzero(marks.view(bool)).reshape(n, -1)
+    tied = ((flat[places] - 1 == flat[places - 1]) & (places > rows)).any(axis=1)
+    ranks = places - rows + 1
+    first = ranks[:, 0] if ahead is None else 1 + _persons_ahead(ahead, ranks[:, 0] - 1, gallery, max_persons)
+    if tied.any():
+        again = _Job(job.queries[tied], job.matches[tied], gallery)
+        ranks[tied], first[tied] = _rank(block[tied], again, max_persons, distinct=True)
+    return ranks, first
+
+
+def _codes(block: np.ndarray, distinct: bool) -> np.ndarray:
+    """Even unsigned integers (n, G) in the order of the distances of each row; distinct: equal ones in gallery order.
+
+    The bits of a non-negative IEEE number, read as an integer, sort like the number.
+    """
+    if block.dtype == np.float16:
+        block = block.astype(np.float32)
+    if block.dtype not in (np.float32, np.float64) or (distinct and block.dtype == np.float64):
+        return _places(block)
+    bits = block.view(f"i{block.itemsize}")
+    if bits.min() < 0:
+        top = np.iinfo(bits.dtype).max
+        bits = (block + 0.0).view(bits.dtype)  # + 0.0 makes 0.0 of -0.0
+        bits ^= (bits >> (8 * block.itemsize - 1)) & bits.dtype.type(top)  # below zero: the larger, the smaller
+        low = int(bits.min())
+        if int(bits.max()) - low > top:  # no bit to spare
+            return _places(bits)
+        bits -= bits.dtype.type(low)
+    codes = bits.view(f"u{block.itemsize}") << 1
+    return codes.astype(np.uint64) << 32 | np.arange(0, 2 * codes.shape[1], 2, dtype=np.uint64) if distinct else codes
+
+
+def _places(block: np.ndarray) -> np.ndarray:
+    """Distinct codes (n, G) of any numbers, slower: twice the place in the row's stable argsort."""
+    order = np.argsort(block, axis=1, kind="stable")
+    codes = np.empty(block.shape, np.uint32)
+    np.put_along_axis(codes, order, np.arange(0, 2 * block.shape[1], 2, dtype=np.uint32)[None], axis=1)
+    return codes
+
+
+def _persons_ahead(ahead: np.ndarray, n_ahead: np.ndarray, gallery: _Gallery, max_persons: int) -> np.ndarray:
+    """How many persons (n,) are seen in the n_ahead (n,) images `ahead` (n, G); numbers over max_persons are cut."""
+    n_persons = np.minimum(n_ahead, max_persons)
+    chosen = np.flatnonzero((n_ahead > 1) & (n_ahead < max_persons * gallery.counts.max()))
+    rows = np.repeat(np.arange(len(chosen)), n_ahead[chosen])
+    images = np.flatnonzero(ahead if len(chosen) == len(ahead) else ahead[chosen]) - rows * ahead.shape[1]
+    seen = np.zeros((len(chosen), len(gallery.counts)), bool)
+    seen.reshape(-1)[gallery.persons[images] + rows * len(gallery.counts)] = True
+    n_persons[chosen] = seen.sum(axis=1)
+    return n_persons
+
+
+# --------------------------------------------------------------------------------------------------------- re-ranking
+def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1: int = 20, k2: int = 6,
+                          lam: float = 0.3) -> np.ndarray:
+    """Distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017).
+
+    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32, smaller is closer. All N = Q + G images are compared, so
+    a pair's distance depends on the whole search; memory grows as 4 N² bytes.
+
+    R(p, k) is the set of images among the k nearest of p that have p among their k nearest. R(p, k1) takes in the
+    R(q, k1 / 2) of each of its q that lies in it by at least 2/3. Members weigh exp(-d), scaled to the sum 1; the
+    weights of an image are averaged over its k2 nearest. d_J = 1 - Σ min / Σ max of the weights of two images; the
+    result is lam d + (1 - lam) d_J.
+
+    Where the paper leaves it open, this follows the authors' code: d is the squared Euclidean distance divided by the
+    image's largest; an image is the nearest of itself, and k others follow; k1 / 2 is rounded to even. That code asks
+    for more than 2/3; here, as in the paper, 2/3 is enough. Equal distances rank queries first, each set in its order.
+
+    Raises ValueError for wrong shapes or arguments, and for NaN or infinite features.
+    """
+    query_feats, gallery_feats = _check_feats(query_feats, gallery_feats)
+    if k1 < 1 or k2 < 1 or not 0 <= lam <= 1:
+        raise ValueError(f"k1, k2, lam: found {k1}, {k2}, {lam}, expected k1 and k2 of at least 1 and lam from 0 to 1")
+    n_queries = len(query_feats)
+    dist = _relative_distances(np.concatenate((query_feats, gallery_feats)))
+    half = int(np.around(k1 / 2))
+    nearest = _nearest(dist, max(k1 + 1, k2))
+    weights = _weights(dist, _reciprocal(nearest[:, :k1 + 1]), _reciprocal(nearest[:, :half + 1]))
+    if k2 > 1:
+        weights = _rows_of_ones(nearest[:, :k2]) @ weights / min(k2, len(dist))
+    result = _jaccard_distance(weights[:n_queries], weights[n_queries:])
+    result *= 1 - lam
+    result += lam * dist[:n_queries, n_queries:]
+    return result
+
+
+def _relative_distances(feats: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances (N, N) float32 of the rows, each row divided by its largest."""
+    squares = np.einsum("nd,nd->n", feats, feats)
+    dist = feats @ feats.T
+    dist *= -2
+    dist += squares
+    dist += squares[:, None]
+    np.maximum(dist, 0, out=dist)
+    np.fill_diagonal(dist, 0)
+    largest = dist.max(axis=1, keepdims=True)
+    dist /= np.where(largest > 0, largest, 1)
+    return dist
+
+
+def _nearest(dist: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest of each image (N, k), itself first, equally near ones in order."""
+    n, k = len(dist), min(k, len(dist))
+    nearest = np.empty((n, k), np.int32)
+    step = max(1, BLOCK_BYTES // n)
+    for start in range(0, n, step):
+        keys = dist[start:start + step].view(np.int32).astype(np.int64) << 32  # bits of numbers from 0 sort like them
+        keys |= np.arange(n)
+        keys[np.arange(len(keys)), np.arange(start, start + len(keys))] -= 1 << 62
+        nearest[start:start + step] = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1) & 0xFFFFFFFF
+    return nearest
+
+
+def _rows_of_ones(columns: np.ndarray) -> sp.csr_array:
+    """The sparse (N, N) float32 matrix with ones at the given columns (N, k) of each row."""
+    n, k = columns.shape
+    return sp.csr_array((np.ones(n * k, np.float32), columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+
+
+def _reciprocal(nearest: np.ndarray) -> sp.csr_array:
+    """R(p, k) as the rows of a sparse (N, N) matrix of ones."""
+    matrix = _rows_of_ones(nearest)
+    return matrix.multiply(matrix.T).tocsr()
+
+
+def _weights(dist: np.ndarray, reciprocal: sp.csr_array, half: sp.csr_array) -> sp.csr_array:
+    """Weights (N, N) of the expanded reciprocal sets, each row of sum 1."""
+    overlap = (reciprocal @ half.T).multiply(reciprocal).tocsr()
+    overlap.data = (3 * overlap.data >= 2 * np.diff(half.indptr)[overlap.indices]).astype(np.float32)
+    weights = (reciprocal + overlap @ half).tocsr()
+    weights.eliminate_zeros()
+    rows = np.repeat(np.arange(len(dist)), np.diff(weights.indptr))
+    weights.data = np.exp(-dist[rows, weights.indices])
+    weights.data /= np.add.reduceat(weights.data, weights.indptr[:-1])[rows]  # none is empty: p is in R(p, k)
+    return weights
+
+
+def _jaccard_distance(query: sp.csr_array, gallery: sp.csr_array) -> np.ndarray:
+    """1 - Σ min / Σ max (Q, G) float32 of the rows of two sparse matrices whose rows sum to 1.
+
+    Each weight of a query meets the gallery images with a weight in the same column: one list for a block of queries.
+    """
+    n_queries, n_gallery = query.shape[0], gallery.shape[0]
+    images = gallery.tocsc()  # the gallery images of each column
+    counts = np.diff(images.indptr)[query.indices]
+    work = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))[query.indptr] + np.arange(n_queries + 1) * n_gallery
+    result = np.empty((n_queries, n_gallery), np.float32)
+    start = 0
+    while start < n_queries:
+        stop = max(start + 1, np.searchsorted(work, work[start] + BLOCK_BYTES, "right") - 1)
+        first, last = query.indptr[start], query.indptr[stop]
+        met = counts[first:last]
+        offset = images.indptr[query.indices[first:last]] - np.cumsum(met) + met
+        entry = np.repeat(offset, met) + np.arange(met.sum())
+        row = np.repeat(np.arange(stop - start), np.diff(query.indptr[start:stop + 1]))
+        cell = np.repeat(row * n_gallery, met) + images.indices[entry]
+        smaller = np.minimum(np.repeat(query.data[first:last], met), images.data[entry])
+        shared = np.bincount(cell, smaller, (stop - start) * n_gallery).reshape(-1, n_gallery)
+        result[start:stop] = 1 - shared / (2 - shared)
+        start = stop
+    return result
+
+
+def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
+                   max_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dist_mat = np.asarray(dist_mat)
+    if dist_mat.ndim != 2 or 0 in dist_mat.shape:
+        raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), at least (1, 1)")
+    if dist_mat.dtype.kind not in "fiub":
+        raise ValueError(f"dist_mat: found dtype {dist_mat.dtype}, expected real numbers")
+    if max_rank < 1:
+        raise ValueError(f"max_rank: found {max_rank}, expected at least 1")
+    return (dist_mat, _check_ids("q_pids", q_pids, dist_mat.shape[0], "row"),
+            _check_ids("g_pids", g_pids, dist_mat.shape[1], "column"))
+
+
+def _check_ids(name: str, ids: ArrayLike | None, length: int, line: str) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.shape != (length,):
+        found = "nothing" if ids.dtype == object and ids.shape == () else f"shape {ids.shape}"
+        raise ValueError(f"{name}: found {found}, expected ({length},), one for each {line} of dist_mat")
+    if ids.dtype.kind not in "iub":
+        raise ValueError(f"{name}: found dtype {ids.dtype}, expected integers")
+    return ids.astype(np.int64)
+
+
+def _not_finite(dist_mat: np.ndarray) -> ValueError:
+    bad = ~np.isfinite(dist_mat)
+    row, column = np.unravel_index(bad.argmax(), bad.shape)
+    n_nan, n_bad = np.count_nonzero(np.isnan(dist_mat)), np.count_nonzero(bad)
+    return ValueError(f"dist_mat: found {n_nan} NaN and {n_bad - n_nan} infinite distances, the first in row {row}, "
+                      f"column {column}; expected finite numbers")
+
+
+def _check_feats(query_feats: np.ndarray, gallery_feats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    query_feats, gallery_feats = np.asarray(query_feats, np.float32), np.asarray(gallery_feats, np.float32)
+    if (query_feats.ndim != 2 or gallery_feats.ndim != 2 or query_feats.shape[1] != gallery_feats.shape[1]
+            or 0 in query_feats.shape + gallery_feats.shape):
+        raise ValueError(f"query_feats, gallery_feats: found shapes {query_feats.shape} and {gallery_feats.shape}, "
+                         "expected (Q, D) and (G, D), at least (1, 1)")
+    for name, feats in (("query_feats", query_feats), ("gallery_feats", gallery_feats)):
+        if not np.isfinite(feats).all():
+            n_bad = np.count_nonzero(~np.isfinite(feats).all(axis=1))
+            raise ValueError(f"{name}: found NaN or infinite numbers in {n_bad} of {len(feats)} rows, expected none")
+    return query_feats, gallery_feats

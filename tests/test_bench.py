@@ -1,0 +1,47 @@
+"""Every benchmark runs on a tiny configuration and writes finite figures."""
+import json
+import math
+
+import pytest
+
+import bench
+
+TINY = ("--arch", "resnet18", "--img_h", "32", "--img_w", "16", "--batch-size", "2", "--num_pos", "2", "--repeats", "1",
+        "--warmup", "0", "--workers", "1", "--gpu", "cpu")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for name, value in (("STEPS", {"cpu": 1}), ("BATCHES", {"cpu": 2}), ("TEST_IMAGES", {"cpu": 6}), ("QUERIES", 40),
+                        ("GALLERY", 80), ("PERSONS", 24), ("PREPROCESSED", 40), ("DISTINCT", 4), ("PRODUCT", {"cpu": 64}),
+                        ("COPY", 1 << 16)):
+        monkeypatch.setattr(bench, name, value)
+
+
+def numbers(value):
+    """Every number within a JSON value."""
+    if isinstance(value, (dict, list)):
+        return [number for part in (value.values() if isinstance(value, dict) else value) for number in numbers(part)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_benchmark_yields_finite_ratios(name, small, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    monkeypatch.setattr("sys.argv", ["bench.py", name, "--json", str(path), *TINY])
+    bench.main()
+    report = json.loads(path.read_text())
+    assert report["results"] and all(math.isfinite(number) for number in numbers(report))
+    printed = capsys.readouterr().out
+    for result in report["results"]:
+        assert result["name"].split()[0] == name and result["name"] in printed
+        assert name == "params" or result["ratio_min"] <= result["ratio"] <= result["ratio_max"] and result["ratio"] > 0
+
+
+def test_compare_alternates_and_takes_medians(monkeypatch):
+    calls, clock = [], iter([0, 4, 10, 12, 20, 26, 30, 33, 40, 49, 50, 51])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    found = bench.compare("x", lambda: calls.append("a"), lambda: calls.append("b"), 3, 1, bench.CPU, images=12)
+    assert calls == ["a", "b"] * 4
+    assert (found["baseline"]["seconds"], found["variant"]["seconds"], found["ratio"]) == (6, 2, 2)
+    assert (found["ratio_min"], found["ratio_max"], found["variant"]["images_per_s"]) == (2, 9, 6)

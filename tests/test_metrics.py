@@ -1,0 +1,248 @@
+"""CMC, mAP and mINP against a plain loop written from their definitions."""
+from __future__ import annotations
+
+import tracemalloc
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import eval_metrics
+from eval_metrics import distance_matrix, eval_regdb, eval_sysu, evaluate
+
+
+def by_definition(dist_mat, q_pids, g_pids, q_camids=None, g_camids=None, exclude=(), count_persons=False, max_rank=20):
+    """One query after the other, one image after the other."""
+    curves, precisions, penalties = [], [], []
+    for q, pid in enumerate(q_pids):
+        seen = [g for g in range(len(g_pids)) if not exclude or (q_camids[q], g_camids[g]) not in exclude]
+        seen.sort(key=lambda g: (dist_mat[q][g], g))
+        ranked = [g_pids[g] for g in seen]
+        if pid not in ranked:
+            continue
+        ranks = [rank for rank, other in enumerate(ranked, start=1) if other == pid]
+        precisions.append(sum(i / rank for i, rank in enumerate(ranks, start=1)) / len(ranks))
+        penalties.append(len(ranks) / ranks[-1])
+        listed = list(dict.fromkeys(ranked)) if count_persons else ranked
+        curves.append([pid in listed[:k] for k in range(1, max_rank + 1)])
+    return np.mean(curves, axis=0), np.mean(precisions), np.mean(penalties)
+
+
+def assert_same(found, expected):
+    assert found[0].dtype == np.float64 and type(found[1]) is type(found[2]) is float
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def draw(rng, n_queries, n_gallery, n_pids, steps):
+    """A search whose distances take `steps` values; every fourth person is in one of the two sets only."""
+    pids = rng.choice(np.arange(-n_pids, n_pids), n_pids, replace=False)
+    q_pids = rng.choice(pids[n_pids // 4:], n_queries)
+    g_pids = rng.choice(pids[:max(1, n_pids - n_pids // 4)], n_gallery)
+    g_pids[0] = q_pids[0]
+    dist_mat = (rng.integers(0, steps, (n_queries, n_gallery)) / steps).astype(np.float32)
+    return dist_mat, q_pids, g_pids, rng.choice([3, 6], n_queries), rng.choice([1, 2, 4, 5], n_gallery)
+
+
+SHAPES = [(1, 1, 1), (1, 9, 3), (7, 1, 2), (9, 12, 4), (25, 40, 7), (30, 120, 24), (40, 90, 2)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 5, 1 << 24])
+def test_random_searches(seed, shape, steps):
+    dist_mat, q_pids, g_pids, q_camids, g_camids = draw(np.random.default_rng([seed, *shape]), *shape, steps)
+    q_camids[0], g_camids[0] = 6, 1  # one match that nothing excludes
+    assert_same(eval_regdb(dist_mat, q_pids, g_pids), by_definition(dist_mat, q_pids, g_pids))
+    assert_same(eval_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids),
+                by_definition(dist_mat, q_pids, g_pids, q_camids, g_camids, {(3, 2)}, True))
+    exclude = ((3, 2), (3, 1), (6, 5), (4, 4))
+    for count_persons, max_rank in product((False, True), (1, 3, 50)):
+        assert_same(evaluate(dist_mat, q_pids, g_pids, q_camids, g_camids, exclude=exclude, count_persons=count_persons,
+                             max_rank=max_rank),
+                    by_definition(dist_mat, q_pids, g_pids, q_camids, g_camids, set(exclude), count_persons, max_rank))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, np.int8, np.uint64, bool, ">f4"])
+@pytest.mark.parametrize("low, high", [(0, 90), (-40, 50), (-1, 1)])
+def test_any_real_numbers(dtype, low, high):
+    rng = np.random.default_rng(high)
+    values = rng.integers(low if np.dtype(dtype).kind in "fi" else 0, high + 1, (30, 80)).astype(dtype)
+    _, q_pids, g_pids, q_camids, g_camids = draw(rng, 30, 80, 9, 1)
+    expected = by_definition(values, q_pids, g_pids, q_camids, g_camids, {(3, 2)}, True)
+    assert_same(eval_sysu(values, q_pids, g_pids, q_camids, g_camids), expected)
+    assert_same(eval_sysu(np.asfortranarray(values), q_pids, g_pids, q_camids, g_camids), expected)
+    assert_same(eval_sysu(values.tolist(), q_pids.tolist(), g_pids.astype(np.int16), q_camids.astype(np.uint8),
+                          list(g_camids)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
+def test_wide_ranges(dtype, scale):
+    rng = np.random.default_rng(1)
+    _, q_pids, g_pids, *_ = draw(rng, 30, 80, 9, 1)
+    values = (rng.choice([-1, 1, 1e-9], (30, 80)) * rng.random((30, 80)) * scale).astype(dtype)
+    values[:, ::3] *= rng.choice([-1.0, 0.0, 1.0], values[:, ::3].shape).astype(dtype)  # also both zeros, equal
+    before = values.copy()
+    assert_same(eval_regdb(values, q_pids, g_pids), by_definition(values, q_pids, g_pids))
+    np.testing.assert_array_equal(values, before)
+
+
+def test_known_ranking():
+    # Query 1 finds persons 2 2 1 3 1: matches at images 3 and 5, second person of three.
+    dist_mat = [[0.3, 0.1, 0.2, 0.5, 0.4]]
+    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1], [1, 2, 2, 1, 3], [6], [1, 1, 2, 4, 5], max_rank=4)
+    assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == (1 / 3 + 2 / 5) / 2 and mean_inp == 2 / 5
+    assert eval_regdb(dist_mat, [1], [1, 2, 2, 1, 3], max_rank=4)[0].tolist() == [0, 0, 1, 1]
+    # Camera 3 does not see the third image: matches at 2 and 4 of four.
+    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1], [1, 2, 2, 1, 3], [3], [1, 1, 2, 4, 5], max_rank=4)
+    assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == (1 / 2 + 2 / 4) / 2 and mean_inp == 2 / 4
+
+
+def test_ties_rank_in_gallery_order():
+    for place in range(5):
+        g_pids = np.where(np.arange(5) == place, 7, -np.arange(5) - 1)
+        for score in (eval_regdb, lambda *a: eval_sysu(*a, [6], [1] * 5)):
+            cmc, mean_ap, mean_inp = score(np.full((1, 5), 0.5, np.float32), [7], g_pids)
+            assert cmc.tolist() == [0.0] * place + [1.0] * (20 - place) and mean_ap == mean_inp == 1 / (place + 1)
+
+
+def test_queries_without_a_match_do_not_count():
+    dist_mat = np.array([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]], np.float32)
+    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1, 2, 9], [1, 2], [3, 3, 6], [2, 1])  # 1's only match is excluded
+    assert cmc.tolist() == [1] * 20 and mean_ap == mean_inp == 1
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_only_the_stable_order_counts(data):
+    n_queries, n_gallery = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 12))
+    few = st.integers(0, 3)
+    dist_mat = data.draw(hnp.arrays(np.int64, (n_queries, n_gallery), elements=st.integers(-2, 3)))
+    q_pids, q_camids = (data.draw(hnp.arrays(np.int64, n_queries, elements=few)) for _ in range(2))
+    g_pids, g_camids = (data.draw(hnp.arrays(np.int64, n_gallery, elements=few)) for _ in range(2))
+    count_persons, max_rank = data.draw(st.booleans()), data.draw(st.integers(1, 14))
+    exclude = data.draw(st.lists(st.tuples(few, few), max_size=3))
+    rest = (q_pids, g_pids, q_camids, g_camids)
+    rule = {"exclude": exclude, "count_persons": count_persons, "max_rank": max_rank}
+    seen = (q_pids[:, None] == g_pids) & [[(q, g) not in exclude for g in g_camids] for q in q_camids]
+    if not seen.any():
+        with pytest.raises(ValueError, match="no query with a match"):
+            evaluate(dist_mat, *rest, **rule)
+        return
+    expected = by_definition(dist_mat, *rest, set(exclude), count_persons, max_rank)
+    places = np.argsort(np.argsort(dist_mat, axis=1, kind="stable"), axis=1)
+    for same_order in (dist_mat, dist_mat.astype(np.float32), np.exp2(dist_mat), -np.exp2(-dist_mat), places):
+        assert_same(evaluate(same_order, *rest, **rule), expected)
+
+
+def test_blocks_and_threads_change_nothing(monkeypatch):
+    search = draw(np.random.default_rng(3), 200, 60, 12, 40)
+    expected = by_definition(*search, {(3, 2)}, True)
+    monkeypatch.setattr(eval_metrics, "SMALL", 1)
+    for threads, block_bytes in product((1, 3), (1, 2000, 1 << 20)):
+        monkeypatch.setattr(eval_metrics, "THREADS", threads)
+        monkeypatch.setattr(eval_metrics, "BLOCK_BYTES", block_bytes)
+        assert_same(eval_sysu(*search), expected)
+    search[0][150, 7] = np.nan
+    with pytest.raises(ValueError, match="1 NaN and 0 infinite distances, the first in row 150, column 7"):
+        eval_sysu(*search)
+
+
+def sysu_sized(shot, seed=0):
+    """Random features with the counts of SYSU-MM01's all-search: 96 persons, 3,803 queries, 301 places of a gallery."""
+    rng = np.random.default_rng([seed, shot])
+    pids = np.sort(rng.choice(np.arange(1, 534), 96, replace=False))
+    places = np.sort(np.concatenate((np.arange(96) * 4, 4 * rng.permutation(96)[:13] + 1, rng.choice(
+        [4 * i + j for i in range(96) for j in (2, 3)], 192, replace=False))))
+    g_pids, g_camids = np.repeat(pids[places // 4], shot), np.repeat(np.array([1, 2, 4, 5])[places % 4], shot)
+    q_pids = np.sort(np.concatenate((pids, rng.choice(pids, 3803 - 96))))
+    q_camids = rng.choice([3, 6], 3803)
+    centres = rng.standard_normal((534, 32))
+    feats = [centres[p] + 3 * rng.standard_normal((len(p), 32)) for p in (q_pids, g_pids)]
+    feats = [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in feats]
+    return distance_matrix(*feats), q_pids, g_pids, q_camids, g_camids
+
+
+def by_full_sort(dist_mat, q_pids, g_pids, q_camids, g_camids):
+    """SYSU-MM01's scores with whole matrices: excluded images are sent to the end of a stable argsort."""
+    hidden = (q_camids == 3)[:, None] & (g_camids == 2)
+    order = np.argsort(np.where(hidden, np.inf, dist_mat), axis=1, kind="stable")
+    match = np.take_along_axis((q_pids[:, None] == g_pids) & ~hidden, order, axis=1)
+    rank, n_matches = np.arange(1, len(g_pids) + 1), match.sum(axis=1)
+    ap = (match.cumsum(axis=1, dtype=np.int16) / rank * match).sum(axis=1) / n_matches
+    inp = n_matches / (len(g_pids) - match[:, ::-1].argmax(axis=1))
+    rank_of = np.empty(order.shape, np.int16)
+    np.put_along_axis(rank_of, order, rank[None].astype(np.int16), axis=1)
+    rank_of[hidden] = 30000
+    pids = np.unique(g_pids)
+    nearest = np.stack([rank_of[:, g_pids == pid].min(axis=1) for pid in pids], axis=1)
+    own = nearest[np.arange(len(q_pids)), np.searchsorted(pids, q_pids)]
+    person_rank = (nearest <= own[:, None]).sum(axis=1)
+    return (person_rank[:, None] <= np.arange(1, 21)).mean(axis=0), ap.mean(), inp.mean()
+
+
+@pytest.mark.parametrize("shot", [1, 10])
+def test_true_size(shot):
+    search = sysu_sized(shot)
+    assert search[0].shape == (3803, 301 * shot) and search[0].dtype == np.float32
+    expected = by_full_sort(*search)
+    tracemalloc.start()
+    try:
+        found = eval_sysu(*search)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert_same(found, expected)
+    assert peak < 2 * search[0].nbytes  # beside the matrix itself
+
+
+GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 2], "g_pids": [1, 2, 2],
+        "q_camids": [3, 6], "g_camids": [1, 2, 4], "exclude": ((3, 2),)}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"dist_mat": [[0.1, np.nan, 0.3], [np.inf, 0.5, -np.inf]]},
+     r"dist_mat: found 1 NaN and 2 infinite distances, the first in row 0, column 1"),
+    ({"dist_mat": np.full((2, 3), -np.inf, np.float32)}, "dist_mat: found 0 NaN and 6 infinite"),
+    ({"dist_mat": np.full((2, 3), -np.nan, np.float16)}, "dist_mat: found 6 NaN and 0 infinite"),
+    ({"dist_mat": [[0.1, 0.2, np.nan], [0.4, 0.5, 0.6]], "q_pids": [9, 1]}, "dist_mat: found 1 NaN"),  # in no ranking
+    ({"dist_mat": [[0.1, np.nan, 0.3], [0.4, 0.5, 0.6]]}, "dist_mat: found 1 NaN"),  # in an excluded image
+    ({"dist_mat": np.zeros(3)}, r"dist_mat: found shape \(3,\)"),
+    ({"dist_mat": np.zeros((0, 3))}, r"dist_mat: found shape \(0, 3\)"),
+    ({"dist_mat": np.zeros((2, 0))}, r"dist_mat: found shape \(2, 0\)"),
+    ({"dist_mat": np.zeros((2, 3), complex)}, "dist_mat: found dtype complex128"),
+    ({"dist_mat": [["a", "b", "c"]] * 2}, "dist_mat: found dtype <U1"),
+    ({"q_pids": [1, 2, 3]}, r"q_pids: found shape \(3,\), expected \(2,\)"),
+    ({"g_pids": [1, 2]}, r"g_pids: found shape \(2,\), expected \(3,\)"),
+    ({"g_pids": [[1, 2, 2]]}, r"g_pids: found shape \(1, 3\), expected \(3,\)"),
+    ({"g_pids": [1.0, 2.0, 2.0]}, "g_pids: found dtype float64, expected integers"),
+    ({"q_camids": [3]}, r"q_camids: found shape \(1,\), expected \(2,\)"),
+    ({"q_camids": None}, r"q_camids: found nothing, expected \(2,\)"),
+    ({"g_camids": None, "exclude": ()}, r"g_camids: found nothing, expected \(3,\)"),
+    ({"q_pids": [7, 8]}, "q_pids: found no query with a match"),
+    ({"q_pids": [7, 1], "exclude": ((6, 1),)}, "q_pids: found no query with a match"),
+    ({"exclude": tuple(product((3, 6), (1, 2, 4)))}, "q_pids: found no query with a match"),
+    ({"max_rank": 0}, "max_rank: found 0, expected at least 1"),
+])
+def test_errors_name_the_argument(change, message):
+    evaluate(**GOOD)
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate(**{**GOOD, **change})
+    assert "\n" not in str(error.value)
+
+
+def test_distance_matrix():
+    feats = np.random.default_rng(0).standard_normal((9, 5))
+    feats = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).astype(np.float32)
+    dist_mat = distance_matrix(feats[:4], feats)
+    assert dist_mat.dtype == np.float32 and dist_mat.min() >= 0
+    np.testing.assert_allclose(dist_mat, ((feats[:4, None] - feats) ** 2).sum(axis=2) / 2, atol=1e-6)
+    assert distance_matrix([[1.0, 0.0]], [[-1.0, 0.0], [0.0, 1.0]]).tolist() == [[2, 1]]
+    for bad, message in ((feats[:, :4], r"\(9, 5\) and \(9, 4\)"), (feats[0], r"\(5,\)"), (feats[:0], r"\(0, 5\)"),
+                         (np.where(feats > 0.5, np.nan, feats), "gallery_feats: found NaN or infinite")):
+        with pytest.raises(ValueError, match=message):
+            distance_matrix(feats, bad)

@@ -1,0 +1,199 @@
+"""The synthetic stand-ins: reproducible, complete, and not to be solved by comparing pixels or colours."""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat
+
+import pedestrians
+
+VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
+IDS, SYSU_IMAGES, REGDB_IMAGES = 42, 2, 3
+
+
+@pytest.fixture(scope="module")
+def sysu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("demo") / "SYSU-MM01"
+    pedestrians.render_sysu(root, IDS, SYSU_IMAGES, seed=0, workers=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def regdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("demo") / "RegDB"
+    pedestrians.render_regdb(root, IDS, REGDB_IMAGES, seed=0, workers=2)
+    return root
+
+
+def digests(root: Path) -> dict[str, str]:
+    """File name → hash of the bytes."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb])
+def test_the_seed_decides_every_byte(render, tmp_path):
+    calls = []
+    render(tmp_path / "a", 3, 1, seed=5, progress=lambda *call: calls.append(call))
+    render(tmp_path / "b", 3, 1, seed=5, workers=2)
+    render(tmp_path / "c", 3, 1, seed=6)
+    first, again, other = (digests(tmp_path / name) for name in "abc")
+    assert first == again
+    images = [name for name in first if name.endswith(("jpg", "bmp"))]
+    assert images and all(first[name] != other.get(name) for name in images)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # nothing temporary stays
+
+
+@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb])
+def test_full_folders_and_too_few_persons_are_refused(render, tmp_path):
+    (tmp_path / "kept").write_text("")
+    with pytest.raises(FileExistsError, match="not empty"):
+        render(tmp_path, 3, 1, seed=0)
+    with pytest.raises(ValueError, match="at least"):
+        render(tmp_path / "new", 1, 1, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_an_interrupted_rendering_leaves_nothing(tmp_path):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pedestrians.render_regdb(tmp_path / "new", 3, 1, seed=0, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sysu_layout(sysu):
+    splits = {}
+    for name in ("train", "val", "test"):
+        text = (sysu / "exp" / f"{name}_id.txt").read_text()
+        assert text.count("\n") == 1
+        splits[name] = [int(pid) for pid in text.split(",")]
+    assert sorted(sum(splits.values(), [])) == list(range(1, IDS + 1))  # disjoint and complete
+    assert len(splits["test"]) == IDS // 3 and splits["val"]
+
+    cells = loadmat(sysu / "exp" / "rand_perm_cam.mat")["rand_perm_cam"]
+    assert cells.shape == (6, 1)
+    met = {pid: [] for pid in range(1, IDS + 1)}
+    for cam in range(1, 7):
+        assert cells[cam - 1][0].shape == (IDS, 1)
+        for pid in met:
+            files = sorted(path.name for path in (sysu / f"cam{cam}" / f"{pid:04d}").glob("*"))
+            assert files in ([], [f"{number:04d}.jpg" for number in range(1, SYSU_IMAGES + 1)])
+            rows = cells[cam - 1][0][pid - 1][0]
+            assert rows.shape == (10, len(files)) and rows.dtype == np.uint8
+            assert all(sorted(row) == list(range(1, len(files) + 1)) for row in rows.tolist())
+            met[pid] += [cam] * bool(files)
+    assert all(set(cams) & set(VISIBLE) and set(cams) & set(INFRARED) for cams in met.values())
+    assert len(set(map(tuple, met.values()))) > 3  # not everybody was everywhere
+
+
+def test_sysu_permutations_are_permutations(tmp_path):
+    pedestrians.render_sysu(tmp_path / "new", 3, 3, seed=0)
+    cells = loadmat(tmp_path / "new" / "exp" / "rand_perm_cam.mat")["rand_perm_cam"]
+    filled = [cell[0] for camera in cells[:, 0] for cell in camera if cell[0].size]
+    assert filled and all((np.sort(rows, axis=1) == (1, 2, 3)).all() for rows in filled)
+    assert any(len(np.unique(rows, axis=0)) > 1 for rows in filled)
+
+
+def test_sysu_images(sysu):
+    shapes = set()
+    for path in sysu.glob("cam*/*/*.jpg"):
+        with Image.open(path) as image:
+            assert image.mode == "RGB" and 80 <= image.width <= 160 and 200 <= image.height <= 380
+            shapes.add(image.size)
+            pixels = np.asarray(image, np.int16)
+        coloured = bool(np.ptp(pixels, axis=2).max() > 16)
+        assert coloured == (int(path.parts[-3][3:]) in VISIBLE)
+    assert len(shapes) > IDS
+
+
+def test_regdb_layout(regdb):
+    splits = []
+    for trial in range(1, 11):
+        pids = {}
+        for split in ("train", "test"):
+            for modality in ("visible", "thermal"):
+                lines = (regdb / "idx" / f"{split}_{modality}_{trial}.txt").read_text().splitlines()
+                paths, labels = zip(*(line.split(" ") for line in lines))
+                assert all((regdb / path).is_file() for path in paths) and len(set(paths)) == len(paths)
+                of = {int(label): int(path.split("/")[1]) for path, label in zip(paths, labels)}
+                assert sorted(of) == list(range(IDS // 2)) and [of[k] for k in sorted(of)] == sorted(of.values())
+                assert len(lines) == len(of) * REGDB_IMAGES
+                assert pids.setdefault(split, set(of.values())) == set(of.values())
+        assert not pids["train"] & pids["test"] and len(pids["train"] | pids["test"]) == IDS
+        splits.append(frozenset(pids["test"]))
+    assert len(set(splits)) == 10
+    for path in regdb.glob("*/*/*.bmp"):
+        with Image.open(path) as image:
+            assert image.size == (64, 128) and image.mode == "RGB"
+            grey = not np.ptp(np.asarray(image), axis=2).any()
+        assert grey == ("Thermal" in path.parts)
+
+
+def test_a_person_looks_different_to_every_camera(sysu):
+    name = next(path.name for path in sorted(sysu.glob("cam1/*")) if len(list(sysu.glob(f"cam*/{path.name}"))) == 6)
+    thumbs = [thumb(sysu / f"cam{cam}" / name / "0001.jpg").mean(axis=2) for cam in range(1, 7)]
+    for i, one in enumerate(thumbs):
+        for other in thumbs[:i]:
+            assert np.abs(one - other).mean() > 0.04
+
+
+def thumb(path: Path) -> np.ndarray:
+    """An image shrunk to (48, 24, 3), 0..1."""
+    with Image.open(path) as image:
+        return np.asarray(image.resize((24, 48), Image.Resampling.BILINEAR), np.float32) / 255
+
+
+def histogram(path: Path, colours: bool) -> np.ndarray:
+    """The share of pixels in each of 8 x 8 x 8 colours, or 32 intensities."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image).reshape(-1, 3)
+    bins, pixels = (8, pixels) if colours else (32, pixels.mean(axis=1, keepdims=True))
+    counts, _ = np.histogramdd(pixels, (bins,) * pixels.shape[1], ((0, 256),) * pixels.shape[1])
+    return counts.ravel() / len(pixels)
+
+
+FEATURES = {
+    "grey pixels": lambda path: thumb(path).mean(axis=2).ravel(),
+    "colour pixels": lambda path: thumb(path).ravel(),
+    "intensity histogram": lambda path: histogram(path, colours=False),
+    "colour histogram": lambda path: histogram(path, colours=True),
+}
+
+
+def times_chance(feats: np.ndarray, pids: np.ndarray, camids: np.ndarray, draws: int = 10) -> float:
+    """Rank-1 of infrared queries among one image per person and visible camera by nearest neighbour, over chance."""
+    query, hits, guesses = np.isin(camids, INFRARED), 0.0, 0.0
+    groups = [np.flatnonzero((pids == pid) & (camids == cam)) for cam in VISIBLE for pid in np.unique(pids)]
+    rng = np.random.default_rng(0)
+    for _ in range(draws):
+        gallery = np.array([rng.choice(group) for group in groups if len(group)])
+        dist_mat = (feats[gallery] ** 2).sum(axis=1) - 2 * feats[query] @ feats[gallery].T  # up to a term per query
+        match = pids[query, None] == pids[None, gallery]
+        usable = ~((camids[query, None] == 3) & (camids[None, gallery] == 2))  # the protocol: same room
+        valid = (match & usable).any(axis=1)
+        nearest = np.where(usable, dist_mat, np.inf).argmin(axis=1)
+        hits += match[np.arange(len(match)), nearest][valid].mean()
+        guesses += ((match & usable).sum(axis=1) / usable.sum(axis=1))[valid].mean()
+    return hits / guesses
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("layout", ["sysu", "regdb"])
+def test_nearest_neighbours_stay_near_chance(layout, feature, request):
+    root = request.getfixturevalue(layout)
+    if layout == "sysu":
+        paths = sorted(root.glob("cam*/*/*.jpg"))
+        camids = np.array([int(path.parts[-3][3:]) for path in paths])
+    else:
+        paths = sorted(root.glob("*/*/*.bmp"))
+        camids = np.array([6 if "Thermal" in path.parts else 1 for path in paths])
+    pids = np.array([int(path.parent.name) for path in paths])
+    feats = np.stack([FEATURES[feature](path) for path in paths]).astype(np.float32)
+    assert times_chance(feats, pids, camids) < 3
