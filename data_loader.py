@@ -105,25 +105,35 @@ def augment(images: Tensor, generator: torch.Generator, dtype: torch.dtype = tor
 
 
 def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-    """Pad (B, height, width, 3) with zeros, take the window at (top, left) of each image, mirror where told."""
+    """Pad (B, height, width, 3) with zeros, take the window at (top, left) of each image, mirror where told.
+
+    Whole lines are copied, which is several times as fast as picking pixels; so is a mask beside `torch.where` on bytes.
+    """
     batch, height, width, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
-    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (B, 21, 21, 3, height, width), a view
-    cropped = windows[torch.arange(batch, device=images.device), top, left].permute(0, 2, 3, 1)
-    return torch.where(mirrored[:, None, None, None], cropped.flip(2), cropped)
+    runs = padded.flatten().unfold(0, 3 * width, 3)  # every run of `width` pixels, a view
+    lines = torch.arange(batch, device=images.device)[:, None] * padded.shape[1] + top[:, None]
+    lines = lines + torch.arange(height, device=images.device)  # (B, height) of the padded images
+    cropped = runs.index_select(0, (lines * padded.shape[2] + left[:, None]).flatten()).view(images.shape)
+    change = cropped.flip(2)
+    change ^= cropped
+    change *= mirrored[:, None, None, None]
+    cropped ^= change
+    return cropped
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, by ImageNet's mean and standard deviation."""
-    scale, shift = scale_and_shift(images.device)
-    return torch.addcmul(shift, images.float(), scale).to(dtype).permute(0, 3, 1, 2)
+    scale, shift = scale_and_shift(images.device, images.shape[2])
+    lines = images.flatten(2).float()
+    return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).to(dtype).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache
-def scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each channel, made once a device: a copy from the host would make the device wait."""
-    return (torch.tensor([1 / (255 * std) for std in STD], device=device),
-            torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=device))
+def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+    """Factor and offset of each value of a line of pixels, made once: a copy from the host would make the device wait."""
+    return (torch.tensor([1 / (255 * std) for std in STD] * width, device=device),
+            torch.tensor([-mean / std for mean, std in zip(MEAN, STD)] * width, device=device))
 
 
 class TrainBatches:
@@ -158,7 +168,7 @@ class TrainBatches:
 
     def gather(self, index: Tensor) -> list[Tensor]:
         """One batch's raw pixels of both modalities."""
-        halves = [pixels[row] for pixels, row in zip(self.pixels, index)]
+        halves = [pixels.index_select(0, row) for pixels, row in zip(self.pixels, index)]
         return [half.pin_memory() for half in halves] if self.device.type == "cuda" and not self.on_device else halves
 
 

@@ -5,7 +5,7 @@ Distances are (Q, G), smaller is closer; every result is a fraction.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 BLOCK_BYTES = 1 << 19  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
 THREADS = min(4, os.cpu_count() or 1)  # blocks ranked at once: NumPy sorts and compares without the interpreter lock
+FEW = 8  # matches of a query that are ranked by counting, more by sorting
 SMALL = 1 << 18  # a matrix with fewer distances is ranked before threads have started
 
 
@@ -80,24 +81,34 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
     ap, inp = np.zeros((2, len(q_pids)))
     first = np.zeros(len(q_pids), np.intp)  # rank of the first match, 0 without a match
 
-    def score(job: _Job) -> None:
-        block = np.ascontiguousarray(dist_mat[job.queries])
-        if not np.isfinite(block).all():
-            raise _not_finite(dist_mat)
-        n_matches = job.matches.shape[1]
-        if n_matches:
-            ranks, first[job.queries] = _rank(block, job, max_rank if count_persons else 0)
-            ap[job.queries] = (np.arange(1, n_matches + 1) / ranks).mean(axis=1)
-            inp[job.queries] = n_matches / ranks[:, -1]
+    def score(todo: Iterator[_Job]) -> None:
+        for job in todo:
+            block = np.ascontiguousarray(dist_mat[job.queries])
+            if not np.isfinite(block).all():
+                raise _not_finite(dist_mat)
+            n_matches = len(job.matches)
+            if n_matches:
+                rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
+                ranks, first[job.queries] = rank(block, job, max_rank if count_persons else 0)
+                ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
+                inp[job.queries] = n_matches / ranks[-1]
 
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(score, jobs))
-    else:
-        list(map(score, jobs))
+    _share(score, jobs, threads)
     n_valid = np.count_nonzero(first)
     hits = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
     return hits.cumsum() / n_valid, float(ap.sum() / n_valid), float(inp.sum() / n_valid)
+
+
+def _share(work: Callable[[Iterator[_Job]], None], jobs: list[_Job], threads: int) -> None:
+    """Let this thread and threads - 1 others each work on the next job until none is left."""
+    todo = iter(jobs)
+    if threads == 1:
+        return work(todo)
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work, todo) for _ in range(threads - 1)]
+        work(todo)
+    for other in others:
+        other.result()
 
 
 class _Gallery(NamedTuple):
@@ -106,13 +117,15 @@ class _Gallery(NamedTuple):
     columns: np.ndarray  # (G',) of the matrix
     persons: np.ndarray  # (G',) index from 0
     counts: np.ndarray  # (P,) images of each person
+    grouped: np.ndarray  # (G',) images, person after person
+    starts: np.ndarray  # (P,) where each person starts in `grouped`
 
 
 class _Job(NamedTuple):
     """Queries to rank together: they see the same gallery and have equally many matches in it."""
 
     queries: np.ndarray  # (n,) rows of the matrix
-    matches: np.ndarray  # (n, m) images of the gallery
+    matches: np.ndarray  # (m, n) images of the gallery, each query's in gallery order
     gallery: _Gallery
 
 
@@ -137,19 +150,62 @@ def _jobs(q_pids: np.ndarray, g_pids: np.ndarray, views: Iterable[tuple[np.ndarr
     for queries, columns in views:
         persons, own = g_persons[columns], q_persons[queries]
         counts = np.bincount(persons, minlength=len(pids) + 1)
-        grouped = np.argsort(persons, kind="stable")  # images, person after person
-        starts = np.cumsum(counts) - counts
+        gallery = _Gallery(columns, persons, counts, np.argsort(persons, kind="stable"), np.cumsum(counts) - counts)
         for n_matches in np.unique(counts[own]):
             chosen = np.flatnonzero(counts[own] == n_matches)
+            chosen = chosen[np.argsort(own[chosen], kind="stable")]
             step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
             for start in range(0, len(chosen), step):
                 block = chosen[start:start + step]
-                matches = grouped[starts[own[block], None] + np.arange(n_matches)]
-                yield _Job(queries[block], matches, _Gallery(columns, persons, counts))
+                matches = gallery.grouped[gallery.starts[own[block]] + np.arange(n_matches)[:, None]]
+                yield _Job(queries[block], matches, gallery)
 
 
-def _rank(block: np.ndarray, job: _Job, max_persons: int, distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (n, m) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
+def _rank_by_counting(block: np.ndarray, job: _Job, max_persons: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (m, n) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
+
+    A match's rank is one more than the number of images ahead of it: of the images before all matches of the block's
+    queries, those as near or nearer; of the images after them, the nearer ones; between, gallery order breaks the ties.
+    """
+    gallery = job.gallery
+    table = np.ascontiguousarray(block.T[gallery.columns])  # (G', n): a query's place is the same in every row
+    near = table[job.matches, np.arange(table.shape[1])]
+    order = np.argsort(near, axis=0, kind="stable")
+    near, image = np.take_along_axis(near, order, axis=0), np.take_along_axis(job.matches, order, axis=0)
+    low, high = image.min(), image.max() + 1
+    between, places = table[low:high], np.arange(low, high)[:, None]
+    ahead = np.empty(table.shape, bool)
+    ranks = np.empty(near.shape, np.intp)
+    for i in range(len(near)):
+        np.less_equal(table[:low], near[i], out=ahead[:low])
+        np.less(table[low:], near[i], out=ahead[low:])
+        ahead[low:high] |= (between == near[i]) & (places < image[i])
+        ranks[i] = 1 + _count(ahead)
+        if i == 0:
+            first = 1 + _count(_persons(ahead, gallery)) if max_persons else ranks[0]
+    return ranks, first
+
+
+def _count(chosen: np.ndarray) -> np.ndarray:
+    """Sums (n,) of a (k, n) bool matrix, added as bytes 255 rows at a time."""
+    return sum(np.add.reduce(chosen[i:i + 255].view(np.uint8), axis=0, dtype=np.uint8).astype(np.intp)
+               for i in range(0, len(chosen), 255))
+
+
+def _persons(chosen: np.ndarray, gallery: _Gallery) -> np.ndarray:
+    """Which persons (P, n) the chosen images (G', n) show: first all first images of persons, then all second images ..."""
+    counts, starts = gallery.counts, gallery.starts
+    persons = np.argsort(-counts, kind="stable")
+    seen = chosen[gallery.grouped[starts[persons[:np.count_nonzero(counts)]]]]
+    for i in range(1, counts.max()):
+        more = persons[:np.count_nonzero(counts > i)]
+        seen[:len(more)] |= chosen[gallery.grouped[starts[more] + i]]
+    return seen
+
+
+def _rank_by_sorting(block: np.ndarray, job: _Job, max_persons: int,
+                     distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """As `_rank_by_counting`, in a time that does not depend on the number of matches.
 
     One sort without indices: the distances of a row become integers whose lowest bit marks a match, so that the marked
     places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the gallery order has to
@@ -160,21 +216,21 @@ def _rank(block: np.ndarray, job: _Job, max_persons: int, distinct: bool = False
         block = block.take(gallery.columns, axis=1)
     codes = _codes(block, distinct)
     n, size = codes.shape
-    rows = np.arange(0, n * size, size)[:, None]
+    rows = np.arange(0, n * size, size)
     flat = codes.reshape(-1)
     marked = flat[rows + job.matches] | 1
     flat[rows + job.matches] = marked
-    ahead = codes < marked.min(axis=1, keepdims=True) if max_persons else None
+    ahead = codes < marked.min(axis=0)[:, None] if max_persons else None
     codes.sort(axis=1)
     marks = codes.astype(np.uint8)  # the lowest byte
     marks &= 1
-    places = np.flatnonzero(marks.view(bool)).reshape(n, -1)
-    tied = ((flat[places] - 1 == flat[places - 1]) & (places > rows)).any(axis=1)
+    places = np.flatnonzero(marks.view(bool)).reshape(n, -1).T
+    tied = ((flat[places] - 1 == flat[places - 1]) & (places > rows)).any(axis=0)
     ranks = places - rows + 1
-    first = ranks[:, 0] if ahead is None else 1 + _persons_ahead(ahead, ranks[:, 0] - 1, gallery, max_persons)
+    first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
     if tied.any():
-        again = _Job(job.queries[tied], job.matches[tied], gallery)
-        ranks[tied], first[tied] = _rank(block[tied], again, max_persons, distinct=True)
+        again = _Job(job.queries[tied], job.matches[:, tied], gallery)
+        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], again, max_persons, distinct=True)
     return ranks, first
 
 

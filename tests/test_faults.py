@@ -272,16 +272,20 @@ LIST, OTHER = "RegDB/idx/train_visible_1.txt", "RegDB/idx/train_thermal_1.txt"
 EVIL = r"refused, it refers to \w+\.system, which could run code when loaded; .* expected; use a file from a source you trust"
 
 FOLDERS = [
-    Case("pre: no such folder", "pre_process_sysu.py --data-path {place}/nowhere", r"--data-path \S*nowhere: no such folder; put SYSU"),
+    Case("pre: no such folder", "pre_process_sysu.py --data-path {place}/nowhere",
+         r"--data-path \S*nowhere: no such folder; put SYSU"),
     Case("pre: a file", "pre_process_sysu.py --data-path {place}/f", r"--data-path \S*/f: a file; put SYSU-MM01", write("f", "")),
-    Case("pre: an empty folder", "pre_process_sysu.py --data-path {place}/cwd", "--data-path .*neither data set found, SYSU-MM01 .cam1"),
-    Case("pre: the other data set", "pre_process_sysu.py --data-path {regdb}", r"RegDB \(idx, Visible, Thermal\) found, SYSU-MM01 .*exp"),
+    Case("pre: an empty folder", "pre_process_sysu.py --data-path {place}/cwd",
+         "--data-path .*neither data set found, SYSU-MM01 .cam1"),
+    Case("pre: the other data set", "pre_process_sysu.py --data-path {regdb}",
+         r"RegDB \(idx, Visible, Thermal\) found, SYSU-MM01 .*exp"),
     Case("pre: an empty name", "pre_process_sysu.py --data-path ''", "--data-path: an empty name found"),
     Case("pre: not to be written to", "pre_process_sysu.py --data-path /proc/self/root{place}/x", "no such folder"),
     Case("train: no folder named", "train.py", "--data-path data/SYSU-MM01: no such folder; put SYSU-MM01 there"),
     Case("train: the other data set", "train.py --dataset regdb --data-path {sysu}", r"--data-path .*: SYSU-MM01 .* found, RegDB .*"
          "expected; name the data set's folder, or change --dataset"),
-    Case("test: the other data set", TEST.replace("{regdb}", "{sysu}") + " {last}", "--data-path .*: SYSU-MM01 .* found, RegDB .* expected"),
+    Case("test: the other data set", TEST.replace("{regdb}", "{sysu}") + " {last}",
+         "--data-path .*: SYSU-MM01 .* found, RegDB .* expected"),
     Case("check: no folder", "data_manager.py", "the following arguments are required: DIR"),
     Case("check: no such folder", "data_manager.py nowhere", "DIR nowhere: no such folder"),
     Case("check: unknown flag", "data_manager.py {sysu} --al", "unrecognized arguments: --al"),
@@ -299,11 +303,13 @@ CAMERAS = [
          "modalities expected for training; restore", remove("SYSU-MM01/cam3/0002", "SYSU-MM01/cam6/0002")),
     Case("pre: no visible image of a person", PRE, "person 4 has no visible image",
          both(remove(*(f"SYSU-MM01/cam{c}/0004" for c in (1, 2, 4))), empty("SYSU-MM01/cam5/0004"))),
-    Case("train: a test person without images", TRAIN_SYSU, r"exp/test_id.txt: person 6 has no image in any camera; restore the images",
+    Case("train: a test person without images", TRAIN_SYSU, r"exp/test_id.txt: person 6 has no image in any camera; restore the "
+         r"images",
          remove(*(f"SYSU-MM01/cam{c}/0006" for c in range(1, 7)))),
     Case("train: fewer persons than the batch", TRAIN_SYSU + " --batch-size 5", r"--batch-size 5: 4 training persons found, .*"
          "give --batch-size 4 or less"),
-    Case("test: official gallery without its file", "test.py --gpu cpu --data-path {sysu} --resume {t} --out found --gallery official",
+    Case("test: official gallery without its file", "test.py --gpu cpu --data-path {sysu} --resume {t} --out found --gallery "
+         "official",
          r"exp/rand_perm_cam.mat: no such file, needed by --gallery official; restore it .*, or use --gallery random",
          both(sysu_checkpoint, remove("SYSU-MM01/exp/rand_perm_cam.mat"))),
     Case("train: official gallery of images not there", TRAIN_SYSU + " --gallery official",
@@ -328,8 +334,10 @@ ID_LISTS = [Case(f"pre: id list: {what}", PRE, expected, change) for what, expec
     ("not text", r"exp/train_id.txt: cannot be read as text", write("SYSU-MM01/exp/train_id.txt", b"1,\xff\xfe,3")),
     ("control characters", r"exp/train_id.txt: '\\x1b\[2J' found", write("SYSU-MM01/exp/train_id.txt", "\x1b[2J,1")),
     ("twice", r"exp/train_id.txt: identity 2 is listed more than once", write("SYSU-MM01/exp/train_id.txt", "1,2,3,2")),
-    ("training and validation", r"exp: identity 4 is in train_id.txt and in val_id.txt", write("SYSU-MM01/exp/train_id.txt", "1,2,4")),
-    ("training and test", r"exp: identity 5 is in train_id.txt and in test_id.txt; disjoint", write("SYSU-MM01/exp/train_id.txt", "5,1")),
+    ("training and validation", r"exp: identity 4 is in train_id.txt and in val_id.txt", write("SYSU-MM01/exp/train_id.txt",
+                                                                                               "1,2,4")),
+    ("training and test", r"exp: identity 5 is in train_id.txt and in test_id.txt; disjoint", write("SYSU-MM01/exp/train_id.txt",
+                                                                                                    "5,1")),
     ("a person without a folder", r"person 77 has no visible image", write("SYSU-MM01/exp/train_id.txt", "1,2,3,77")),
 )]
 
@@ -339,29 +347,36 @@ INDEX = [Case(f"{script}: list: {what}", TRAIN_REGDB if script == "train" else "
     ("train", "missing", r"idx/train_thermal_1.txt: no such file; restore it", remove(OTHER)),
     ("train", "empty", r"idx/train_visible_1.txt: empty; lines 'relative/path.bmp label' expected", write(LIST, "")),
     ("train", "no label", r"train_visible_1.txt, line 1: '\S*v_\d_1.bmp' found, .* expected", line(LIST, " 0", "")),
-    ("train", "an image that is not there", r"train_visible_1.txt: names \S*/v_\d_9.bmp, which is not there", line(LIST, "_1.bmp", "_9.bmp")),
+    ("train", "an image that is not there", r"train_visible_1.txt: names \S*/v_\d_9.bmp, which is not there", line(LIST, "_1.bmp",
+                                                                                                                   "_9.bmp")),
     ("train", "one image twice", r"train_visible_1.txt, line 2: '\S*_1.bmp' is listed twice", line(LIST, "_2.bmp", "_1.bmp")),
     ("train", "a person in both splits", r"idx: Visible/\d is in the training and the test list of trial 1 \(visible\); disjoint",
      lambda place, world: shutil.copy(place / "RegDB/idx/test_visible_1.txt", place / LIST)),
     ("train", "no infrared image of a person", r"training lists of trial 1: person 0 has no infrared image",
      lambda place, world: (place / OTHER).write_text("".join(x for x in (place / OTHER).open() if not x.endswith(" 0\n")))),
-    ("train", "the lists of two trials", r"train_thermal_1.txt: label \d is person \d, but person \d in \S*train_visible_1.txt; the same",
+    ("train", "the lists of two trials", r"train_thermal_1.txt: label \d is person \d, but person \d in \S*train_visible_1.txt; "
+     r"the same",
      lambda place, world: shutil.copy(place / "RegDB/idx/train_thermal_2.txt", place / OTHER)),
     ("check", "blank", r"FAULT, lists: 1\s+\S*train_visible_1.txt: empty", write(LIST, "\r\n\n \t\n")),
-    ("check", "negative label", r"train_visible_1.txt, line 1: '.* -1' found, .* a label of at least 0 expected", line(LIST, " 0", " -1")),
+    ("check", "negative label", r"train_visible_1.txt, line 1: '.* -1' found, .* a label of at least 0 expected", line(LIST, " 0",
+                                                                                                                       " -1")),
     ("check", "a word for a label", r"train_visible_1.txt, line 1: '.* x' found", line(LIST, " 0", " x")),
-    ("check", "a path outside", r"train_visible_1.txt, line 1: '\.\./.*' leaves the data set's folder", line(LIST, "Visible", "../Visible")),
+    ("check", "a path outside", r"train_visible_1.txt, line 1: '\.\./.*' leaves the data set's folder", line(LIST, "Visible",
+                                                                                                             "../Visible")),
     ("check", "an absolute path", r"train_visible_1.txt, line 1: '/Visible/.*' leaves", line(LIST, "Visible", "/Visible")),
     ("check", "the same image by another path", r"train_visible_1.txt, line 2: '\S*_1.bmp' is listed twice",
      both(line(LIST, "_2.bmp", "_1.bmp"), line(LIST, "Visible/", "Visible/./"))),
     ("check", "one label for two persons", r"train_visible_1.txt: label 0 goes with \S*Visible/\d and \S*Visible/\d; one label",
      lambda place, world: (place / LIST).write_text((place / LIST).read_text().replace(" 1\n", " 0\n"))),
-    ("check", "two labels for one person", r"train_visible_1.txt: folder \S*Visible/\d goes with 0 and 7; one label", line(LIST, " 0", " 7")),
+    ("check", "two labels for one person", r"train_visible_1.txt: folder \S*Visible/\d goes with 0 and 7; one label", line(LIST,
+                                                                                                                           " 0",
+                                                                                                                           " 7")),
     ("check", "not text", r"train_visible_1.txt: cannot be read as text", write(LIST, b"Visible/1/\xff.bmp 0\n")),
 )]
 
 IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, change) for what, expected, change in (
-    ("truncated", r"0001.jpg: cannot be decoded as an image \(.*[Tt]runcated.*\); remove or replace the file", truncate(FIRST, 0.9)),
+    ("truncated", r"0001.jpg: cannot be decoded as an image \(.*[Tt]runcated.*\); remove or replace the file", truncate(FIRST,
+                                                                                                                        0.9)),
     ("zero bytes", r"0001.jpg: an empty file found, an image expected; remove or replace", write(FIRST, b"")),
     ("1 x 1", r"0001.jpg: an image of 1 x 1 pixels found, at least 8 x 8 expected", image(FIRST, size=(1, 1))),
     ("16-bit grey", r"0001.png: an image of mode I;16 \(more than 8 bits a channel\) found, 8 bits expected; convert",
@@ -371,7 +386,8 @@ IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, ch
     ("a folder", r"0003.jpg: found among the images of a person, only .jpg, .jpeg, .png, .bmp files expected; move it elsewhere",
      lambda place, world: (place / "SYSU-MM01/cam1/0001/0003.jpg").mkdir()),
     ("another format", r"0003.gif: found among", image("SYSU-MM01/cam1/0001/0003.gif")),
-    ("a link to nowhere", r"0001.jpg: a link that points nowhere found, an image expected; restore or remove", link(FIRST, "/nowhere")),
+    ("a link to nowhere", r"0001.jpg: a link that points nowhere found, an image expected; restore or remove", link(FIRST,
+                                                                                                                    "/nowhere")),
     ("a pipe", r"0001.jpg: a link that points nowhere|0001.jpg: .*no file", lambda place, world: (remove(FIRST)(place, world),
                                                                                         os.mkfifo(place / FIRST))),
 )] + [
@@ -379,14 +395,17 @@ IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, ch
          lambda place, world: [truncate(f"RegDB/Visible/{pid}/v_{pid}_1.bmp")(place, world) for pid in range(1, 9)], logs=True),
     Case("test: an empty image", TEST + " {last}", r"RegDB/Thermal/\d/t_\d_2.bmp: an empty file found",
          lambda place, world: [write(f"RegDB/Thermal/{pid}/t_{pid}_2.bmp", b"")(place, world) for pid in range(1, 9)]),
-    Case("check: an empty image", "data_manager.py {sysu}", r"FAULT, empty: 1\s+\S*cam1/0001/0001.jpg: 0 bytes", write(FIRST, b""), status=1),
-    Case("check: a truncated image", "data_manager.py {sysu} --all", r"FAULT, unreadable: 1\s+\S*cam1/0001/0001.jpg: cannot be decoded",
+    Case("check: an empty image", "data_manager.py {sysu}", r"FAULT, empty: 1\s+\S*cam1/0001/0001.jpg: 0 bytes", write(FIRST, b""),
+         status=1),
+    Case("check: a truncated image", "data_manager.py {sysu} --all", r"FAULT, unreadable: 1\s+\S*cam1/0001/0001.jpg: cannot be "
+         r"decoded",
          truncate(FIRST), status=1),
 ]
 
 ARRAYS = [Case(f"train: array: {what}", TRAIN_SYSU.replace("sysu", "arrays"), r"arrays/" + expected, change, logs=True)
           for what, expected, change in (
-    ("truncated", r"train_rgb_resized_img.npy: not a whole .npy of plain numbers .*; run: python pre_process_sysu.py --data-path '\S+' "
+    ("truncated", r"train_rgb_resized_img.npy: not a whole .npy of plain numbers .*; run: python pre_process_sysu.py --data-path "
+     r"'\S+' "
      "--img_w 16 --img_h 32", truncate("arrays/train_rgb_resized_img.npy")),
     ("empty", r"train_ir_resized_img.npy: not a whole .npy", write("arrays/train_ir_resized_img.npy", b"")),
     ("another shape", r"train_rgb_resized_img.npy: uint8 \(32, 32, 16, 1\) found, uint8 \(32, 32, 16, 3\) expected; run",
@@ -405,11 +424,13 @@ ARRAYS = [Case(f"train: array: {what}", TRAIN_SYSU.replace("sysu", "arrays"), r"
     ("another manifest", r"train_resized_img.json: not the record", write("arrays/train_resized_img.json", "[1]")),
     ("another size", r"train_resized_img.json: arrays of height x width 64 x 16 found, 32 x 16 expected; run",
      line("arrays/train_resized_img.json", '"height": 32', '"height": 64')),
-    ("another image since", r"train_resized_img.json: the arrays were made from 32 visible images, the training lists now give 32 that are "
+    ("another image since", r"train_resized_img.json: the arrays were made from 32 visible images, the training lists now give 32 "
+     r"that are "
      r"not the same \(cam1/0001/0001.jpg differs\); run", image(FIRST.replace("SYSU-MM01", "arrays"))),
 )]
 
-CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*/x.t: " + expected, change) for what, expected, change in (
+CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*/x.t: " + expected, change) for what, expected,
+               change in (
     ("missing", "no such file; name a checkpoint", None),
     ("a folder", "no such file|a folder found", lambda place, world: (place / "x.t").mkdir()),
     ("empty", "an empty file found, a checkpoint expected", write("x.t", b"")),
@@ -430,50 +451,63 @@ CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*
     ("complex numbers", "bottleneck.weight is a tensor of torch.complex64", weights(bottleneck__weight=torch.ones(512) * 1j)),
     ("a weight missing", r"lacks bottleneck.weight \(1 such\)", weights(bottleneck__weight=None)),
     ("a weight too many", r"has an unexpected more \(1 such\)", weights(more=torch.ones(1))),
-    ("a weight of another shape", r"bottleneck.weight has shape \(3,\), \(512,\) expected", weights(bottleneck__weight=torch.ones(3))),
+    ("a weight of another shape", r"bottleneck.weight has shape \(3,\), \(512,\) expected",
+     weights(bottleneck__weight=torch.ones(3))),
     ("other classes", r"5 classes and a classifier of shape \(4, 512\) found", checkpoint(num_classes=5)),
-    ("of another method than it says", r"(lacks|has an unexpected) \S+ \(\d+ such\); a file of the same method", arguments(method="agw")),
+    ("of another method than it says", r"(lacks|has an unexpected) \S+ \(\d+ such\); a file of the same method",
+     arguments(method="agw")),
     ("of an unknown method", r"method 'nonsense' found in it, one of base, agw, cgrnet expected", arguments(method="nonsense")),
     ("of an unheard-of size", r"img_w '0' found in it, one of 16 to 4096 expected", arguments(img_w=0)),
 )] + [
-    Case("test: another method", TEST + " {last} --method agw", "--method agw: the checkpoint .* has method base; leave the flag out"),
+    Case("test: another method", TEST + " {last} --method agw", "--method agw: the checkpoint .* has method base; leave the flag "
+         "out"),
     Case("test: another size", TEST + " {last} --img_w 32", "--img_w 32: the checkpoint .* has img_w 16"),
     Case("test: another trial", TEST + " {last} --trial 2", "--trial 2: the checkpoint .* was trained on trial 1, .*--force-trial"),
     Case("train: goes on with NaN", TRAIN_REGDB + " --method base --resume {t}", "--resume .*bottleneck.weight holds NaN",
          weights(bottleneck__weight=torch.full((512,), float("nan")))),
-    Case("train: goes on with a best file", TRAIN_REGDB + " --method base --resume {best}", r"--resume \S*best.t: weights only found"),
+    Case("train: goes on with a best file", TRAIN_REGDB + " --method base --resume {best}",
+         r"--resume \S*best.t: weights only found"),
     Case("train: goes on with another method", TRAIN_REGDB + " --method agw --resume {last}",
          r"--method agw: the checkpoint \S+ was trained with --method base; leave the flag out, or begin a new run with --init"),
     Case("train: goes on with code", TRAIN_REGDB + " --resume {t}", r"--resume \S*x.t: " + EVIL, checkpoint(bomb=Bomb())),
     Case("train: goes on with other classes", TRAIN_REGDB + " --method base --resume {t}",
-         r"--resume \S*x.t: a classifier of 5 persons found, 4 are in --data-path \S*; use the data of that run", lambda place, world: whole(
-             num_classes=5, net={**world.whole["net"], "classifier.weight": another_class(world.whole["net"]["classifier.weight"])})(
+         r"--resume \S*x.t: a classifier of 5 persons found, 4 are in --data-path \S*; use the data of that run", lambda place,
+         world: whole(
+             num_classes=5, net={**world.whole["net"],
+                                 "classifier.weight": another_class(world.whole["net"]["classifier.weight"])})(
                  place, world)),
     Case("train: goes on with another optimiser", TRAIN_REGDB + " --method base --resume {t}",
-         r"--resume \S*x.t: its optimiser, progress or generators do not fit this run", whole(optimiser={"state": {}, "param_groups": []})),
+         r"--resume \S*x.t: its optimiser, progress or generators do not fit this run", whole(optimiser={"state": {},
+                                                                                                         "param_groups": []})),
     Case("train: goes on with other generators", TRAIN_REGDB + " --method base --resume {t}",
          r"--resume \S*x.t: its optimiser, progress or generators do not fit this run", whole(rng={"python": [3, [1], None]})),
-    Case("train: goes on with other arguments", TRAIN_REGDB + " --resume {t}", r"--resume \S*x.t: --margin x found in it, a float expected",
+    Case("train: goes on with other arguments", TRAIN_REGDB + " --resume {t}",
+         r"--resume \S*x.t: --margin x found in it, a float expected",
          lambda place, world: whole(args={**world.whole["args"], "margin": "x", "method": "cgrnet"})(place, world)),
     Case("train: goes on to an earlier epoch", "train.py --gpu cpu --data-path {regdb} --resume {t} --epochs 1",
          r"--epochs 1: the checkpoint \S*x.t has 3 epochs behind it; give at least as many", whole(epoch=3)),
-    Case("train: begins with nothing that fits", TRAIN_REGDB + " --init {t}", r"--init \S*x.t: a dict with the keys conv found, none of",
+    Case("train: begins with nothing that fits", TRAIN_REGDB + " --init {t}",
+         r"--init \S*x.t: a dict with the keys conv found, none of",
          saved(lambda world: {"conv": torch.ones(1), "other": 1})),
     Case("train: begins with code", TRAIN_REGDB + " --init {t}", r"--init \S*x.t: " + EVIL, checkpoint(bomb=Bomb())),
     Case("train: backbone missing", TRAIN_REGDB + " --pretrained {t}", r"--pretrained \S*x.t: no such file"),
-    Case("train: backbone of another kind", TRAIN_REGDB + " --pretrained {t}", r"--pretrained \S*x.t.* without conv1.weight of shape",
+    Case("train: backbone of another kind", TRAIN_REGDB + " --pretrained {t}",
+         r"--pretrained \S*x.t.* without conv1.weight of shape",
          saved(lambda world: world.content["net"])),
 ]
 
 FLAGS = [
-    *(Case(f"{script.split('.')[0]}: unknown flag", f"{script} --colour 1", r"unrecognized arguments: --colour 1 \(see \S+ --help\)")
+    *(Case(f"{script.split('.')[0]}: unknown flag", f"{script} --colour 1",
+           r"unrecognized arguments: --colour 1 \(see \S+ --help\)")
       for script in ("pre_process_sysu.py", "train.py", "test.py", "demo.py")),
     *(Case(f"{script.split('.')[0]}: {flag} {value}", f"{script} {flag} {value}", rf"argument {flag}: '{value}' found, .* expected")
       for script, flag, value in (
-          ("pre_process_sysu.py", "--workers", "0"), ("pre_process_sysu.py", "--workers", "-1"), ("pre_process_sysu.py", "--img_w", "0"),
+          ("pre_process_sysu.py", "--workers", "0"), ("pre_process_sysu.py", "--workers", "-1"), ("pre_process_sysu.py", "--img_w",
+                                                                                                  "0"),
           ("pre_process_sysu.py", "--img_h", "-288"), ("pre_process_sysu.py", "--img_h", "1e3"), ("demo.py", "--ids", "0"),
           ("demo.py", "--ids", "11"), ("demo.py", "--images", "0"), ("demo.py", "--seed", "-1"), ("train.py", "--lr", "nan"),
-          ("train.py", "--batch-size", "0"), ("train.py", "--batch-size", "1"), ("train.py", "--epochs", "0"), ("train.py", "--trial", "11"),
+          ("train.py", "--batch-size", "0"), ("train.py", "--batch-size", "1"), ("train.py", "--epochs", "0"), ("train.py",
+                                                                                                                "--trial", "11"),
           ("test.py", "--workers", "0"), ("test.py", "--trial", "11"))),
     Case("train: abbreviated flag", "train.py --epoch 1", "unrecognized arguments: --epoch 1"),
     Case("train: a split of SYSU-MM01", "train.py --trial 2", "--trial 2 chooses a split of RegDB, but the data set is sysu"),
@@ -484,36 +518,49 @@ FLAGS = [
     Case("train: two first weights", "train.py --pretrained imagenet --init b.t", "--pretrained imagenet and --init b.t both say"),
     Case("train: nothing to test", "train.py --test-only", "--test-only: no --resume given"),
     Case("train: an empty name", "train.py --resume ''", "--resume/-r: an empty name found; name one, or leave the flag out"),
-    Case("train: pixels on no GPU", TRAIN_REGDB + " --data-device gpu", "--data-device gpu: the run is on the CPU; leave it out", logs=True),
+    Case("train: pixels on no GPU", TRAIN_REGDB + " --data-device gpu", "--data-device gpu: the run is on the CPU; leave it out",
+         logs=True),
     Case("train: no such device", "train.py --gpu 0,1", "--gpu 0,1: a device number or cpu expected"),
     Case("test: nothing to test", "test.py", "--resume: no checkpoint given; name one"),
     Case("test: nothing to compare", "test.py --compare a.json", "--compare a.json: no such file"),
-    Case("test: compares and tests", "test.py --compare a.json --resume b.t", "--resume: --compare reads results and tests nothing"),
-    Case("test: features under another name", "test.py --resume {last} --save-features f.npy", "--save-features f.npy: .*ends in .npz"),
-    Case("test: nine of ten trials", "test.py --resume {place}/_{{}}.t", r"--resume \S*_1.t: no such file; name a checkpoint for every"),
+    Case("test: compares and tests", "test.py --compare a.json --resume b.t",
+         "--resume: --compare reads results and tests nothing"),
+    Case("test: features under another name", "test.py --resume {last} --save-features f.npy",
+         "--save-features f.npy: .*ends in .npz"),
+    Case("test: nine of ten trials", "test.py --resume {place}/_{{}}.t",
+         r"--resume \S*_1.t: no such file; name a checkpoint for every"),
 ]
 
 OUTPUT = [
     Case("pre: disk full", PRE, r"--data-path \S*: .*File too large; free space", file_size=20_000),
-    Case("pre: disk full, with arrays there", PRE.replace("sysu}", "arrays}"), r"--data-path \S*: .*File too large", file_size=20_000),
-    Case("train: checkpoints into a file", TRAIN_REGDB + " --model_path {place}/f", r"--model_path \S*/f: cannot be written", write("f", "")),
-    Case("train: logs below a file", TRAIN_REGDB + " --log_path {place}/f/log", r"--log_path \S*f/log/\S+: cannot be written \(Not a dir.*; "
+    Case("pre: disk full, with arrays there", PRE.replace("sysu}", "arrays}"), r"--data-path \S*: .*File too large",
+         file_size=20_000),
+    Case("train: checkpoints into a file", TRAIN_REGDB + " --model_path {place}/f", r"--model_path \S*/f: cannot be written",
+         write("f", "")),
+    Case("train: logs below a file", TRAIN_REGDB + " --log_path {place}/f/log",
+         r"--log_path \S*f/log/\S+: cannot be written \(Not a dir.*; "
          "choose a folder that can", write("f", "")),
-    Case("train: TensorBoard into /proc", TRAIN_REGDB + " --vis_log_path /proc/none", r"--vis_log_path /proc/none\S*: cannot be written"),
-    Case("train: no room for a log", TRAIN_REGDB + " --log_path {place}/log", r"\S*log/regdb_log/\S+.txt: No space left on device; free",
+    Case("train: TensorBoard into /proc", TRAIN_REGDB + " --vis_log_path /proc/none",
+         r"--vis_log_path /proc/none\S*: cannot be written"),
+    Case("train: no room for a log", TRAIN_REGDB + " --log_path {place}/log",
+         r"\S*log/regdb_log/\S+.txt: No space left on device; free",
          lambda place, world: ((place / "log/regdb_log").mkdir(parents=True), (
              place / "log/regdb_log" / f"{RUN.replace('base', 'cgrnet')}.txt").symlink_to("/dev/full"))),
-    Case("train: disk full", TRAIN_REGDB + " --method base --model_path {place}", rf"{RUN}_best.t: cannot be written \(.*\); the previous "
+    Case("train: disk full", TRAIN_REGDB + " --method base --model_path {place}",
+         rf"{RUN}_best.t: cannot be written \(.*\); the previous "
          "checkpoint, if any, is intact", lambda place, world: [shutil.copy(path, place) for path in (world.last, world.best)],
          logs=True, file_size=5_000_000),
-    Case("train: a log that is none", TRAIN_REGDB + " --log_path {place}/log", r"\S*.jsonl: a line that is no record of an epoch found; remove",
+    Case("train: a log that is none", TRAIN_REGDB + " --log_path {place}/log",
+         r"\S*.jsonl: a line that is no record of an epoch found; remove",
          lambda place, world: ((place / "log/regdb_log").mkdir(parents=True), write(
              f"log/regdb_log/{RUN.replace('base', 'cgrnet')}.jsonl", '{"epoch"\n')(place, world))),
-    Case("test: results into a file", TEST.replace("found", "{place}/f") + " {last}", r"--out \S*/f: cannot be written", write("f", "")),
+    Case("test: results into a file", TEST.replace("found", "{place}/f") + " {last}", r"--out \S*/f: cannot be written", write("f",
+                                                                                                                               "")),
     Case("test: features below a file", TEST + " {last} --save-features {place}/f/x.npz", r"--save-features \S*: cannot be written",
          write("f", "")),
     Case("demo: into a file", "demo.py --data-only --out {place}/f", r"--out \S*/f: cannot be written", write("f", "")),
-    Case("demo: onto other data", "demo.py --data-only --out {place}", r"--out \S*: SYSU-MM01 of other settings, .*; remove the folder",
+    Case("demo: onto other data", "demo.py --data-only --out {place}", r"--out \S*: SYSU-MM01 of other settings, .*; remove the "
+         r"folder",
          lambda place, world: shutil.copytree(world.sysu / "exp", place / "SYSU-MM01/exp")),
 ]
 
@@ -556,8 +603,10 @@ def test_odd_id_lists_and_images_are_used_exactly(world, tmp_path):
 
     done = run(shlex.split(PRE.format(sysu=root)), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == [f"warning: --data-path {root}: 4 training persons found, 395 published; 36 visible training images "
-                                        "found, 22258 published; 16 infrared training images found, 11909 published: not the whole data set"]
+    assert done.stderr.splitlines() == [f"warning: --data-path {root}: 4 training persons found, 395 published; 36 visible "
+                                        f"training images "
+                                        "found, 22258 published; 16 infrared training images found, 11909 published: not the whole "
+                                        "data set"]
     found = np.load(root / "train_rgb_resized_img.npy")
     names = [path for pid in (1, 2, 3, 4) for camera in (1, 2, 4, 5) for path in sorted((root / f"cam{camera}/{pid:04d}").iterdir())
              if not path.name.startswith(".") and path.suffix not in (".db", ".ini")]
@@ -586,18 +635,22 @@ def test_odd_index_files_are_used_exactly_and_surprises_are_warned_of(world, tmp
     after = DATASETS["regdb"].train_split(str(root), 1)
     assert [path.replace("_ 1 of 4.bmp", "_1.bmp") for path in after.visible.paths] == list(before.visible.paths)
     assert after.visible.pids.tolist() == before.visible.pids.tolist() and len(after.infrared) == len(before.infrared) - 3
-    done = run([*shlex.split(TRAIN_REGDB.format(regdb=root, small=shlex.join(SMALL))), "--method", "base", "--lr", "0.1", "--margin", "1e6",
+    done = run([*shlex.split(TRAIN_REGDB.format(regdb=root, small=shlex.join(SMALL))), "--method", "base", "--lr", "0.1",
+                "--margin", "1e6",
                 "--gpu", "1"], tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert re.search(r"train visible +4 +16\ntrain infrared +4 +13\nquery visible +4 +16\ngallery infrared +3 +12\n", done.stdout)
     assert done.stdout.count("best is chosen on the test images that it is reported on") == 1
     expected = [r"--gpu 1: no CUDA device here, running on the CPU \(--gpu cpu asks for that\)",
-                r"--data-path \S+: 4 training persons found, 206 published; 16 visible training images found, 2060 published; 13 infrared "
+                r"--data-path \S+: 4 training persons found, 206 published; 16 visible training images found, 2060 published; 13 "
+                r"infrared "
                 r"training images found, 2060 published; 16 queries found, 2060 published: not the whole data set",
-                r"--data-path \S+: 1 test person\(s\), the first 2, with images in one modality only: their queries are left out of the mean",
+                r"--data-path \S+: 1 test person\(s\), the first 2, with images in one modality only: their queries are left out "
+                r"of the mean",
                 r"--pretrained none with --lr 0.1: a backbone from scratch learns at the full rate, .*",
                 r"1 time\(s\) a person has fewer than --num_pos 2 images of a modality: its images repeat in a batch",
-                r"epoch 0: the triplet loss stayed at its margin \(\S+\): features do not differ; lower --lr or use pretrained weights"]
+                r"epoch 0: the triplet loss stayed at its margin \(\S+\): features do not differ; lower --lr or use pretrained "
+                r"weights"]
     lines = done.stderr.splitlines()
     assert len([line for line in lines if "nearly identical" in line]) <= 1  # as they may be after two steps
     lines = [line for line in lines if "nearly identical" not in line]
@@ -612,7 +665,8 @@ def test_features_that_do_not_differ_and_a_best_file_are_warned_of(world, tmp_pa
     assert done.returncode == 0, done.stderr
     best, alike, counts = done.stderr.splitlines()
     assert re.fullmatch(r"warning: --resume \S+x.t: a best file, chosen on the test images that it is reported on, .*", best)
-    assert re.fullmatch(r"warning: all features are nearly identical \(.*\): .*bnneck of visible images \(1.0000\d\d\), bnneck of infrared "
+    assert re.fullmatch(r"warning: all features are nearly identical \(.*\): .*bnneck of visible images \(1.0000\d\d\), bnneck of "
+                        r"infrared "
                         r"images \(1.0000\d\d\); .*", alike)
     assert counts == f"warning: --data-path {world.regdb}: 16 queries found, 2060 published: not the whole data set"
 
@@ -643,10 +697,10 @@ def test_an_indoor_search_needs_no_outdoor_camera(world, tmp_path):
 # --------------------------------------------------------------------------------------------- pre-processing, interrupted
 @pytest.fixture
 def large(world, tmp_path):
-    """A small SYSU-MM01 of images that take seconds to decode."""
+    """A small SYSU-MM01 of images that take a while to decode."""
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
     noise = np.random.default_rng(0).integers(0, 256, (60, 30, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((2000, 4000), Image.Resampling.BILINEAR).save(root / "large.bmp")
+    Image.fromarray(noise).resize((500, 1000), Image.Resampling.BILINEAR).save(root / "large.bmp")
     for number, path in enumerate(sorted(root.glob("cam*/*/*.jpg"))):
         if number % 3:  # those between keep their own pixels
             path.unlink()
@@ -706,7 +760,8 @@ def test_preprocessing_interrupted_run_twice_and_run_again(large):
         second = run(shlex.split(PRE.format(sysu=large)), large)
         assert second.returncode == 2 and ".train_rgb_resized_img.part" in leftovers(large)
         errors = [line for line in second.stderr.splitlines() if not line.startswith("warning: ")]
-        assert errors == [f"pre_process_sysu.py: error: --data-path {large}: a living process is pre-processing this folder; wait for it"]
+        assert errors == [f"pre_process_sysu.py: error: --data-path {large}: a living process is pre-processing this folder; wait "
+                          f"for it"]
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGCONT)
         said = process.communicate(timeout=120)[1].splitlines()
@@ -828,8 +883,10 @@ def test_a_killed_reader_of_test_images_is_one_line(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- more flags
 @pytest.mark.parametrize("words", [
     "--lr 0", "--lr inf", "--lr -0.1", "--lr x", "--margin nan", "--margin -1", "--batch-size -2", "--num_pos 0", "--epochs -1",
-    "--epochs 1.5", "--workers 0", "--workers 1000", "--img_w 15", "--img_h 4097", "--trial 0", "--trial -1", "--test-batch 0", "--seed -1",
-    "--eval-every 0", "--save_epoch 0", "--keep 0", "--print-freq 0", "--shot 5", "--mode outdoor", "--gallery best", "--direction x",
+    "--epochs 1.5", "--workers 0", "--workers 1000", "--img_w 15", "--img_h 4097", "--trial 0", "--trial -1", "--test-batch 0",
+                                   "--seed -1",
+    "--eval-every 0", "--save_epoch 0", "--keep 0", "--print-freq 0", "--shot 5", "--mode outdoor", "--gallery best",
+                                   "--direction x",
     "--dataset cuhk", "--method none", "--arch vgg", "--optim x", "--amp on", "--data-device tpu", "--init ''", "--model_path ''",
     "--log_path ''", "--vis_log_path ''", "--pretrained ''", "--data-path ''"])
 def test_the_parser_of_training_refuses(words, capsys):

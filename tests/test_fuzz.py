@@ -18,7 +18,8 @@ quick = settings(max_examples=150, deadline=None, database=None, derandomize=Tru
                  suppress_health_check=[HealthCheck.function_scoped_fixture])
 pids = st.lists(st.integers(1, 10 ** 9 - 1), min_size=1, max_size=30, unique=True)
 # Text that a parser may stumble over: digits of other scripts, signs, separators of lines and words, zero bytes.
-pieces = st.sampled_from(["1", "22", "0", "-1", "+2", "1e3", "2.0", "٣", "²", "1_0", ",", ",,", " ", "\t", "\n", "\r\n", "\r", "\x00", "\x0b",
+pieces = st.sampled_from(["1", "22", "0", "-1", "+2", "1e3", "2.0", "٣", "²", "1_0", ",", ",,", " ", "\t", "\n", "\r\n", "\r",
+                          "\x00", "\x0b",
                           "\u2028", "\ufeff", "a.bmp", "Visible/1/a.bmp", "../", "/", "\\", "\x1b[2J", "9" * 12, "9" * 5000])
 text = st.one_of(st.lists(pieces, max_size=20).map("".join), st.text(max_size=60))
 content = st.one_of(text.map(lambda s: s.encode("utf-8", "surrogatepass")), st.binary(max_size=60))
@@ -60,14 +61,16 @@ def test_any_id_list_gives_numbers_or_one_line(tmp_path, data):
 
 
 @quick
-@given(pids, st.sampled_from([",", ", ", " ,", ",\n", ",\r\n", "\n"]), st.sampled_from(["", "\n", ",", ",\r\n", "\n\n"]), st.booleans())
+@given(pids, st.sampled_from([",", ", ", " ,", ",\n", ",\r\n", "\n"]), st.sampled_from(["", "\n", ",", ",\r\n", "\n\n"]),
+       st.booleans())
 def test_id_lists_come_back(tmp_path, ids, separator, end, mark):
     data = (separator.join(map(str, ids)) + end).encode("utf-8-sig" if mark else "utf-8")
     assert parsed(parse_id_list, tmp_path / "train_id.txt", data) == sorted(ids)
 
 
 # ----------------------------------------------------------------------------------------------------------- idx files
-names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1, max_size=8).filter(
+names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1,
+                max_size=8).filter(
     lambda name: name.strip(".") == name)
 paths = st.lists(names, min_size=1, max_size=3).map("/".join).map(lambda path: path + " of.bmp")
 entries = st.lists(st.tuples(paths, st.integers(0, 10 ** 9 - 1)), min_size=1, max_size=10, unique_by=lambda entry: entry[0])
@@ -129,11 +132,16 @@ def load(path):
     return load_npy(path, SHAPE, np.int64, "run: it again")
 
 
-wild = st.sampled_from(["{'descr': '<i8', 'fortran_order': False, 'shape': (3, 2), }", "{'descr': '|O', 'fortran_order': False, 'shape': (3, 2), }",
-                        "{'descr': '<i8', 'fortran_order': False, 'shape': (-3, -2), }", "{'descr': [('a', '|O')], 'fortran_order': 0, 'shape': ()}",
-                        "{'descr': '<i8', 'fortran_order': False, 'shape': (3L, 2L), }", "{'descr': '<i8', 'fortran_order': 1, 'shape': 6, }",
-                        "{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999, 99999), }", "(" * 300, "[" * 3000, "__import__('os')",
-                        "{'descr': '<i8', 'fortran_order': True, 'shape': (3, 2), }", "{}", "", "'\\x00'", "{**a}", "lambda: 0", "{'descr': '<U9'"])
+wild = st.sampled_from(["{'descr': '<i8', 'fortran_order': False, 'shape': (3, 2), }",
+                        "{'descr': '|O', 'fortran_order': False, 'shape': (3, 2), }",
+                        "{'descr': '<i8', 'fortran_order': False, 'shape': (-3, -2), }",
+                        "{'descr': [('a', '|O')], 'fortran_order': 0, 'shape': ()}",
+                        "{'descr': '<i8', 'fortran_order': False, 'shape': (3L, 2L), }",
+                        "{'descr': '<i8', 'fortran_order': 1, 'shape': 6, }",
+                        "{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999, 99999), }", "(" * 300, "[" * 3000,
+                        "__import__('os')",
+                        "{'descr': '<i8', 'fortran_order': True, 'shape': (3, 2), }", "{}", "", "'\\x00'", "{**a}", "lambda: 0",
+                        "{'descr': '<U9'"])
 
 
 @quick
@@ -152,7 +160,8 @@ def test_any_npy_gives_its_numbers_or_one_line(tmp_path, data):
 
 
 @pytest.mark.parametrize("make", [lambda bomb: npy(np.array([[bomb, 1]] * 3, object), allow_pickle=True), pickle.dumps,
-                                  lambda bomb: npy(np.array([(bomb,)], [("a", "O")]), allow_pickle=True)], ids=["objects", "pickle", "fields"])
+                                  lambda bomb: npy(np.array([(bomb,)], [("a", "O")]), allow_pickle=True)], ids=["objects", "pickle",
+                                                                                                                "fields"])
 def test_a_npy_is_never_unpickled(tmp_path, make):
     assert parsed(load, tmp_path / "x.npy", make(Bomb(tmp_path / "ran"))) is None
     assert not (tmp_path / "ran").exists()
@@ -162,7 +171,8 @@ def test_a_npy_is_never_unpickled(tmp_path, make):
 @given(st.lists(st.integers(-2 ** 63, 2 ** 63 - 1), min_size=6, max_size=6), st.booleans())
 def test_arrays_come_back(tmp_path, numbers, columns_first):
     array = np.array(numbers, np.int64).reshape(SHAPE)
-    np.testing.assert_array_equal(parsed(load, tmp_path / "x.npy", npy(np.asfortranarray(array) if columns_first else array)), array)
+    np.testing.assert_array_equal(parsed(load, tmp_path / "x.npy", npy(np.asfortranarray(array) if columns_first else array)),
+                                  array)
 
 
 # -------------------------------------------------------------------------------------------------------------- images

@@ -177,9 +177,9 @@ def test_backbone_takes_given_weights_in_both_streams():
 
 def test_a_pretrained_backbone_learns_at_a_tenth():
     net = TwoStream("cgrnet", "resnet18", 3)
-    backbone, new = net.parameter_groups(0.1, pretrained=True)
-    assert (backbone["lr"], new["lr"]) == (pytest.approx(0.01), 0.1)
+    backbone, gamma, new = net.parameter_groups(0.1, pretrained=True)
+    assert [group["lr"] for group in (backbone, gamma, new)] == pytest.approx([0.01, 0.002, 0.1])
     trained = {id(p) for p in net.parameters() if p.requires_grad}
-    assert {id(p) for group in (backbone, new) for p in group["params"]} == trained
-    assert any(p is net.graph.gamma for p in new["params"])
+    assert {id(p) for group in (backbone, gamma, new) for p in group["params"]} == trained
+    assert any(p is net.graph.gamma for p in gamma["params"]) and any(p is net.classifier.weight for p in new["params"])
     assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1
