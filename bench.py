@@ -3,7 +3,7 @@
     python bench.py step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
     python bench.py params          parameters and arithmetic of each method
 
-Like the tests, it stands above the scripts: the step that it times is train.py's own.
+The step that it times is train.py's own.
 """
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import engine
 import plain
-import train
 from data_loader import IdentitySampler, TrainBatches, TrainImages
 from devices import Meters, allow_tf32, choose_device, precision, use_bf16
 from eval_metrics import eval_sysu
@@ -104,11 +104,11 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
     baseline = functools.partial(plain.train_epoch, net, args.method, loader, optimiser, args.margin, device)
     flops = count_flops(forward_and_backward(args.method, args.method, 2, args, device, False)) * args.batch_size // 2
     for name, bf16 in precisions(device):
-        net = train.build_network(args, None, CLASSES, Log(None), device)
-        rest = (TrainBatches(images, sampler, device, device.type == "cuda", 0), train.build_optimiser(net, args), 0, 0)
+        net = engine.build_network(args, None, CLASSES, Log(None), device)
+        rest = (TrainBatches(images, sampler, device, device.type == "cuda", 0), engine.build_optimiser(net, args), 0, 0)
 
         def ours(net=net, rest=rest, bf16=bf16) -> None:
-            train.train_one_epoch(net, *rest, Meters(device), args, device, bf16, argparse.Namespace(signum=None), Log(None))
+            engine.train_one_epoch(net, *rest, Meters(device), args, device, bf16, argparse.Namespace(signum=None), Log(None))
 
         result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device, sampler.steps * args.step_images)
         yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
@@ -260,7 +260,7 @@ BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The arguments, on top of those of train.py that its pieces read."""
+    """The arguments, and what the pieces of a run read beside them."""
     parser = Parser(description="Time this repository's ways against the plain ones.")
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
     add_data_arguments(parser)
@@ -273,8 +273,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before those")
     parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU (default: its own choice)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
-    defaults = train.build_parser().parse_args(["--pretrained", "none", "--lr", "0.001"])
-    args = argparse.Namespace(**{**vars(defaults), **vars(parser.parse_args(words))})
+    parser.set_defaults(lr=0.001, margin=0.3, optim="sgd", pretrained="none", init=None, sync_bn=False, print_freq=50)
+    args = parser.parse_args(words)
     args.workers, args.step_images = min(args.workers, os.cpu_count() or 1), 2 * args.batch_size * args.num_pos
     return args
 

@@ -181,21 +181,23 @@ def restore_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream
 def load_init(net: nn.Module, path: str) -> list[str]:
     """`--init`: take those weights of a checkpoint that fit by name and shape; returns the names left as they were.
 
-    Raises `UserError` if none fits.
+    A stage that the file shares and the network has once for each modality (`cgrnet` from `base`) goes to both streams.
+    Raises `UserError` if nothing fits.
     """
     content = load_file(path, "--init")
     weights = content.get("net", content) if isinstance(content, dict) else {}
-    if not isinstance(weights, dict):
-        weights = {}
-    require_finite({name: value for name, value in weights.items() if isinstance(value, Tensor)}, path, "--init")
+    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)} if isinstance(weights, dict) else {}
+    require_finite(weights, path, "--init")
     own = net.state_dict()
-    fitting = {name: value for name, value in weights.items()
-               if isinstance(value, Tensor) and name in own and value.shape == own[name].shape}
+    sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name) for name in own}
+    fitting = {name: weights[source] for name, source in sources.items()
+               if source in weights and weights[source].shape == own[name].shape}
     if not fitting:
         raise UserError(f"--init {path}: {describe(content)} found, none of whose tensors fits the network; a checkpoint of "
                         "train.py expected")
     net.load_state_dict(fitting, strict=False)
-    return sorted(map(str, (own.keys() | weights.keys()) - fitting.keys()))
+    used = fitting.keys() | {sources[name] for name in fitting}
+    return sorted(map(str, (own.keys() | weights.keys()) - used))
 
 
 def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:

@@ -117,8 +117,7 @@ class _Gallery(NamedTuple):
     columns: np.ndarray  # (G',) of the matrix
     persons: np.ndarray  # (G',) index from 0
     counts: np.ndarray  # (P,) images of each person
-    grouped: np.ndarray  # (G',) images, person after person
-    starts: np.ndarray  # (P,) where each person starts in `grouped`
+    rounds: tuple[np.ndarray, np.ndarray]  # see `_in_rounds`
 
 
 class _Job(NamedTuple):
@@ -150,15 +149,27 @@ def _jobs(q_pids: np.ndarray, g_pids: np.ndarray, views: Iterable[tuple[np.ndarr
     for queries, columns in views:
         persons, own = g_persons[columns], q_persons[queries]
         counts = np.bincount(persons, minlength=len(pids) + 1)
-        gallery = _Gallery(columns, persons, counts, np.argsort(persons, kind="stable"), np.cumsum(counts) - counts)
-        for n_matches in np.unique(counts[own]):
-            chosen = np.flatnonzero(counts[own] == n_matches)
-            chosen = chosen[np.argsort(own[chosen], kind="stable")]
+        grouped, starts = np.argsort(persons, kind="stable"), np.cumsum(counts) - counts
+        gallery = _Gallery(columns, persons, counts, _in_rounds(persons, counts, grouped))
+        order = np.lexsort((own, counts[own]))
+        n_matches = counts[own[order]]
+        for chosen in np.split(order, np.flatnonzero(np.diff(n_matches)) + 1) if len(order) else ():
+            nth = np.arange(counts[own[chosen[0]]])[:, None]
             step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
             for start in range(0, len(chosen), step):
                 block = chosen[start:start + step]
-                matches = gallery.grouped[gallery.starts[own[block]] + np.arange(n_matches)[:, None]]
-                yield _Job(queries[block], matches, gallery)
+                yield _Job(queries[block], grouped[starts[own[block]] + nth], gallery)
+
+
+def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (G',) in rounds, the first of each person, the second of each that has two, and so on; the rounds' ends.
+
+    The persons with the most images come first, so that a person has the same place in each round.
+    """
+    place = np.empty_like(counts)
+    place[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    nth = np.arange(len(grouped)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return grouped[np.lexsort((place[persons[grouped]], nth))], np.cumsum(np.bincount(nth))
 
 
 def _rank_by_counting(block: np.ndarray, job: _Job, max_persons: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,22 +178,22 @@ def _rank_by_counting(block: np.ndarray, job: _Job, max_persons: int) -> tuple[n
     A match's rank is one more than the number of images ahead of it: of the images before all matches of the block's
     queries, those as near or nearer; of the images after them, the nearer ones; between, gallery order breaks the ties.
     """
-    gallery = job.gallery
-    table = np.ascontiguousarray(block.T[gallery.columns])  # (G', n): a query's place is the same in every row
-    near = table[job.matches, np.arange(table.shape[1])]
-    order = np.argsort(near, axis=0, kind="stable")
-    near, image = np.take_along_axis(near, order, axis=0), np.take_along_axis(job.matches, order, axis=0)
-    low, high = image.min(), image.max() + 1
-    between, places = table[low:high], np.arange(low, high)[:, None]
+    table = np.ascontiguousarray(block.T[job.gallery.columns])  # (G', n): the passes below run along the queries
+    queries = np.arange(table.shape[1])
+    near = np.sort(table[job.matches, queries], axis=0)
+    low, high = job.matches.min(), job.matches.max() + 1
     ahead = np.empty(table.shape, bool)
     ranks = np.empty(near.shape, np.intp)
     for i in range(len(near)):
         np.less_equal(table[:low], near[i], out=ahead[:low])
         np.less(table[low:], near[i], out=ahead[low:])
-        ahead[low:high] |= (between == near[i]) & (places < image[i])
+        equal = table[low:high] == near[i]
+        if np.count_nonzero(equal) > len(queries):  # other images beside the matches themselves
+            order = np.argsort(table[job.matches, queries], axis=0, kind="stable")
+            ahead[low:high] |= equal & (np.arange(low, high)[:, None] < job.matches[order[i], queries])
         ranks[i] = 1 + _count(ahead)
         if i == 0:
-            first = 1 + _count(_persons(ahead, gallery)) if max_persons else ranks[0]
+            first = 1 + _count(_persons(ahead, job.gallery.rounds)) if max_persons else ranks[0]
     return ranks, first
 
 
@@ -192,15 +203,13 @@ def _count(chosen: np.ndarray) -> np.ndarray:
                for i in range(0, len(chosen), 255))
 
 
-def _persons(chosen: np.ndarray, gallery: _Gallery) -> np.ndarray:
-    """Which persons (P, n) the chosen images (G', n) show: first all first images of persons, then all second images ..."""
-    counts, starts = gallery.counts, gallery.starts
-    persons = np.argsort(-counts, kind="stable")
-    seen = chosen[gallery.grouped[starts[persons[:np.count_nonzero(counts)]]]]
-    for i in range(1, counts.max()):
-        more = persons[:np.count_nonzero(counts > i)]
-        seen[:len(more)] |= chosen[gallery.grouped[starts[more] + i]]
-    return seen
+def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Which persons (P, n) the chosen images (G', n) show."""
+    order, ends = rounds
+    chosen = chosen[order]
+    for start, stop in zip(ends[:-1], ends[1:]):
+        chosen[:stop - start] |= chosen[start:stop]
+    return chosen[:ends[0]]
 
 
 def _rank_by_sorting(block: np.ndarray, job: _Job, max_persons: int,

@@ -9,28 +9,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import shlex
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import filelock
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from checkpoint import (FORMAT, load_checkpoint, load_init, pretrained_weights, remove_old_epochs, restore, rng_state,
+from checkpoint import (FORMAT, load_checkpoint, remove_old_epochs, restore, rng_state,
                         save_checkpoint, set_rng_state)
 from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
 from data_manager import DATASETS, Protocol, TrainSplit, resolve_arguments, surprises
-from devices import (Meters, Processes, allow_tf32, choose_device, precision, seed_everything, start_processes, stop_processes,
+from devices import (Meters, Processes, allow_tf32, choose_device, seed_everything, start_processes, stop_processes,
                      use_bf16)
+from engine import NotFinite, StopRequest, build_network, build_optimiser, learning_rate_factor, show, train_one_epoch
 from extraction import FEATURES, Extraction, headline, score, search_features, show_percent
-from loss import LOSSES, method_loss
+from loss import LOSSES
 from model import ARCHS, METHODS, MODALITIES, TwoStream
 from utils import (Interrupted, Log, Parser, UserError, add_shared_arguments, filled, git_commit, integer, make_folder,
                    not_negative, one_line, parse_given, positive, run, versions, warn)
@@ -108,107 +105,6 @@ def reconcile(args: argparse.Namespace, given: set[str], saved: dict[str, Any]) 
                         "least as many")
 
 
-def learning_rate_factor(epoch: int, epochs: int) -> float:
-    """Factor on the learning rate of an epoch: linear warm-up, 1, 0.1, 0.01, at 10, 20 and 50 of 80 epochs.
-
-    A run of another length meets the same bends at the same fractions.
-    """
-    place = epoch * 80 / epochs
-    if place < 10:
-        return (epoch + 1) / max(1, math.ceil(epochs / 8))
-    return 1.0 if place < 20 else 0.1 if place < 50 else 0.01
-
-
-def build_optimiser(net: TwoStream, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam; one fused kernel where the device has it."""
-    groups = net.parameter_groups(args.lr, pretrained=args.pretrained != "none" or args.init is not None)
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    if args.optim == "adam":
-        return torch.optim.Adam(groups, weight_decay=5e-4, fused=True)
-    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
-
-
-class StopRequest:
-    """Notes SIGINT and SIGTERM so that a run ends at the end of a step; a second signal ends it at once."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self.note)
-
-    def note(self, signum: int, frame: object) -> None:
-        """Handle a signal."""
-        if self.signum is not None:
-            raise Interrupted(signum, "interrupted twice: stopped at once; the last checkpoint stands")
-        self.signum = signum
-
-    def raise_if_asked(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
-        if self.signum is not None:
-            raise Interrupted(self.signum, "stopped")
-
-
-def train_one_epoch(net: nn.Module, batches: TrainBatches, optimiser: torch.optim.Optimizer, epoch: int, start: int,
-                    meters: Meters, args: argparse.Namespace, device: torch.device, bf16: bool, stop: StopRequest,
-                    log: Log) -> int:
-    """Steps `start` to the end of an epoch; returns the number of steps done, fewer where a signal asked to stop.
-
-    Nothing here makes the host wait for the device but the reading of the meters every `--print-freq` steps. Raises
-    `NotFinite` if a loss is not finite.
-    """
-    net.train()
-    bar = tqdm(total=len(batches), initial=start, desc=f"epoch {epoch}", unit="step", leave=False, disable=log.silent or None)
-    with bar, contextlib.closing(batches.epoch(epoch, start)) as steps:
-        for step, (visible, infrared, labels) in enumerate(steps, start + 1):
-            with precision(device, bf16):
-                output = net(visible, infrared)
-            total, parts = method_loss(args.method, output, labels.repeat(2), args.margin)
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            optimiser.step()
-            meters.add({"loss": total, **parts, "accuracy": (output.logits.argmax(1) == labels.repeat(2)).float().mean()})
-            bar.update()
-            reading = step % args.print_freq == 0 or step == len(batches)
-            if reading:
-                read_meters(meters, epoch)
-                bar.set_postfix(loss=f"{meters.last['loss']:.3f}")
-                if bar.disable and step < len(batches):
-                    log(f"epoch {epoch} step {step}/{len(batches)} " + show(meters.means()))
-            if stop_here(stop, device, reading):
-                read_meters(meters, epoch)
-                return step
-    return len(batches)
-
-
-def stop_here(stop: StopRequest, device: torch.device, reading: bool) -> bool:
-    """Whether to stop after this step; several processes agree on it where they read their meters."""
-    if not dist.is_initialized():
-        return stop.signum is not None
-    if not reading:
-        return False
-    asked = torch.tensor(stop.signum or 0, device=device)
-    dist.all_reduce(asked, dist.ReduceOp.MAX)
-    stop.signum = int(asked) or None
-    return stop.signum is not None
-
-
-class NotFinite(Exception):
-    """A step's loss was NaN or infinite."""
-
-
-def read_meters(meters: Meters, epoch: int) -> None:
-    """Fetch the meters; raise `NotFinite` with step and losses if a loss was not finite."""
-    broken = meters.read()
-    if broken is not None:
-        raise NotFinite(f"epoch {epoch}, step {broken + 1}: the loss is not finite ({show(meters.last)})")
-
-
-def show(values: dict[str, float]) -> str:
-    """Named numbers on one line."""
-    return " ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items())
-
-
 class Run:
     """The files of one training run, which one process at a time may write."""
 
@@ -221,10 +117,10 @@ class Run:
         self.board = None
         if writes:
             make_folder(args.model_path, "--model_path")
-            self.lock = filelock.FileLock(self.folder / f".{self.name}.lock")
-            self.take_lock()
             self.log = Log(make_folder(Path(args.log_path) / f"{args.dataset}_log", "--log_path"), self.name)
             self.vis_folder = make_folder(Path(args.vis_log_path) / self.name, "--vis_log_path")
+            self.lock = filelock.FileLock(self.folder / f".{self.name}.lock")
+            self.take_lock()
 
     def take_lock(self) -> None:
         """Keep other processes off this run's files; raises `UserError` if one is at work on them."""
@@ -237,7 +133,8 @@ class Run:
     def release(self) -> None:
         """Let go of the run's files."""
         if self.board is not None:
-            self.board.close()
+            with contextlib.suppress(OSError):  # said before
+                self.board.close()
         if self.writes:
             self.lock.release()
             with contextlib.suppress(OSError):
@@ -255,14 +152,18 @@ class Run:
         """Write an epoch's figures to the text log, the JSON lines and TensorBoard."""
         if not self.writes:
             return
-        if self.board is None:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(self.vis_folder), purge_step=record["epoch"])
         self.log(show(record))
         self.log.epoch(record)
-        for name, value in record.items():
-            self.board.add_scalar(name, value, record["epoch"])
-        self.board.flush()
+        try:
+            if self.board is None:
+                from torch.utils.tensorboard import SummaryWriter
+                self.board = SummaryWriter(str(self.vis_folder), purge_step=record["epoch"])
+            for name, value in record.items():
+                self.board.add_scalar(name, value, record["epoch"])
+            self.board.flush()
+        except OSError as error:
+            raise UserError(f"--vis_log_path {self.vis_folder}: cannot be written ({error.strerror}); make room, or choose "
+                            "a folder that can") from None
 
 
 class Training:
@@ -420,25 +321,6 @@ def require_same_data(saved: dict[str, Any], split: TrainSplit, fingerprint: str
     if found != fingerprint:
         raise UserError(f"--resume {args.resume}: trained on data {found[:12]}, but --data-path {args.data_path} is "
                         f"{fingerprint[:12]}; use the data of that run, or begin a new run with --init")
-
-
-def build_network(args: argparse.Namespace, saved: dict[str, Any] | None, classes: int, log: Log,
-                  device: torch.device) -> TwoStream:
-    """A new network with the first weights that the arguments name, or the one of a checkpoint."""
-    if saved is not None:
-        net = TwoStream(args.method, args.arch, saved["num_classes"])
-        restore(net, saved["net"], args.resume, "--resume")
-    elif args.init:
-        net = TwoStream(args.method, args.arch, classes)
-        left_out = load_init(net, args.init)
-        log(f"--init {args.init}: " + (f"left out {', '.join(left_out)}" if left_out else "every key used"))
-    else:
-        net = TwoStream(args.method, args.arch, classes, pretrained_weights(args.pretrained, args.arch))
-    if args.sync_bn:
-        if device.type != "cuda":
-            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the CPU; leave it out")
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return net.to(device, memory_format=torch.channels_last)
 
 
 def describe_run(training: Training, protocols: list[Protocol]) -> None:

@@ -12,6 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -53,8 +54,9 @@ def warn(message: str) -> None:
 
 
 def one_line_warnings() -> None:
-    """Show the warnings of libraries as our own: one line each."""
+    """Show the warnings of libraries, and errors in their threads, as our own: one line each."""
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
+    threading.excepthook = lambda error: warn(f"{error.thread and error.thread.name}: {error.exc_value}")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

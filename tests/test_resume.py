@@ -129,7 +129,21 @@ def test_init_takes_weights_and_names_what_it_leaves_out(left_alone, tmp_path, s
     done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--method", "base", "--seed", 6, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("--init"))
-    assert "graph.gamma" in line and "shared.layer1.0.conv1.weight" in line and "shared.layer2" not in line
+    assert "graph.gamma" in line and "streams.visible.layer1.0.conv1.weight" in line and "shared.layer2" not in line
+
+
+def test_init_of_cgrnet_from_base_starts_as_that_base(tmp_path):
+    """With all gammas at 0 the network is the base that it comes from, whose shared stage 1 goes to both streams."""
+    from checkpoint import load_init
+    from model import TwoStream
+    torch.manual_seed(0)
+    base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval() for method in ("base", "cgrnet"))
+    torch.save({"net": base.state_dict()}, tmp_path / "base.t")
+    left_out = load_init(net, str(tmp_path / "base.t"))
+    assert left_out and all(name.startswith(("graph.", "similarity.")) for name in left_out)
+    images = torch.randn(2, 3, 48, 24)
+    for modality in ("visible", "infrared"):
+        assert torch.equal(net(**{modality: images}).neck, base(**{modality: images}).neck)
 
 
 def test_a_run_in_use_is_refused(left_alone, tmp_path, script):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL
 
-from train import build_optimiser, learning_rate_factor
+from engine import build_optimiser, learning_rate_factor
 
 
 def records(cwd):
