@@ -107,7 +107,7 @@ def augment(images: Tensor, generator: torch.Generator, dtype: torch.dtype = tor
 def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
     """Pad (B, height, width, 3) with zeros, take the window at (top, left) of each image, mirror where told.
 
-    Whole lines are copied, which is several times as fast as picking pixels; so is a mask beside `torch.where` on bytes.
+    Lines are copied whole and bytes are chosen eight at a time, which is several times as fast as one by one.
     """
     batch, height, width, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
@@ -115,11 +115,9 @@ def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor)
     lines = torch.arange(batch, device=images.device)[:, None] * padded.shape[1] + top[:, None]
     lines = lines + torch.arange(height, device=images.device)  # (B, height) of the padded images
     cropped = runs.index_select(0, (lines * padded.shape[2] + left[:, None]).flatten()).view(images.shape)
-    change = cropped.flip(2)
-    change ^= cropped
-    change *= mirrored[:, None, None, None]
-    cropped ^= change
-    return cropped
+    word = torch.int64 if cropped[0].numel() % 8 == 0 else torch.uint8
+    choices = [choice.flatten(1).view(word) for choice in (cropped.flip(2), cropped)]
+    return torch.where(mirrored[:, None], *choices).view(torch.uint8).view(images.shape)
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

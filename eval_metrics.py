@@ -5,6 +5,7 @@ Distances are (Q, G), smaller is closer; every result is a fraction.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -81,17 +82,16 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
     ap, inp = np.zeros((2, len(q_pids)))
     first = np.zeros(len(q_pids), np.intp)  # rank of the first match, 0 without a match
 
-    def score(todo: Iterator[_Job]) -> None:
-        for job in todo:
-            block = np.ascontiguousarray(dist_mat[job.queries])
-            if not np.isfinite(block).all():
-                raise _not_finite(dist_mat)
-            n_matches = len(job.matches)
-            if n_matches:
-                rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
-                ranks, first[job.queries] = rank(block, job, max_rank if count_persons else 0)
-                ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
-                inp[job.queries] = n_matches / ranks[-1]
+    def score(job: _Job) -> None:
+        block = np.ascontiguousarray(dist_mat[job.queries])
+        if not np.isfinite(block).all():
+            raise _not_finite(dist_mat)
+        n_matches = len(job.matches)
+        if n_matches:
+            rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
+            ranks, first[job.queries] = rank(block, job, max_rank if count_persons else 0)
+            ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
+            inp[job.queries] = n_matches / ranks[-1]
 
     _share(score, jobs, threads)
     n_valid = np.count_nonzero(first)
@@ -99,14 +99,23 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
     return hits.cumsum() / n_valid, float(ap.sum() / n_valid), float(inp.sum() / n_valid)
 
 
-def _share(work: Callable[[Iterator[_Job]], None], jobs: list[_Job], threads: int) -> None:
-    """Let this thread and threads - 1 others each work on the next job until none is left."""
-    todo = iter(jobs)
+def _share(work: Callable[[_Job], None], jobs: list[_Job], threads: int) -> None:
+    """Work on all jobs: this thread and threads - 1 others take the next one until none is left."""
+    todo = deque(jobs)
+
+    def take() -> None:
+        while todo:
+            try:
+                job = todo.popleft()
+            except IndexError:  # another thread was faster
+                return
+            work(job)
+
     if threads == 1:
-        return work(todo)
+        return take()
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work, todo) for _ in range(threads - 1)]
-        work(todo)
+        others = [pool.submit(take) for _ in range(threads - 1)]
+        take()
     for other in others:
         other.result()
 
@@ -147,13 +156,15 @@ def _jobs(q_pids: np.ndarray, g_pids: np.ndarray, views: Iterable[tuple[np.ndarr
     q_persons = np.searchsorted(pids, q_pids)
     q_persons[pids.take(q_persons, mode="clip") != q_pids] = len(pids)  # one more person, without images
     for queries, columns in views:
+        if not len(queries):
+            continue
         persons, own = g_persons[columns], q_persons[queries]
         counts = np.bincount(persons, minlength=len(pids) + 1)
         grouped, starts = np.argsort(persons, kind="stable"), np.cumsum(counts) - counts
         gallery = _Gallery(columns, persons, counts, _in_rounds(persons, counts, grouped))
         order = np.lexsort((own, counts[own]))
         n_matches = counts[own[order]]
-        for chosen in np.split(order, np.flatnonzero(np.diff(n_matches)) + 1) if len(order) else ():
+        for chosen in np.split(order, np.flatnonzero(np.diff(n_matches)) + 1):
             nth = np.arange(counts[own[chosen[0]]])[:, None]
             step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
             for start in range(0, len(chosen), step):
@@ -177,6 +188,7 @@ def _rank_by_counting(block: np.ndarray, job: _Job, max_persons: int) -> tuple[n
 
     A match's rank is one more than the number of images ahead of it: of the images before all matches of the block's
     queries, those as near or nearer; of the images after them, the nearer ones; between, gallery order breaks the ties.
+    max_persons: 0 if CMC counts images, otherwise the persons that are worth counting.
     """
     table = np.ascontiguousarray(block.T[job.gallery.columns])  # (G', n): the passes below run along the queries
     queries = np.arange(table.shape[1])
@@ -218,7 +230,7 @@ def _rank_by_sorting(block: np.ndarray, job: _Job, max_persons: int,
 
     One sort without indices: the distances of a row become integers whose lowest bit marks a match, so that the marked
     places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the gallery order has to
-    decide: such rows are ranked again with `distinct` codes. max_persons: 0 if CMC counts images.
+    decide: such rows are ranked again with `distinct` codes.
     """
     gallery = job.gallery
     if len(gallery.columns) < block.shape[1]:

@@ -35,6 +35,9 @@ from utils import (Interrupted, Log, Parser, UserError, add_shared_arguments, fi
 # Arguments that make a run what it is: a resumed run takes them from its checkpoint, and a flag cannot change them.
 IDENTITY = ("dataset", "method", "arch", "trial", "img_w", "img_h", "lr", "optim", "margin", "num_pos", "batch_size", "seed",
             "pretrained", "init", "sync_bn")
+UNDERSCORED = ("img_", "num_", "save_", "model_", "log_", "vis_")  # flags that this field writes so
+# Arguments that are of the machine that a run goes on on; all others come from the checkpoint, unless a flag says otherwise.
+OF_THE_MACHINE = ("resume", "test_only", "gpu", "workers", "data_device", "compile", "test_batch")
 
 
 def build_parser() -> Parser:
@@ -89,14 +92,16 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
 
 def reconcile(args: argparse.Namespace, given: set[str], saved: dict[str, Any]) -> None:
     """Take from a checkpoint what no flag says; raises `UserError` where the two contradict or the file lacks it."""
-    for name in (*IDENTITY, "epochs"):
-        flag = "--" + name if name in ("img_w", "img_h", "num_pos") else "--" + name.replace("_", "-")
-        value, own = saved["args"].get(name), getattr(args, name)
-        if type(value) is not type(own) and own is not None:
+    for name, own in vars(args).copy().items():
+        if name in OF_THE_MACHINE:
+            continue
+        flag = "--" + (name if name.startswith(UNDERSCORED) else name.replace("_", "-"))
+        value = saved["args"].get(name)
+        if type(value) is not type(own) and own is not None and (name in IDENTITY or value is not None):
             raise UserError(f"--resume {args.resume}: {flag} {str(value)[:40]} found in it, a {type(own).__name__} expected; use a "
                             "file that train.py wrote")
         if name not in given:
-            setattr(args, name, value)
+            setattr(args, name, own if value is None else value)
         elif own != value and name in IDENTITY:
             raise UserError(f"{flag} {own}: the checkpoint {args.resume} was trained with {flag} {value}; leave the flag out, or "
                             "begin a new run with --init")
