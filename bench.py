@@ -273,7 +273,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before those")
     parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU (default: its own choice)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
-    parser.set_defaults(lr=0.001, margin=0.3, optim="sgd", pretrained="none", init=None, sync_bn=False, print_freq=50)
+    parser.set_defaults(lr=0.001, margin=0.3, optim="sgd", pretrained="none", init=None, sync_bn=False, print_freq=50,
+                        test_batch=64)
     args = parser.parse_args(words)
     args.workers, args.step_images = min(args.workers, os.cpu_count() or 1), 2 * args.batch_size * args.num_pos
     return args

@@ -101,7 +101,23 @@ def augment(images: Tensor, generator: torch.Generator, dtype: torch.dtype = tor
     batch, height, width, _ = images.shape
     offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=images.device)
     mirrored = torch.rand(batch, generator=generator, device=images.device) < 0.5
+    if images.device.type == "cpu":
+        return augment_one_by_one(images, *offsets, mirrored).to(dtype)
     return normalise(crop_and_mirror(images, *offsets, mirrored), dtype)
+
+
+def augment_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    """`normalise(crop_and_mirror(...))` for the CPU: one image at a time stays in its cache, several times as fast."""
+    height, width = images.shape[1:3]
+    scale, shift = scale_and_shift(images.device, width)
+    canvas = images.new_zeros(height + 2 * PADDING, width + 2 * PADDING, 3)
+    result = torch.empty(images.shape)
+    for image, target, y, x, mirror in zip(images, result, top.tolist(), left.tolist(), mirrored.tolist()):
+        canvas[PADDING:-PADDING, PADDING:-PADDING] = image
+        window = canvas[y:y + height, x:x + width]
+        lines = target.copy_(window.flip(1) if mirror else window).flatten(1)
+        torch.addcmul(shift, lines, scale, out=lines)
+    return result.permute(0, 3, 1, 2)
 
 
 def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
@@ -161,13 +177,17 @@ class TrainBatches:
                 pixels = ahead.result()
                 ahead = pool.submit(self.gather, indices[step + 1]) if step + 1 < len(indices) else None
                 self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
-                visible, infrared = (augment(half.to(self.device, non_blocking=True), self.generator) for half in pixels)
+                visible, infrared = augment(pixels.to(self.device, non_blocking=True), self.generator).chunk(2)
                 yield visible, infrared, self.labels[indices[step][0].to(self.device, non_blocking=True)]
 
-    def gather(self, index: Tensor) -> list[Tensor]:
-        """One batch's raw pixels of both modalities."""
-        halves = [pixels.index_select(0, row) for pixels, row in zip(self.pixels, index)]
-        return [half.pin_memory() for half in halves] if self.device.type == "cuda" and not self.on_device else halves
+    def gather(self, index: Tensor) -> Tensor:
+        """One batch's raw pixels, visible before infrared: (2 N P, height, width, 3) uint8."""
+        pinned = self.device.type == "cuda" and not self.on_device
+        pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8, device=self.pixels[0].device,
+                             pin_memory=pinned)
+        for half, source, rows in zip(pixels, self.pixels, index):
+            torch.index_select(source, 0, rows, out=half)
+        return pixels.flatten(0, 1)
 
 
 def step_seed(*numbers: int) -> int:

@@ -71,8 +71,6 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
         q_camids = _check_ids("q_camids", q_camids, len(q_pids), "row")
         g_camids = _check_ids("g_camids", g_camids, len(g_pids), "column")
     threads = THREADS if dist_mat.size >= SMALL else 1
-    if dist_mat.size >= SMALL:
-        np.empty(4 * BLOCK_BYTES, np.uint8)  # once this much is freed, glibc keeps the pages of a block for the next
     block_size = min(BLOCK_BYTES, dist_mat.nbytes // (4 * threads)) // (4 * len(g_pids))
     views = _views(q_camids, g_camids, exclude, dist_mat.shape)
     jobs = list(_jobs(q_pids, g_pids, views, max(block_size, 1)))
@@ -311,7 +309,7 @@ def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1
     result is lam d + (1 - lam) d_J.
 
     Where the paper leaves it open, this follows the authors' code: d is the squared Euclidean distance divided by the
-    image's largest; an image is the nearest of itself, and k others follow; k1 / 2 is rounded to even. That code asks
+    image's largest; an image is the nearest of itself, and k others follow; k1 / 2 rounds to even at .5. That code asks
     for more than 2/3; here, as in the paper, 2/3 is enough. Equal distances rank queries first, each set in its order.
 
     Raises ValueError for wrong shapes or arguments, and for NaN or infinite features.

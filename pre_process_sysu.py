@@ -58,15 +58,20 @@ def exclusive(root: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--data-path {root}: cannot be written ({error.strerror}); mend its permissions") from None
     try:
-        for stray in root.glob(".train_*.part"):
-            stray.unlink()
+        clear(root)
         yield
     finally:
-        for stray in root.glob(".train_*.part"):
-            stray.unlink()
+        clear(root)
         lock.release()
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink()
+
+
+def clear(root: Path) -> None:
+    """Remove what an interrupted pre-processing left half-written."""
+    for pattern in (".train_*.part", ".train_*.tmp"):
+        for stray in root.glob(pattern):
+            stray.unlink()
 
 
 def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageOps
 
 import train_arrays
-from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment, batches, crop_and_mirror,
-                         load_train_images, normalise)
+from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment, augment_one_by_one, batches,
+                         crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
 from images import read_image
 from utils import UserError
@@ -70,6 +70,17 @@ def test_crop_and_mirror_equals_pillow_on_single_images():
         crop = padded.crop((left[i], top[i], left[i] + 12, top[i] + 20))
         expected = np.asarray(ImageOps.mirror(crop) if mirrored[i] else crop)
         assert np.array_equal(found[i].numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(24, 22), (33, 17)])
+def test_augmentation_of_single_images_and_of_batches_is_the_same(size):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (7, *size, 3), generator=generator, dtype=torch.uint8)
+    places = torch.randint(2 * PADDING + 1, (2, 7), generator=generator)
+    mirrored = torch.rand(7, generator=generator) < 0.5
+    one_by_one = augment_one_by_one(images, *places, mirrored)
+    batched = normalise(crop_and_mirror(images, *places, mirrored))
+    assert torch.equal(one_by_one, batched) and one_by_one.stride() == batched.stride()
 
 
 def test_normalise():

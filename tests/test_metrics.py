@@ -139,11 +139,21 @@ def test_only_the_stable_order_counts(data):
         assert_same(evaluate(same_order, *rest, **rule), expected)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 30])
+@pytest.mark.parametrize("steps", [3, 1 << 24])
+def test_counting_and_sorting_agree(monkeypatch, few, steps):
+    monkeypatch.setattr(eval_metrics, "FEW", few)
+    search = draw(np.random.default_rng(few + steps), 40, 700, 5, steps)  # more images of a person than a byte counts
+    assert_same(eval_sysu(*search), by_definition(*search, {(3, 2)}, True))
+    assert_same(eval_regdb(*search[:3]), by_definition(*search[:3]))
+
+
 def test_blocks_and_threads_change_nothing(monkeypatch):
     search = draw(np.random.default_rng(3), 200, 60, 12, 40)
     expected = by_definition(*search, {(3, 2)}, True)
     monkeypatch.setattr(eval_metrics, "SMALL", 1)
-    for threads, block_bytes in product((1, 3), (1, 2000, 1 << 20)):
+    for threads, block_bytes, few in product((1, 3), (1, 2000, 1 << 20), (0, 99)):
+        monkeypatch.setattr(eval_metrics, "FEW", few)
         monkeypatch.setattr(eval_metrics, "THREADS", threads)
         monkeypatch.setattr(eval_metrics, "BLOCK_BYTES", block_bytes)
         assert_same(eval_sysu(*search), expected)
