@@ -27,7 +27,7 @@ from utils import Parser, UserError, atomic_path, integer, make_folder, run, wri
 HERE = Path(__file__).resolve().parent
 HEIGHT, WIDTH = 96, 48
 LEARNING_RATE = 0.05
-EPOCHS = {"sysu": {"base": 14, "cgrnet": 6}, "regdb": {"base": 10, "cgrnet": 4}}
+EPOCHS = {"sysu": {"base": 11, "cgrnet": 4}, "regdb": {"base": 6, "cgrnet": 3}}
 RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 BLOCK_BYTES = 1 << 19  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
 THREADS = min(4, os.cpu_count() or 1)  # blocks ranked at once: NumPy sorts and compares without the interpreter lock
 FEW = 8  # matches of a query that are ranked by counting, more by sorting
-SMALL = 1 << 18  # a matrix with fewer distances is ranked before threads have started
+SMALL = 1 << 22  # a matrix with fewer distances is ranked by one thread: others would cost what they save
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics

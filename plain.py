@@ -83,7 +83,7 @@ def scores(dist_mat: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camid
             persons = ranked[first] if arrays else np.array([ranked[place] for place in first])
             curves.append((persons == pid).astype(np.int32).cumsum()[:20])
             found = matches.cumsum()
-            precision_at = found / np.arange(1, len(found) + 1) if arrays else np.array([n / (i + 1) for i, n in enumerate(found)])
+            precision_at = found / np.arange(1, len(found) + 1) if arrays else np.array([n / (i + 1.) for i, n in enumerate(found)])
             precisions.append((precision_at * matches).sum() / found[-1])
             penalties.append(found[-1] / (np.flatnonzero(matches)[-1] + 1))
     return np.mean(curves, axis=0), float(np.mean(precisions)), float(np.mean(penalties))
