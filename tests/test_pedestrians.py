@@ -2,6 +2,13 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +16,9 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
+import demo
 import pedestrians
+from utils import UserError
 
 VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
 IDS, SYSU_IMAGES, REGDB_IMAGES = 42, 2, 3
@@ -66,6 +75,109 @@ def test_an_interrupted_rendering_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pedestrians.render_regdb(tmp_path / "new", 3, 1, seed=0, progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["persons", "painting", "scenes"])
+def test_what_is_rendered_knows_nothing_of_the_data_sets(name):
+    code = f"import sys, {name}; assert not {{'pedestrians', 'demo'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(pedestrians.__file__).parent, check=True, timeout=60)
+
+
+def wait_for_workers() -> None:
+    for _ in range(600):
+        if len(multiprocessing.active_children()) == 2:
+            return
+        time.sleep(0.05)
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def test_an_interruption_that_also_ends_the_workers_raises_no_other_error(monkeypatch):
+    class Stop(BaseException):
+        pass
+
+    def stop(signum: int, frame: object) -> None:
+        raise Stop
+
+    def interrupt() -> None:
+        wait_for_workers()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        kill_workers()
+
+    errors = []
+    monkeypatch.setattr(threading, "excepthook", lambda error: errors.append(error.exc_value))
+    before, thread = signal.signal(signal.SIGTERM, stop), threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        with pytest.raises(Stop):
+            pedestrians.for_each(time.sleep, 9, 2, None)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+    assert not errors
+
+
+def test_a_killed_worker_is_said_in_one_line():
+    thread = threading.Thread(target=lambda: (wait_for_workers(), kill_workers()))
+    thread.start()
+    with pytest.raises(UserError, match="a process that renders persons was ended; free memory"):
+        pedestrians.for_each(time.sleep, 9, 2, None)
+    thread.join()
+
+
+@pytest.fixture
+def rendered(monkeypatch, tmp_path):
+    """Call `demo.render` with renderers of one image a data set; the names of those that ran since the last call."""
+    ran = []
+
+    def renderer(name: str):
+        def render(root: Path, *_, **__) -> None:
+            ran.append(name)
+            root.mkdir(exist_ok=True)
+            (root / "1.jpg").write_bytes(b"")
+        return render
+
+    roots = {name: tmp_path / name for name in demo.RENDERERS}
+    monkeypatch.setattr(demo, "RENDERERS", {name: renderer(name) for name in roots})
+    monkeypatch.setattr(demo, "contact_sheet", lambda _: Image.new("RGB", (1, 1)))
+
+    def call(*words: str) -> list[str]:
+        ran.clear()
+        demo.render(tmp_path, roots, demo.build_parser().parse_args(["--ids", "12", *words]))
+        return list(ran)
+
+    return call
+
+
+def test_the_demo_renders_what_is_missing_and_no_more(rendered, tmp_path, capsys):
+    assert rendered() == ["sysu", "regdb"]
+    assert rendered() == [] and "rendered before" in capsys.readouterr().out
+    (tmp_path / "regdb" / "1.jpg").unlink()
+    (tmp_path / "pedestrians.png").unlink()
+    assert rendered() == ["regdb"] and "rendered before" not in capsys.readouterr().out
+    assert (tmp_path / "pedestrians.png").exists()
+    with pytest.raises(UserError, match="sysu of other settings"):
+        rendered("--seed", "1")
+    for name in ("sysu", "regdb"):
+        (tmp_path / name / "1.jpg").unlink()
+    assert rendered("--seed", "1") == ["sysu", "regdb"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_record_of_the_demo_is_said_in_one_line(content, rendered, tmp_path):
+    (tmp_path / "demo.json").write_bytes(content)
+    with pytest.raises(UserError, match="^--out .*: demo.json there holds no settings of this script .*choose another --out$"):
+        rendered()
+
+
+def test_the_demo_takes_no_empty_name(capsys):
+    with pytest.raises(SystemExit):
+        demo.build_parser().parse_args(["--out", ""])
+    assert "an empty name found" in capsys.readouterr().err
 
 
 def test_sysu_layout(sysu):
