@@ -82,14 +82,9 @@ def check_sysu(root: Path, report: Report) -> None:
         if not (root / f"cam{camera}").is_dir():
             report.add(FAULT, "missing", f"{root / f'cam{camera}'}: no such folder")
             continue
-        for entry in scan(root / f"cam{camera}", report):
-            if not (os.path.isdir(entry.path) and entry.name.isdecimal() and f"{int(entry.name):04d}" == entry.name):
-                report.add(NOTE, "misnamed", f"{entry.path}: not used; a folder NNNN, a person's number in four digits, expected")
-            elif not (splits := [split for split in SPLITS if int(entry.name) in pids[split]]):
-                report.add(NOTE, "persons that no list names", entry.path)
-            elif images := check_person(entry.path, report):
-                held[splits[0], camera][int(entry.name)] = len(images)
-                report.images += images
+        for split, pid, images in check_camera(root / f"cam{camera}", pids, report):
+            held[split, camera][pid] = len(images)
+            report.images += images
 
     def size(split: str, cameras: tuple[int, ...]) -> tuple[int, int]:
         counts = [held[split, camera] for camera in cameras]
@@ -103,12 +98,13 @@ def check_sysu(root: Path, report: Report) -> None:
         sides = {modality: set().union(*(held[split, c] for c in cameras)) for modality, cameras in dm.SYSU_CAMERAS.items()}
         check_modalities(f"{root / 'exp'}", split, sides, pids[split], report)
     published = dm.DATASETS["sysu"].published
-    all_search, indoor = (sum(len(held["test", camera]) for camera in cameras) for cameras in (visible, dm.SYSU_INDOOR))
-    report.counts = [("training persons", len(pids["train"]), published[0]), ("test persons", len(pids["test"]), 96),
+    report.counts = [("training persons", len(pids["train"]), published[0]),
+                     ("test persons", len(pids["test"]), dm.SYSU_TEST_PERSONS),
                      ("visible training images", size("train", visible)[1], published[1]),
                      ("infrared training images", size("train", infrared)[1], published[2]),
                      ("infrared test images", size("test", infrared)[1], published[3]),
-                     ("all-search gallery", all_search, 301), ("indoor-search gallery", indoor, 112)]
+                     *((f"{mode}-search gallery", sum(len(held["test", c]) for c in dm.sysu_cameras(dm.VISIBLE, mode)), number)
+                       for mode, number in dm.SYSU_GALLERY.items())]
     report.attempt(FAULT, "refused", "train.py: ", dm.sysu_train_split, str(root))
     for mode in ("all", "indoor"):
         report.attempt(FAULT, "refused", f"test.py --mode {mode}: ", dm.sysu_protocols, str(root), mode=mode, trials=[0])
@@ -165,10 +161,26 @@ def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: 
         report.add(FAULT, "no search", f"{source}: no test person has images in both modalities; restore the test persons")
 
 
+def check_camera(folder: Path, pids: dict[str, set[int]], report: Report) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield split, pid and image files of every listed person in one camera; what else is in its folder is reported."""
+    for entry in scan(folder, report):
+        pid = int(entry.name) if entry.name.isdecimal() else None
+        if splits := [split for split in SPLITS if pid in pids[split]]:
+            person = report.attempt(FAULT, "persons' folders", "", dm.person_folder, entry)
+            if person and (images := check_person(entry.path, report)):
+                yield splits[0], pid, images
+        elif pid is not None and entry.name == f"{pid:04d}" and os.path.isdir(entry.path):
+            report.add(NOTE, "persons that no list names", entry.path)
+        else:
+            report.add(NOTE, "misnamed", f"{entry.path}: not used; a folder NNNN, a person's number in four digits, expected")
+
+
 def check_person(folder: str, report: Report) -> list[str]:
     """The image files of a listed person's folder; what else is in it is reported."""
-    images = []
-    for entry in scan(folder, report):
+    images, entries = [], scan(folder, report)
+    if not entries:
+        report.add(NOTE, "empty folders", f"{folder}: no image in it")
+    for entry in entries:
         if not entry.name.lower().endswith(dm.IMAGE_SUFFIXES) or os.path.isdir(entry.path):
             report.add(FAULT, "not images", f"{entry.path}: only {', '.join(dm.IMAGE_SUFFIXES)} files expected; move it elsewhere")
         elif has_bytes(entry.path, "", report):

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 import random
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 SYSU_CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
 SYSU_INDOOR = (1, 2)
 SYSU_SAME_ROOM = (3, 2)  # infrared and visible camera in one room
+SYSU_TEST_PERSONS, SYSU_GALLERY = 96, {"all": 301, "indoor": 112}  # as published; images of a single-shot gallery
 REGDB_NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # as its file names say it
 REGDB_CAMIDS = {VISIBLE: 1, INFRARED: 2}
 TRIALS = 10
@@ -40,10 +43,6 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def select(self, index: np.ndarray) -> Images:
-        """The images at these positions."""
-        return Images(tuple(self.paths[i] for i in index), self.pids[index], self.camids[index], self.modality)
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -51,7 +50,8 @@ class Protocol:
 
     `exclude` lists (query camera, gallery camera) pairs of one room, whose images are dropped from the ranking;
     `count_persons` makes CMC count each gallery person once; `trial` is a gallery draw or a split; `name` is the
-    protocol in words, the same for all trials.
+    protocol in words, the same for all trials; `published` holds the counts of the whole data set, as far as they are
+    known; `partial` tells that even there some persons are on one side only.
     """
 
     query: Images
@@ -60,6 +60,8 @@ class Protocol:
     count_persons: bool
     trial: int
     name: str
+    published: Mapping[str, int] = field(default_factory=dict)
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,33 @@ class TrainSplit:
         """Labels 0..C-1 of one modality's images, (N,) int64."""
         return np.searchsorted(self.pids, getattr(self, modality).pids)
 
+    @functools.cached_property
+    def marks(self) -> dict[str, list[str]]:
+        """What tells the file of every image from another, by modality, read once (see `mark`)."""
+        return {side.modality: [mark(path) for path in side.paths] for side in (self.visible, self.infrared)}
+
+    def listing(self, root: str | Path) -> dict[str, list[str]]:
+        """'relative/path mark' of every image, by modality."""
+        return {side.modality: [f"{Path(path).relative_to(root).as_posix()} {of}" for path, of in
+                                zip(side.paths, self.marks[side.modality])] for side in (self.visible, self.infrared)}
+
     def fingerprint(self, root: str | Path) -> str:
-        """SHA-256 over modality, relative path, pid and size in bytes of every training image."""
-        digest = hashlib.sha256()
+        """SHA-256 over modality, relative path, mark and pid of every training image."""
+        digest, listing = hashlib.sha256(), self.listing(root)
         for side in (self.visible, self.infrared):
-            for path, pid in zip(side.paths, side.pids):
-                line = f"{side.modality} {Path(path).relative_to(root).as_posix()} {pid} {os.path.getsize(path)}\n"
-                digest.update(line.encode("utf-8", "surrogateescape"))
+            for line, pid in zip(listing[side.modality], side.pids):
+                digest.update(f"{side.modality} {line} {pid}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def mark(path: str) -> str:
+    """A file's size in bytes and the CRC-32 of its beginning, middle and end, 4 KiB each: 'bytes-checksum'."""
+    with open(path, "rb") as file:
+        size, checksum = os.fstat(file.fileno()).st_size, 0
+        for place in (0, size // 2, max(0, size - 4096)):
+            file.seek(place)
+            checksum = zlib.crc32(file.read(4096), checksum)
+    return f"{size}-{checksum:08x}"
 
 
 @dataclass(frozen=True)
@@ -183,16 +204,38 @@ def sysu_ids(root: Path) -> dict[str, list[int]]:
     return {"train": sorted(lists["train"] + lists["val"]), "test": lists["test"]}
 
 
-def sysu_files(root: Path, pids: Iterable[int], cameras: Iterable[int]) -> dict[tuple[int, int], list[str]]:
+def person_folder(entry: os.DirEntry) -> Path:
+    """What has a person's number for a name; raises `UserError` unless it is a folder, and the number has four digits."""
+    pid, name = int(entry.name), f"{int(entry.name):04d}"
+    if entry.name != name:
+        raise UserError(f"{entry.path}: found for person {pid}, a folder of the name {name} expected; rename it, or move it "
+                        "elsewhere")
+    if not entry.is_dir():
+        what = "a file" if os.path.exists(entry.path) else "a link that points nowhere"
+        raise UserError(f"{entry.path}: {what} found, a folder with the images of person {pid} expected; restore the folder, or "
+                        "remove this if the camera has none")
+    return Path(entry.path)
+
+
+def person_folders(root: Path, camera: int, pids: Iterable[int]) -> dict[int, Path]:
+    """The folders that one camera has of these persons, by pid; raises `UserError` for a link, file or name in their place."""
+    wanted, camera_folder, folders = set(pids), root / f"cam{camera}", {}
+    if camera_folder.is_dir():
+        for entry in sorted(os.scandir(camera_folder), key=lambda entry: entry.name):
+            if entry.name.isdecimal() and int(entry.name) in wanted:
+                folders[int(entry.name)] = person_folder(entry)
+    return folders
+
+
+def sysu_files(root: Path, pids: Sequence[int], cameras: Sequence[int]) -> dict[tuple[int, int], list[str]]:
     """Image paths by (pid, camera), in that order; combinations without images are left out.
 
     Raises `UserError` for a camera without any image: every camera of the data set has some of either split.
     """
-    files = {}
+    folders, files = {camera: person_folders(root, camera, pids) for camera in cameras}, {}
     for pid in pids:
         for camera in cameras:
-            folder = root / f"cam{camera}" / f"{pid:04d}"
-            if folder.is_dir() and (found := list_images(folder)):
+            if pid in folders[camera] and (found := list_images(folders[camera][pid])):
                 files[pid, camera] = found
     for camera in sorted(set(cameras) - {camera for _, camera in files}):
         folder = root / f"cam{camera}"
@@ -204,11 +247,11 @@ def sysu_files(root: Path, pids: Iterable[int], cameras: Iterable[int]) -> dict[
 def sysu_test_ids(root: Path) -> list[int]:
     """The test identities; raises `UserError` if one has no image in any camera."""
     pids = sysu_ids(root)["test"]
+    cameras = [person_folders(root, camera, pids) for side in SYSU_CAMERAS.values() for camera in side]
     for pid in pids:
-        folders = [root / f"cam{camera}" / f"{pid:04d}" for cameras in SYSU_CAMERAS.values() for camera in cameras]
-        if not any(folder.is_dir() and list_images(folder) for folder in folders):
+        if not any(pid in folders and list_images(folders[pid]) for folders in cameras):
             raise UserError(f"{root / 'exp' / 'test_id.txt'}: person {pid} has no image in any camera; restore the images "
-                            f"({folders[0]} and so on), or take the person off the list")
+                            f"({root / 'cam1' / f'{pid:04d}'} and so on), or take the person off the list")
     return pids
 
 
@@ -257,7 +300,13 @@ def sysu_gallery(data_path: str, mode: str, trial: int, shot: int, gallery: str,
 
     `random` is the draw of the AGW line (Ye et al., TPAMI 2021) and leaves the global generator alone; `official` that
     of the data set's own evaluation. Where there are fewer images than `shot`, all are taken.
+
+    Raises ValueError for fewer than one shot, and for a trial below 0 or, of the ten official ones, above 9.
     """
+    if shot < 1:
+        raise ValueError(f"shot: {shot} found, at least 1 expected")
+    if trial < 0 or (gallery == "official" and trial >= TRIALS):
+        raise ValueError(f"trial: {trial} found, {f'0 to {TRIALS - 1}' if gallery == 'official' else 'at least 0'} expected")
     root = require_layout(data_path, "sysu")
     files = sysu_files(root, sysu_test_ids(root), sysu_cameras(modality, mode))
     if gallery == "official":
@@ -293,11 +342,14 @@ def official_draw(root: Path, cells: np.ndarray, pid: int, camera: int, trial: i
     rows = cells[camera - 1][0][pid - 1] if pid <= len(cells[camera - 1][0]) else np.empty(0)
     while rows.dtype == object and rows.size == 1:
         rows = rows.flat[0]
-    if rows.ndim != 2 or rows.shape[0] <= trial or rows.shape[1] == 0 or not np.issubdtype(rows.dtype, np.integer):
+    if rows.ndim != 2 or rows.shape[0] <= trial or rows.shape[1] == 0:
         raise UserError(f"{mat}: no trial {trial} for person {pid} in camera {camera}, which has {len(paths)} images; "
                         "restore the file, or use --gallery random")
+    if rows.dtype.kind not in "iuf" or not (np.isfinite(rows).all() and (rows % 1 == 0).all()):
+        raise UserError(f"{mat}: image numbers that are not whole found for person {pid} in camera {camera}, whole numbers "
+                        "expected; restore the file, or use --gallery random")
     by_number = {Path(path).stem: path for path in paths}
-    names = [f"{number:04d}" for number in rows[trial, :shot].tolist()]
+    names = [f"{int(number):04d}" for number in rows[trial, :shot].tolist()]  # MATLAB saves doubles unless told otherwise
     absent = [name for name in names if name not in by_number]
     if absent:
         raise UserError(f"{mat}: names image {root / f'cam{camera}' / f'{pid:04d}' / absent[0]}.jpg, which is not there; "
@@ -331,8 +383,35 @@ def sysu_protocols(data_path: str, *, direction: str = "i2v", mode: str = "all",
     query = sysu_query(data_path, mode, query_modality)
     same_room = SYSU_SAME_ROOM if direction == "i2v" else SYSU_SAME_ROOM[::-1]
     name = f"SYSU-MM01 {mode}-search, {'single' if shot == 1 else 'multi'}-shot, {gallery} gallery, {direction}"
-    return [Protocol(query, sysu_gallery(data_path, mode, trial, shot, gallery, gallery_modality), (same_room,), True, trial, name)
-            for trial in trials]
+    published, searches = sysu_published(direction, mode, shot), []
+    for trial in trials:
+        drawn = sysu_gallery(data_path, mode, trial, shot, gallery, gallery_modality)
+        searches.append(Protocol(query, drawn, (same_room,), True, trial, name, published, mode == "indoor"))
+        require_match(searches[-1], f"{Path(data_path) / 'exp' / 'test_id.txt'}, {mode}-search")
+    return searches
+
+
+def sysu_published(direction: str, mode: str, shot: int) -> dict[str, int]:
+    """The published counts of a search; those of v2i are not known, but for the persons."""
+    counts = {"test persons": SYSU_TEST_PERSONS}
+    if direction == "i2v":
+        counts["queries"] = DATASETS["sysu"].published[3]
+        if shot in (1, 10):  # every test person has at least ten images in a camera
+            counts["gallery images"] = shot * SYSU_GALLERY[mode]
+    return counts
+
+
+def require_match(search: Protocol, source: str) -> None:
+    """Raise `UserError` if no query has a match in the gallery that it sees."""
+    query, gallery = search.query, search.gallery
+    for camera in np.unique(query.camids).tolist():
+        hidden = np.isin(gallery.camids, [other for one, other in search.exclude if one == camera])
+        if np.isin(query.pids[query.camids == camera], gallery.pids[~hidden]).any():
+            return
+    why = " but in cameras of one room, which are not compared" if np.isin(query.pids, gallery.pids).any() else ""
+    raise UserError(f"{source}: no query has a match in the gallery: no person is in both the {len(query)} {query.modality} "
+                    f"queries and the {len(gallery)} {gallery.modality} gallery images{why}; a person in both expected; restore "
+                    "the images")
 
 
 def modalities(direction: str) -> tuple[str, str]:
@@ -368,11 +447,20 @@ def parse_index(path: Path) -> list[tuple[str, int]]:
     return list(entries.items())
 
 
+def regdb_list(root: Path, split: str, trial: int, modality: str) -> Path:
+    """The file of one list of RegDB."""
+    return root / "idx" / f"{split}_{REGDB_NAMES[modality]}_{trial}.txt"
+
+
 def regdb_images(root: Path, split: str, trial: int, modality: str) -> Images:
-    """The images of one list of RegDB."""
-    path = root / "idx" / f"{split}_{REGDB_NAMES[modality]}_{trial}.txt"
+    """The images of one list of RegDB; raises `UserError` for one that is not there, or in the other modality's folder."""
+    path = regdb_list(root, split, trial, modality)
     entries = parse_index(path)
+    others = {name for other, name in REGDB_NAMES.items() if other != modality}
     for name, _ in entries:
+        if name.split("/")[0].lower() in others:
+            raise UserError(f"{path}: names {name}, which is not a {REGDB_NAMES[modality]} image by its folder; a list of "
+                            f"{REGDB_NAMES[modality]} images expected; restore the list")
         if not (root / name).is_file():
             raise UserError(f"{path}: names {root / name}, which is not there; restore the image")
     pids = np.array([label for _, label in entries], np.int64)
@@ -380,24 +468,46 @@ def regdb_images(root: Path, split: str, trial: int, modality: str) -> Images:
 
 
 def regdb_split(data_path: str, split: str, trial: int) -> dict[str, Images]:
-    """One split's images of both modalities, checked against the other split of the trial.
+    """One split's images of both modalities, checked against each other and against the other split of the trial.
 
     Labels count the persons of one split, so the same label in both splits means two persons; what must not be in both
-    is an image, or a person's folder. Raises `UserError` for that, and where a label stands for two persons.
+    is an image, or a person's folder. Raises `UserError` for that, for an image in the lists of both modalities, and where
+    a label stands for two persons.
     """
     root = require_layout(data_path, "regdb")
     if not 1 <= trial <= TRIALS:
         raise ValueError(f"trial: {trial} found, 1 to {TRIALS} expected")
     sides = {modality: regdb_images(root, split, trial, modality) for modality in (VISIBLE, INFRARED)}
-    require_one_person_a_label(root, split, trial, sides)
+    if both := set(sides[VISIBLE].paths) & set(sides[INFRARED].paths):
+        raise UserError(f"{regdb_list(root, split, trial, INFRARED)}: names {min(both)}, as does "
+                        f"{regdb_list(root, split, trial, VISIBLE).name}; images of one modality expected; restore the lists")
     other = "test" if split == "train" else "train"
-    for modality, images in sides.items():
-        names = [name for name, _ in parse_index(root / "idx" / f"{other}_{REGDB_NAMES[modality]}_{trial}.txt")]
-        both = person_keys([Path(path).relative_to(root).as_posix() for path in images.paths]) & person_keys(names)
-        if both:
-            raise UserError(f"{root / 'idx'}: {sorted(both)[0]} is in the training and the test list of trial {trial} "
-                            f"({REGDB_NAMES[modality]}); disjoint persons expected; restore the lists")
+    mine = {modality: [Path(path).relative_to(root).as_posix() for path in images.paths] for modality, images in sides.items()}
+    theirs = {modality: [name for name, _ in parse_index(regdb_list(root, other, trial, modality))] for modality in sides}
+    alike = named_alike(*(mine[modality] + theirs[modality] for modality in sides))
+    require_one_person_a_label(root, split, trial, sides, alike)
+    require_disjoint_persons(root, trial, mine, theirs, alike)
     return sides
+
+
+def require_disjoint_persons(root: Path, trial: int, mine: dict[str, list[str]], theirs: dict[str, list[str]],
+                             alike: bool) -> None:
+    """Raise `UserError` for a person in both splits: in two lists of one modality, or of any where folders are named alike."""
+    for modality, names in mine.items():
+        if both := person_keys(names) & person_keys(theirs[modality]):
+            raise UserError(f"{root / 'idx'}: {min(both)} is in the training and the test list of trial {trial} "
+                            f"({REGDB_NAMES[modality]}); disjoint persons expected; restore the lists")
+    persons = [{os.path.basename(os.path.dirname(name)) for names in lists.values() for name in names} for lists in (mine, theirs)]
+    if alike and (both := persons[0] & persons[1]):
+        raise UserError(f"{root / 'idx'}: person {min(both)} is in the training list of one modality and the test list of the "
+                        f"other of trial {trial}; disjoint persons expected; restore the lists")
+
+
+def named_alike(visible: Iterable[str], infrared: Iterable[str]) -> bool:
+    """True if the persons' folders have the same names in both modalities, and these tell persons apart."""
+    folders = [{os.path.dirname(name) for name in names} for names in (visible, infrared)]
+    one, other = ({os.path.basename(folder) for folder in side} for side in folders)
+    return min(len(one), len(other)) > 1 and [len(one), len(other)] == list(map(len, folders)) and (one <= other or other <= one)
 
 
 def person_keys(names: Iterable[str]) -> set[str]:
@@ -406,14 +516,15 @@ def person_keys(names: Iterable[str]) -> set[str]:
     return set(names) | (folders if len(folders) > 1 else set())
 
 
-def require_one_person_a_label(root: Path, split: str, trial: int, sides: dict[str, Images]) -> None:
+def require_one_person_a_label(root: Path, split: str, trial: int, sides: dict[str, Images], alike: bool) -> None:
     """Raise `UserError` unless labels and persons' folders stand for each other, in each list and across the modalities.
 
-    Lists whose images lie in one folder, or in folders of other names than numbers, tell less and pass.
+    Lists whose images lie in one folder tell less and pass; so do, across the modalities, lists whose folders have other
+    names than numbers and are not named alike.
     """
-    numbers: dict[int, tuple[str, str]] = {}  # label -> the person's number, as the folder says it, and its list
+    numbers: dict[int, tuple[str, str]] = {}  # label -> the person, as the folder says it, and its list
     for modality, images in sides.items():
-        source = root / "idx" / f"{split}_{REGDB_NAMES[modality]}_{trial}.txt"
+        source = regdb_list(root, split, trial, modality)
         pairs = {(os.path.dirname(path), label) for path, label in zip(images.paths, images.pids.tolist())}
         if len({folder for folder, _ in pairs}) == 1:
             continue
@@ -426,7 +537,7 @@ def require_one_person_a_label(root: Path, split: str, trial: int, sides: dict[s
         for folder, label in sorted(pairs):
             number = os.path.basename(folder)
             known, listed = numbers.setdefault(label, (number, str(source)))
-            if known != number and known.isdecimal() and number.isdecimal():
+            if known != number and (alike or (known.isdecimal() and number.isdecimal())):
                 raise UserError(f"{source}: label {label} is person {number}, but person {known} in {listed}; the same person in "
                                 "both modalities expected; restore the files")
 
@@ -450,10 +561,12 @@ def process_test_regdb(data_path: str, trial: int = 1, modal: str = "visible") -
 def regdb_protocols(data_path: str, *, direction: str = "v2i", trials: Iterable[int] = (1,), **_: object) -> list[Protocol]:
     """One search for each split: every image of one modality in all of the other's."""
     query, gallery = modalities(direction)
+    published = dict.fromkeys(("queries", "gallery images"), DATASETS["regdb"].published[3])
     searches = []
     for trial in trials:
         sides = regdb_split(data_path, "test", trial)
-        searches.append(Protocol(sides[query], sides[gallery], (), False, trial, f"RegDB, {direction}"))
+        searches.append(Protocol(sides[query], sides[gallery], (), False, trial, f"RegDB, {direction}", published))
+        require_match(searches[-1], f"{Path(data_path) / 'idx'}: test lists of trial {trial}")
     return searches
 
 
@@ -466,22 +579,26 @@ DATASETS = {
 
 
 def surprises(dataset: str, data_path: str, split: TrainSplit | None = None, search: Protocol | None = None) -> list[str]:
-    """What is legal but surely unintended of a split and of a search of all cameras, a line each.
+    """What is legal but surely unintended of a split and of a search, a line each.
 
-    Counts that are not the published ones, with both numbers, and test persons who have images in one modality only.
+    Counts that are not the published ones, with both numbers, and test persons who have images in one modality only,
+    where the whole data set has none.
     """
-    data = DATASETS[dataset]
-    persons, visible, infrared, queries = data.published
+    persons, visible, infrared, _ = DATASETS[dataset].published
     counts, lines = [], []
     if split is not None:
         counts += [("training persons", len(split.pids), persons), ("visible training images", len(split.visible), visible),
                    ("infrared training images", len(split.infrared), infrared)]
-    if search is not None and search.query.modality == modalities(data.direction)[0]:
-        counts.append(("queries", len(search.query), queries))
+    lone = []
+    if search is not None:
+        query, gallery = (set(side.pids.tolist()) for side in (search.query, search.gallery))
+        found = {"queries": len(search.query), "gallery images": len(search.gallery), "test persons": len(query | gallery)}
+        counts += [(what, number, search.published[what]) for what, number in found.items() if what in search.published]
+        lone = [] if search.partial else sorted(query ^ gallery)
     differing = [f"{found} {what} found, {published} published" for what, found, published in counts if found != published]
     if differing:
         lines.append(f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set")
-    if search is not None and (lone := sorted(set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()))):
+    if lone:
         lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {lone[0]}, with images in one modality only: "
                      "their queries are left out of the mean")
     return lines

@@ -207,13 +207,30 @@ def test_zero_bytes_are_found_without_opening_all(sysu, monkeypatch):
 
 def test_misnamed_and_unlisted_things_are_told_but_harmless(sysu):
     save_image(sysu / "cam1" / "0001" / "img1.jpg")
-    save_image(sysu / "cam1" / "2" / "0001.jpg")
+    save_image(sysu / "cam1" / "98" / "0001.jpg")
     save_image(sysu / "cam1" / "0099" / "0001.jpg")
     save_image(sysu / "cam1" / "0001.jpg")
     found = findings(sysu)
     assert not faults(found)
-    assert [line.split(":")[0].split("cam1/")[1] for line in found[NOTE, "misnamed"]] == ["0001/img1.jpg", "0001.jpg", "2"]
+    assert [line.split(":")[0].split("cam1/")[1] for line in found[NOTE, "misnamed"]] == ["0001/img1.jpg", "0001.jpg", "98"]
     assert only(found, NOTE, "persons that no list names").endswith("cam1/0099")
+
+
+def test_what_stands_for_a_persons_folder_is_a_fault_and_an_empty_folder_is_told(sysu):
+    (sysu / "cam2" / "0002").rename(sysu / "cam2" / "2")
+    shutil.rmtree(sysu / "cam4" / "0005")
+    (sysu / "cam4" / "0005").symlink_to("/gone/0005")
+    for shot in range(1, SHOTS + 1):
+        (sysu / "cam6" / "0003" / f"{shot:04d}.jpg").unlink()
+    found = findings(sysu)
+    wrong, gone = found[FAULT, "persons' folders"]
+    assert wrong.endswith("cam2/2: found for person 2, a folder of the name 0002 expected; rename it, or move it elsewhere")
+    assert "cam4/0005: a link that points nowhere found, a folder with the images of person 5 expected" in gone
+    assert only(found, NOTE, "empty folders").endswith("cam6/0003: no image in it")
+    assert [line.split(":")[0] for line in found[FAULT, "refused"]] == ["train.py", "test.py --mode all", "test.py --mode indoor"]
+    (sysu / "cam2" / "2").rename(sysu / "cam2" / "0002")
+    (sysu / "cam4" / "0005").unlink()
+    assert not faults(findings(sysu))
 
 
 @pytest.mark.parametrize("name, text, said", [
@@ -261,6 +278,20 @@ def test_no_person_to_search_for(sysu):
     found = findings(sysu)
     assert "no test person has images in both modalities" in only(found, FAULT, "no search")
     assert len(found[NOTE, "test persons without a modality"]) == 2
+
+
+def test_no_person_to_search_for_but_in_one_room(sysu):
+    for pid in (5, 6):
+        for camera in (1, 4, 5, 6):
+            shutil.rmtree(sysu / f"cam{camera}" / f"{pid:04d}")
+    for camera in (1, 4, 5, 6):  # cameras that see a test person of one modality only
+        save_image(sysu / f"cam{camera}" / "0007" / "0001.jpg")
+    (sysu / "cam6" / "0007").rename(sysu / "cam6" / "0008")
+    (sysu / "exp" / "test_id.txt").write_text("5,6,7,8")
+    found = findings(sysu)
+    assert faults(found) == {"refused"}
+    assert len(found[FAULT, "refused"]) == 2
+    assert all("no query has a match in the gallery" in line for line in found[FAULT, "refused"])
 
 
 def test_the_official_permutations_are_tried(sysu):
@@ -322,6 +353,16 @@ def test_bad_regdb_lists(regdb):
     refused = {line.split(": ")[0]: line for line in found[FAULT, "refused"]}
     assert {int(key.split()[-1]) for key in refused} == {3, 4, 5, 6, 7}
     assert "disjoint persons expected" in refused["train.py --trial 6"]
+
+
+def test_regdb_lists_of_the_other_modality(regdb):
+    for split in ("train", "test"):
+        shutil.copy(regdb / f"idx/{split}_visible_3.txt", regdb / f"idx/{split}_thermal_3.txt")
+    found = findings(regdb)
+    assert faults(found) == {"refused"}
+    for line, script in zip(found[FAULT, "refused"], ("train", "test")):
+        assert line.startswith(f"{script}.py --trial 3: ") and f"{script}_thermal_3.txt: names Visible/" in line
+    assert run(regdb).returncode == 1
 
 
 def test_regdb_counts_that_vary_with_the_trial_are_a_range(regdb):

@@ -1,13 +1,18 @@
 """Splits and protocols against the rules as the field states them."""
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
-from conftest import make_sysu
+from conftest import ROOT, make_sysu
 
-from data_manager import (DATASETS, process_gallery_sysu, process_query_sysu, process_test_regdb, recognise, sysu_protocols)
+from data_manager import (DATASETS, process_gallery_sysu, process_query_sysu, process_test_regdb, recognise, regdb_protocols,
+                          surprises, sysu_protocols)
+from eval_metrics import eval_sysu
 from utils import UserError
+
+GEOMETRY = ROOT.parent / "shared" / "sysu_mm01"  # the data set's own lists and permutations, without its images
 
 
 def test_sysu_training_split(sysu):
@@ -125,3 +130,260 @@ def test_a_person_without_one_modality_is_named(sysu):
         os.rename(sysu / f"cam{camera}/0002", sysu / f"cam{camera}/9999")
     with pytest.raises(UserError, match="person 2 has no infrared image"):
         DATASETS["sysu"].train_split(str(sysu), 1)
+
+
+# ------------------------------------------------------------------------------------- arguments that mean no gallery
+@pytest.mark.parametrize("wrong", [{"shot": 0}, {"shot": -1}, {"trial": -1}, {"trial": -1, "gallery": "official"},
+                                   {"trial": 10, "gallery": "official"}])
+def test_no_gallery_is_drawn_for_a_shot_or_trial_that_is_none(sysu, wrong):
+    with pytest.raises(ValueError, match=r"^(shot: -?\d found, at least 1|trial: (-1|10) found, (0 to 9|at least 0)) expected$"):
+        process_gallery_sysu(str(sysu), **wrong)
+    assert len(process_gallery_sysu(str(sysu), trial=10)[0]) == 3 * 4
+
+
+# ------------------------------------------------------------------------------------------- the permutations' numbers
+def save_permutations(root, change):
+    """Save the permutations with every person's rows changed."""
+    from scipy.io import loadmat, savemat
+    cells = loadmat(root / "exp/rand_perm_cam.mat")["rand_perm_cam"]
+    for camera in range(6):
+        for rows in cells[camera, 0]:
+            rows[0] = change(rows[0])
+    savemat(root / "exp/rand_perm_cam.mat", {"rand_perm_cam": cells})
+
+
+def test_whole_numbers_that_matlab_saved_as_doubles_are_taken(sysu):
+    before = process_gallery_sysu(str(sysu), trial=2, shot=2, gallery="official")[0]
+    save_permutations(sysu, np.float64)
+    assert process_gallery_sysu(str(sysu), trial=2, shot=2, gallery="official")[0] == before
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows + 0.5, lambda rows: rows * np.nan, lambda rows: rows * np.inf,
+                                    lambda rows: rows + 0j])
+def test_other_numbers_are_no_permutation(sysu, change):
+    save_permutations(sysu, change)
+    with pytest.raises(UserError, match="rand_perm_cam.mat: image numbers that are not whole found for person 6 in camera 1, "):
+        process_gallery_sysu(str(sysu), gallery="official")
+
+
+# ------------------------------------------------------------------------------------------------- folders of persons
+def test_a_persons_folder_may_be_missing_empty_or_a_link(sysu):
+    before = process_query_sysu(str(sysu))[0]
+    shutil.rmtree(sysu / "cam3/0006")
+    for path in (sysu / "cam6/0007").iterdir():
+        path.unlink()
+    (sysu / "cam3/0008").rename(sysu / "elsewhere")
+    (sysu / "cam3/0008").symlink_to(sysu / "elsewhere")
+    after = process_query_sysu(str(sysu))[0]
+    assert after == [path for path in before if "cam3/0006" not in path and "cam6/0007" not in path]
+
+
+@pytest.mark.parametrize("put, said", [
+    (lambda folder: folder.symlink_to("/gone"), "cam2/0002: a link that points nowhere found, a folder with the images of person"),
+    (lambda folder: folder.write_bytes(b"x"), "cam2/0002: a file found, a folder with the images of person 2 expected; restore"),
+    (lambda folder: (folder.parent / "2").mkdir(), "cam2/2: found for person 2, a folder of the name 0002 expected; rename it"),
+    (lambda folder: (folder.parent / "00002").mkdir(), "cam2/00002: found for person 2, a folder of the name 0002 expected")])
+def test_what_stands_for_a_persons_folder_is_refused(sysu, put, said):
+    shutil.rmtree(sysu / "cam2/0002")
+    put(sysu / "cam2/0002")
+    with pytest.raises(UserError, match=said):
+        DATASETS["sysu"].train_split(str(sysu), 1)
+    assert len(process_query_sysu(str(sysu))[0]) == 3 * 2 * 4  # person 2 is none of the test persons
+
+
+# --------------------------------------------------------------------------------------------- searches without a match
+@pytest.mark.parametrize("direction", ["i2v", "v2i"])
+def test_a_search_in_which_no_query_has_a_match_is_refused(sysu, direction):
+    for pid, cameras in ((6, (1, 2, 4, 5)), (7, (3, 6)), (8, (1, 4, 5, 6))):  # 8 is left in cameras 2 and 3, of one room
+        for camera in cameras:
+            shutil.rmtree(sysu / f"cam{camera}/{pid:04d}")
+    with pytest.raises(UserError, match="exp/test_id.txt, all-search: no query has a match in the gallery: no person is in both "
+                       ".* but in cameras of one room, which are not compared; .*; restore the images"):
+        sysu_protocols(str(sysu), direction=direction)
+    shutil.rmtree(sysu / "cam3/0008")
+    with pytest.raises(UserError, match=r"in both the \d+ \w+ queries and the \d+ \w+ gallery images; a person in both expected"):
+        sysu_protocols(str(sysu), direction=direction)
+
+
+def test_one_query_with_a_match_is_enough(sysu):
+    for pid, cameras in ((6, (1, 2, 4, 5)), (7, (3, 6)), (8, (1, 4, 5))):
+        for camera in cameras:
+            shutil.rmtree(sysu / f"cam{camera}/{pid:04d}")
+    assert len(sysu_protocols(str(sysu))) == 10  # person 8: camera 6 in camera 2
+
+
+def test_a_search_of_regdb_without_a_match_is_refused(regdb):
+    path = regdb / "idx/test_thermal_2.txt"
+    path.write_text("".join(f"{line.split()[0]} {int(line.split()[1]) + 4}\n" for line in path.read_text().splitlines()))
+    with pytest.raises(UserError, match="idx: test lists of trial 2: no query has a match in the gallery: no person is in both "
+                       "the 16 visible queries and the 16 infrared gallery images; a person in both expected; restore the images"):
+        regdb_protocols(str(regdb), trials=[2])
+
+
+# ------------------------------------------------------------------------------------------------------- lists of RegDB
+def rename_persons(root, name):
+    """Give every person's folder another name, which may depend on the modality."""
+    for modality in ("Visible", "Thermal"):
+        for pid in range(1, 9):
+            (root / modality / name(modality, pid)).parent.mkdir(exist_ok=True)
+            (root / modality / str(pid)).rename(root / modality / name(modality, pid))
+    for path in (root / "idx").iterdir():
+        lines = [line.split("/") for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{folder}/{name(folder, pid)}/{rest}\n" for folder, pid, rest in lines))
+
+
+def swap(one, other):
+    """Each file under the other's name."""
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def refused(root, trial=1):
+    """What both uses of a trial say, which must be refused."""
+    said = []
+    for use in (lambda: DATASETS["regdb"].train_split(str(root), trial), lambda: regdb_protocols(str(root), trials=[trial])):
+        with pytest.raises(UserError) as error:
+            use()
+        said.append(str(error.value))
+    return said
+
+
+def test_lists_of_the_other_modality_are_refused(regdb):
+    for split in ("train", "test"):
+        shutil.copy(regdb / f"idx/{split}_visible_1.txt", regdb / f"idx/{split}_thermal_1.txt")
+        swap(regdb / f"idx/{split}_visible_2.txt", regdb / f"idx/{split}_thermal_2.txt")
+    for trial, wrong in ((1, "thermal"), (2, "visible")):
+        for split, said in zip(("train", "test"), refused(regdb, trial)):
+            assert f"{split}_{wrong}_{trial}.txt: names " in said and f"a list of {wrong} images expected; restore the list" in said
+
+
+def test_folders_of_the_other_modality_are_known_in_any_case(regdb):
+    (regdb / "THERMAL").symlink_to(regdb / "Thermal")
+    for split in ("train", "test"):
+        text = (regdb / f"idx/{split}_thermal_1.txt").read_text()
+        (regdb / f"idx/{split}_visible_1.txt").write_text(text.replace("Thermal", "THERMAL"))
+    assert all("_visible_1.txt: names THERMAL/" in said for said in refused(regdb))
+
+
+def test_an_image_in_the_lists_of_both_modalities_is_refused(regdb):
+    (regdb / "all").symlink_to(regdb / "Visible")
+    for split in ("train", "test"):
+        text = (regdb / f"idx/{split}_visible_1.txt").read_text().replace("Visible", "all")
+        for name in ("visible", "thermal"):
+            (regdb / f"idx/{split}_{name}_1.txt").write_text(text)
+    for split, said in zip(("train", "test"), refused(regdb)):
+        assert f"{split}_thermal_1.txt: names {regdb}/all/" in said and f", as does {split}_visible_1.txt; images of one" in said
+
+
+def test_lists_of_the_other_split_are_refused_whatever_persons_are_called(regdb):
+    rename_persons(regdb, lambda modality, pid: f"p{pid}")
+    assert len(DATASETS["regdb"].train_split(str(regdb), 1).visible) == len(regdb_protocols(str(regdb))[0].query) == 16
+    swap(regdb / "idx/train_thermal_1.txt", regdb / "idx/test_thermal_1.txt")
+    assert all(" is person p" in said and ", but person p" in said for said in refused(regdb))
+    for split in ("train", "test"):  # one list of each modality no longer shares its labels with the other
+        path = regdb / f"idx/{split}_thermal_1.txt"
+        path.write_text("".join(f"{line[:-1]}{int(line[-1]) + 4}\n" for line in path.read_text().splitlines()))
+    for said in refused(regdb):
+        assert "idx: person p" in said and "in the training list of one modality and the test list of the other of trial 1;" in said
+
+
+@pytest.mark.parametrize("name", [lambda modality, pid: f"{modality[0]}{pid}", lambda modality, pid: f"p{pid}/day"])
+def test_folders_that_do_not_tell_persons_across_the_modalities_pass(regdb, name):
+    rename_persons(regdb, name)
+    swap(regdb / "idx/train_thermal_1.txt", regdb / "idx/test_thermal_1.txt")
+    assert len(DATASETS["regdb"].train_split(str(regdb), 1).visible) == len(regdb_protocols(str(regdb))[0].query) == 16
+
+
+# ----------------------------------------------------------------------------------------- surprises, and the true counts
+@pytest.mark.parametrize("direction, mode, shot, expected", [
+    ("i2v", "all", 1, "24 queries found, 3803 published; 12 gallery images found, 301 published; 3 test"),
+    ("i2v", "all", 10, "24 queries found, 3803 published; 48 gallery images found, 3010 published; 3 test"),
+    ("i2v", "indoor", 1, "24 queries found, 3803 published; 6 gallery images found, 112 published; 3 test"),
+    ("v2i", "all", 1, "3 test"), ("v2i", "indoor", 10, "3 test")])
+def test_counts_of_a_search_that_are_not_the_published_ones_are_told(sysu, direction, mode, shot, expected):
+    search = sysu_protocols(str(sysu), direction=direction, mode=mode, shot=shot, trials=[0])[0]
+    assert surprises("sysu", "of", search=search) == [
+        f"--data-path of: {expected} persons found, 96 published: not the whole data set"]
+
+
+@pytest.mark.parametrize("direction", ["i2v", "v2i"])
+def test_counts_of_regdb_are_told_in_both_directions(regdb, direction):
+    search = regdb_protocols(str(regdb), direction=direction)[0]
+    assert surprises("regdb", "of", search=search) == ["--data-path of: 16 queries found, 2060 published; 16 gallery images found, "
+                                                       "2060 published: not the whole data set"]
+
+
+def test_persons_of_one_modality_are_told_but_in_an_indoor_search(sysu):
+    for camera in (1, 2):
+        shutil.rmtree(sysu / f"cam{camera}/0006")
+    assert len(surprises("sysu", "of", search=sysu_protocols(str(sysu), mode="indoor")[0])) == 1
+    for camera in (4, 5):
+        shutil.rmtree(sysu / f"cam{camera}/0006")
+    assert "1 test person(s), the first 6, with images in one modality only" in surprises(
+        "sysu", "of", search=sysu_protocols(str(sysu))[0])[1]
+
+
+def true_counts(cells, camera, pid):
+    """One person's permutations in one camera, (10, n); n is 0 where there are no images."""
+    rows = cells[camera - 1, 0]
+    return rows[pid - 1, 0] if pid <= len(rows) else np.zeros((10, 0), int)
+
+
+@pytest.fixture(scope="module")
+def true_sysu(tmp_path_factory):
+    """The test images of SYSU-MM01 by their true names, but empty; its permutations; its test persons."""
+    if not GEOMETRY.is_dir():
+        pytest.skip(f"{GEOMETRY} is not there")
+    from scipy.io import loadmat
+    root = tmp_path_factory.mktemp("true") / "SYSU-MM01"
+    cells = loadmat(GEOMETRY / "rand_perm_cam.mat")["rand_perm_cam"]
+    test, train = (loadmat(GEOMETRY / f"{split}_id.mat")["id"].ravel().tolist() for split in ("test", "train"))
+    for camera in range(1, 7):
+        for pid in test:
+            folder = root / f"cam{camera}" / f"{pid:04d}"
+            folder.mkdir(parents=True)
+            for number in range(1, true_counts(cells, camera, pid).shape[1] + 1):
+                (folder / f"{number:04d}.jpg").touch()
+    (root / "exp").mkdir()
+    for split, pids in (("test", test), ("train", train), ("val", [534])):
+        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, pids)))
+    shutil.copy(GEOMETRY / "rand_perm_cam.mat", root / "exp")
+    yield root, cells, test
+    shutil.rmtree(root)
+
+
+def matlab_scores(dist_mat, q_pids, q_camids, g_pids, g_camids):
+    """CMC and mAP as the data set's own evaluation computes them, a query at a time: cameras 2 and 3 are one place to it."""
+    place = np.array([0, 1, 2, 2, 4, 5, 6])
+    first, precisions = np.zeros(len(np.unique(g_pids))), []
+    for row, pid, camera in zip(dist_mat, q_pids, q_camids):
+        order = np.argsort(row, kind="stable")
+        ranked = g_pids[order][place[g_camids[order]] != place[camera]].tolist()
+        if pid in ranked:
+            first[list(dict.fromkeys(ranked)).index(pid)] += 1  # among persons, each where it appears first
+            ranks = [rank for rank, other in enumerate(ranked, 1) if other == pid]
+            precisions.append(np.mean([number / rank for number, rank in enumerate(ranks, 1)]))
+    return first.cumsum() / len(precisions), np.mean(precisions)
+
+
+@pytest.mark.parametrize("mode, shot, trial, size", [("all", 1, 0, 301), ("all", 10, 9, 3010), ("indoor", 1, 4, 112),
+                                                     ("indoor", 10, 7, 1120)])
+def test_the_official_search_of_the_true_data_set_scores_as_its_own_evaluation(true_sysu, mode, shot, trial, size):
+    root, cells, test = true_sysu
+    search = sysu_protocols(str(root), mode=mode, shot=shot, gallery="official", trials=[trial])[0]
+    assert (len(search.query), len(search.gallery)) == (3803, size)
+    assert surprises("sysu", str(root), search=search) == []
+    keys = [(camera, pid, number) for camera in ((1, 2, 4, 5) if mode == "all" else (1, 2)) for pid in test
+            for number in true_counts(cells, camera, pid)[trial, :shot].tolist()]
+    column = {path: index for index, path in enumerate(search.gallery.paths)}
+    columns = [column[str(root / f"cam{camera}" / f"{pid:04d}" / f"{number:04d}.jpg")] for camera, pid, number in keys]
+    assert sorted(columns) == list(range(size))
+
+    rng = np.random.default_rng(trial)
+    dist_mat = rng.random((3803, size)) - 0.3 * (search.query.pids[:, None] == search.gallery.pids)
+    found, mean_ap, _ = eval_sysu(dist_mat, search.query.pids, search.gallery.pids, search.query.camids, search.gallery.camids)
+    g_camids, g_pids, _ = np.array(keys).T
+    cmc, expected = matlab_scores(dist_mat[:, columns], search.query.pids, search.query.camids, g_pids, g_camids)
+    np.testing.assert_allclose(found, cmc[:20], rtol=0, atol=1e-6)
+    assert abs(mean_ap - expected) < 1e-6 and 0.05 < mean_ap < 0.95
