@@ -26,7 +26,7 @@ CGRNET_ONLY = {
     "streams.visible.layer1": "visible_block.base.layer1", "streams.infrared.layer1": "thermal_block.base.layer1",
     "shared.layer2": "common_block.base.layer2", "similarity.visible": "cam1", "similarity.infrared": "cam2",
 }
-METHODS_OF_OTHERS = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=False, similarity="energy")}
+METHODS_OF_OTHERS = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=None, similarity="energy")}
 
 
 def is_foreign(content: Any) -> bool:
@@ -67,10 +67,12 @@ def load(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[str, Any],
             raise UserError(f"--resume {path}: {name} found, which {method} on {arch} has no place for; a file of ResNet-50 or "
                             "ResNet-18, with the published non-local blocks or none, expected")
     net.load_state_dict({wanted[name]: value for name, value in used.items()}, strict=False)
+    missing = len(wanted) - len(used)
     trained_on = [("dataset", name) for name, data in DATASETS.items() if data.published[0] == classes]
     facts = {"method": method, "arch": arch, **dict(trained_on)}
     report = [f"used: {len(used)} keys ({method}, {arch}, {classes} classes)",
-              f"unused: {len(unused)} keys ({summarise(unused)})" if unused else "unused: none", "missing: none"]
+              f"unused: {len(unused)} keys ({summarise(unused)})" if unused else "unused: none",
+              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing else "missing: none"]
     return net.eval(), facts, report
 
 

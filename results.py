@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from extraction import FEATURES, headline
 from utils import UserError, atomic_path, write_json
 
 FORMAT = 1
+FOLDER = "results"  # of records, below the current folder, unless --out names another
 MEASURES = ("rank-1", "rank-5", "rank-10", "rank-20", "mAP", "mINP")
 
 
@@ -55,6 +57,17 @@ def lines(record: dict[str, Any]) -> list[str]:
     return rows
 
 
+def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Path:
+    """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras.
+
+    named: whether the user chose the trial, of which a checkpoint may see several.
+    """
+    trials = [f"trial {trial}" for trial in record["protocol"]["trials"]]
+    words = [record["protocol"]["name"], *(trials if named and len(trials) == 1 else []), *record["extras"]]
+    slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    return Path(FOLDER) / f"{Path(resume).stem.replace('{}', 'all')}_{slug}.json"
+
+
 def write(record: dict[str, Any], folder: Path) -> None:
     """Write `results.json` and `results.csv`, each whole or not at all."""
     write_json(folder / "results.json", record)
@@ -77,18 +90,28 @@ def read(path: str) -> dict[str, Any]:
         if record["format"] != FORMAT:
             raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} expected; test that checkpoint "
                             "again")
-        protocol, checkpoint = record["protocol"], record["checkpoint"]
-        numbers = [record[kind][feature][name] for kind in ("mean", "std") for feature in FEATURES for name in MEASURES]
-        texts = [protocol["name"], protocol["images"], checkpoint["method"], *checkpoint["files"], *record["extras"]]
-        for values, wanted in ((numbers + protocol["trials"], (int, float)), (texts, str)):
-            if odd := [value for value in values if not isinstance(value, wanted)]:
-                raise TypeError(f"{odd[0]!r} is of a wrong type")
+        require_readable(record)
     except FileNotFoundError:
-        raise UserError(f"--compare {path}: no such file; name a results.json of test.py --out") from None
+        raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"[:100]
         raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
     return record
+
+
+def require_readable(record: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError unless what `compare` reads of a record is there and of its kind."""
+    protocol, checkpoint = record["protocol"], record["checkpoint"]
+    lists = [protocol["trials"], checkpoint["files"], record["extras"]]
+    if not all(isinstance(value, list) for value in lists):
+        raise TypeError("trials, files or extras are no list")
+    numbers = [record[kind][feature][name] for kind in ("mean", "std") for feature in FEATURES for name in MEASURES]
+    texts = [protocol["name"], protocol["images"], checkpoint["method"], *checkpoint["files"], *record["extras"]]
+    for values, wanted in ((numbers, (int, float)), (protocol["trials"], int), (texts, str)):
+        if odd := [value for value in values if not isinstance(value, wanted) or isinstance(value, bool)]:
+            raise TypeError(f"{odd[0]!r} is of a wrong type")
+    if odd := [value for value in numbers if not 0 <= value <= 1]:  # NaN is in no range; no deviation of fractions exceeds 1
+        raise ValueError(f"{odd[0]!r} found, a fraction expected")
 
 
 def compare(paths: Sequence[str]) -> list[str]:

@@ -66,6 +66,18 @@ def test_files_hold_the_record(tmp_path):
     assert float(table[7]["rank-1"]) == record["std"]["bnneck"]["rank-1"]
 
 
+@pytest.mark.parametrize("resume, name", [("save_model/a_best.t", "a_best"), ("a_trial_{}_last.t", "a_trial_all_last"),
+                                          ("models/{}/b.2.t", "b.2")])
+def test_a_record_is_called_after_checkpoint_protocol_and_extras(resume, name):
+    record = make_record(extras=["flip", "k-reciprocal re-ranking", "trained on trial 1"])
+    slug = "sysu-mm01-all-search-i2v-flip-k-reciprocal-re-ranking-trained-on-trial-1"
+    assert results.default_path(resume, record).as_posix() == f"results/{name}_{slug}.json"
+    assert results.default_path(resume, make_record(), named=True).name == f"{name}_sysu-mm01-all-search-i2v.json"  # two trials
+    record["protocol"].update(name="RegDB, v2i", trials=[2])
+    record["extras"] = ["trained on trial 1"]
+    assert results.default_path(resume, record, named=True).name == f"{name}_regdb-v2i-trial-2-trained-on-trial-1.json"
+
+
 def test_results_are_compared_side_by_side(tmp_path):
     paths = [save(tmp_path / "a.json", make_record()), save(tmp_path / "b.json", make_record((0.2, 0.2), ["flip"]))]
     rows = results.compare(paths)
@@ -108,6 +120,17 @@ def broken(change):
     broken(lambda r: r["mean"]["pool"].update({"rank-1": None})),
     broken(lambda r: r.update(extras=None)),
     broken(lambda r: r.update(extras=[1])),
+    broken(lambda r: r.update(extras="flip")),
+    broken(lambda r: r["checkpoint"].update(files="a.t")),
+    broken(lambda r: r["protocol"].update(trials=[0.5])),
+    broken(lambda r: r["mean"]["pool"].update(mAP=10 ** 400)),
+    broken(lambda r: r["std"]["pool"].update(mAP=10 ** 400)),
+    broken(lambda r: r["mean"]["bnneck"].update(mAP=float("nan"))),
+    broken(lambda r: r["std"]["bnneck"].update(mAP=float("nan"))),
+    broken(lambda r: r["mean"]["pool"].update({"rank-1": 1.01})),
+    broken(lambda r: r["mean"]["pool"].update({"rank-1": True})),
+    broken(lambda r: r["std"]["pool"].update({"rank-1": -0.01})),
+    broken(lambda r: r["std"]["pool"].update({"rank-1": float("inf")})),
 ])
 def test_a_broken_file_is_refused_by_name(tmp_path, text):
     path = tmp_path / "odd.json"

@@ -1,0 +1,145 @@
+"""test.py through the real command line: where its record goes, what it says of forced trials, and what it refuses."""
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, make_regdb, make_sysu
+
+from model import TwoStream
+from utils import UserError
+
+METHOD, ARCH = "base", "resnet18"
+
+
+def checkpoint(path, dataset, trial=1, best=False):
+    """A file as train.py writes it, of an untrained network; returns its path."""
+    torch.manual_seed(0)
+    facts = {"dataset": dataset, "method": METHOD, "arch": ARCH, "img_w": 16, "img_h": 32, "trial": trial}
+    content = {"format": 1, "net": TwoStream(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1, "trial": trial,
+               "args": facts}
+    torch.save(content if best else {**content, "optimiser": {}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Small data sets and a checkpoint of each, only read."""
+    folder = tmp_path_factory.mktemp("world")
+    return SimpleNamespace(regdb=make_regdb(folder / "RegDB", images=2), sysu=make_sysu(folder / "SYSU-MM01", 2, 1, 2, 1),
+                           last=checkpoint(folder / "regdb_trial_1_last.t", "regdb"), of_sysu=checkpoint(folder / "s.t", "sysu"))
+
+
+@pytest.fixture
+def tested(script, world):
+    """Run test.py on RegDB in an empty folder."""
+    return lambda *words: script("test.py", "--data-path", world.regdb, "--gpu", "cpu", *words)
+
+
+def pattern(folder, swapped=(), best=()):
+    """Ten checkpoints under one name; the trials in `swapped` are in each other's places."""
+    places = dict(zip(swapped, reversed(swapped)))
+    for trial in range(1, 11):
+        checkpoint(folder / f"ten_{trial}.t", "regdb", places.get(trial, trial), best=trial in best)
+    return folder / "ten_{}.t"
+
+
+def warnings(done, words):
+    return [line for line in done.stderr.splitlines() if words in line]
+
+
+# ------------------------------------------------------------------------------------------------------ the record
+def test_the_record_is_written_without_out(tested, script, world):
+    done = tested("--resume", world.last)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "results: results/regdb_trial_1_last_regdb-v2i.json"
+    assert [path.name for path in (script.cwd / "results").iterdir()] == ["regdb_trial_1_last_regdb-v2i.json"]
+    record = json.loads((script.cwd / "results/regdb_trial_1_last_regdb-v2i.json").read_text())
+    assert record["protocol"]["trials"] == [1] and record["extras"] == []
+    assert script("test.py", "--compare", "results/regdb_trial_1_last_regdb-v2i.json").returncode == 0
+
+
+def test_out_takes_everything(tested, script, world):
+    done = tested("--resume", world.last, "--out", "found", "--flip")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in script.cwd.iterdir()} == {"found"}
+    assert {path.name for path in (script.cwd / "found").iterdir()} == {"results.json", "results.csv", "cmc.png", "distances.png",
+                                                                        "ranking.png"}
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tested, script, world):
+    (script.cwd / "results").write_text("a file")
+    done = tested("--resume", world.last)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("test.py: error: --out results: cannot be written") and done.stderr.count("\n") == 1
+    assert "choose a folder that can" in done.stderr
+
+
+def test_a_name_too_long_for_that_of_its_results_is_an_error_before_the_network_runs(tested, script, world):
+    path = script.cwd / ("n" * 240 + ".t")
+    path.write_bytes(world.last.read_bytes())
+    done = tested("--resume", path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "a name of 240 bytes found, 100 at most expected" in done.stderr and "--out" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- forced trials
+def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script, world):
+    done = tested("--resume", world.last, "--trial", 2, "--force-trial", "--flip", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    (line,) = warnings(done, "--force-trial")
+    assert line.startswith("warning: --force-trial: ") and "trained on trial 1" in line and "test persons of trial 2" in line
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
+    assert len(rows) == 4 and all(row.endswith(" + flip + trained on trial 1") for row in rows)
+    assert json.loads((script.cwd / "found/results.json").read_text())["extras"] == ["flip", "trained on trial 1"]
+    with open(script.cwd / "found/results.csv", newline="") as file:
+        assert {row["extras"] for row in csv.DictReader(file)} == {"flip + trained on trial 1"}
+    assert "base + flip + trained on trial 1" in script("test.py", "--compare", "found/results.json").stdout
+
+
+def test_a_trial_that_need_not_be_forced_leaves_no_trace(tested, world):
+    done = tested("--resume", world.last, "--trial", 1, "--force-trial")
+    assert done.returncode == 0, done.stderr
+    assert not warnings(done, "--force-trial") and "trained on" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "results: results/regdb_trial_1_last_regdb-v2i-trial-1.json"
+
+
+def test_sysu_has_no_trial_to_force(script, world):
+    done = script("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu, "--force-trial")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("test.py: error: --force-trial tests on another split of RegDB, but the data set is sysu")
+
+
+def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested, script, tmp_path):
+    ten = pattern(tmp_path, swapped=(2, 5), best=(4, 7))
+    assert "trained on trial 5, trial 2 expected by its place" in tested("--resume", ten).stderr
+    done = tested("--resume", ten, "--force-trial")
+    assert done.returncode == 0, done.stderr
+    assert len(warnings(done, "--force-trial")) == 2
+    (line,) = warnings(done, "a best file")
+    assert "ten_4.t" in line
+    (path,) = (script.cwd / "results").iterdir()
+    assert path.name == "ten_all_regdb-v2i-trial-2-5-trained-on-trial-5-2.json"
+    record = json.loads(path.read_text())
+    assert record["extras"] == ["trial 2, 5 trained on trial 5, 2"] and record["protocol"]["trials"] == list(range(1, 11))
+
+
+# ------------------------------------------------------------------------------------------------------- comparing
+@pytest.mark.parametrize("words, flag", [(["--flip", "--rerank", "k-reciprocal"], "--flip"), (["--mode=indoor"], "--mode"),
+                                         (["--force-trial"], "--force-trial"), (["-r", "a.t"], "-r"), (["--gpu", "0"], "--gpu"),
+                                         (["--img_w", "144"], "--img_w"), (["--out", "found"], "--out")])
+@pytest.mark.parametrize("first", [True, False])
+def test_compare_goes_with_no_other_flag(words, flag, first, monkeypatch):
+    spec = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")  # Python has a package of the name `test`
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "test_script", module)
+    spec.loader.exec_module(module)
+    compare = ["--compare", "a.json", "b.json"]
+    monkeypatch.setattr("sys.argv", ["test.py", *(words + compare if first else compare + words)])
+    with pytest.raises(UserError, match=f"^{flag}: --compare reads results and tests nothing; leave one of the two out$"):
+        module.parse_arguments()
