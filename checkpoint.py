@@ -19,6 +19,7 @@ from model import ARCHS, METHODS, TwoStream
 from utils import UserError, atomic_path, one_line
 
 FORMAT = 1
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored in
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -121,6 +122,11 @@ def require_facts(content: dict[str, Any], path: str | Path, flag: str) -> None:
             words = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
             raise UserError(f"{flag} {path}: {name} {str(value)[:40]!r} found in it, one of {words} expected; use a file that "
                             "train.py wrote")
+    if content["trial"] != content["args"]["trial"]:
+        raise UserError(f"{flag} {path}: trial {content['trial']} and, in its arguments, {content['args']['trial']} found; use a "
+                        "file that train.py wrote")
+    if content["epoch"] < 0:
+        raise UserError(f"{flag} {path}: epoch {content['epoch']} found, at least 0 expected; use a file that train.py wrote")
     head = content["net"].get("classifier.weight")
     if not isinstance(head, Tensor) or head.ndim != 2 or len(head) != content["num_classes"]:
         found = f"a classifier of shape {tuple(head.shape)}" if isinstance(head, Tensor) else "no classifier.weight"
@@ -148,7 +154,8 @@ def require_finite(weights: dict[str, Tensor], path: str | Path, flag: str) -> N
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use another file")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+        counts = value.dtype == torch.int64 and name.endswith("num_batches_tracked")
+        if value.is_nested or value.layout != torch.strided or value.is_meta or not (counts or value.dtype in FLOATS):
             raise UserError(f"{flag} {path}: {name} is a tensor of {value.dtype}, {value.layout} on {value.device}, plain real "
                             "numbers expected; use another file")
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -169,22 +176,25 @@ def restore(net: nn.Module, weights: dict[str, Tensor], path: str | Path, flag: 
     net.load_state_dict(weights)
 
 
-def restore_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, dict[str, Any]]:
-    """The network of one of this project's checkpoints, and the checkpoint."""
-    content = load_checkpoint(path, flag)
-    args = content["args"]
-    net = TwoStream(args["method"], args["arch"], content["num_classes"])
+def network_of(content: dict[str, Any], path: str | Path, flag: str = "--resume") -> TwoStream:
+    """The network of one of this project's checkpoints, as `load_checkpoint` returns it."""
+    net = TwoStream(content["args"]["method"], content["args"]["arch"], content["num_classes"])
     restore(net, content["net"], path, flag)
-    return net, content
+    return net
 
 
-def load_init(net: nn.Module, path: str) -> list[str]:
+def load_init(net: nn.Module, path: str, dataset: str, trial: int) -> list[str]:
     """`--init`: take those weights of a checkpoint that fit by name and shape; returns the names left as they were.
 
     A stage that the file shares and the network has once for each modality (`cgrnet` from `base`) goes to both streams.
-    Raises `UserError` if nothing fits.
+    Raises `UserError` if nothing fits, or if the file was trained on another split of this data set, whose training persons
+    are among the test persons of this one.
     """
     content = load_file(path, "--init")
+    if is_own(content) and DATASETS[dataset].splits > 1 and content["args"].get("dataset") == dataset:
+        if content.get("trial") != trial:
+            raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons are among the test "
+                            f"persons of trial {trial}; take a file of the same trial, or of another data set")
     weights = content.get("net", content) if isinstance(content, dict) else {}
     weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)} if isinstance(weights, dict) else {}
     require_finite(weights, path, "--init")
@@ -260,10 +270,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def remove_old_epochs(folder: Path, run: str, keep: int) -> None:
-    """Delete all but the newest `keep` epoch_N files of a run."""
+def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
+    """Delete all but the newest `keep` epoch_N files of a run up to this epoch; later ones are of an earlier run."""
     numbered = sorted((int(match[1]), path) for path in folder.glob(f"{_escape(run)}_epoch_*.t")
-                      if (match := re.fullmatch(r".*_epoch_(\d+)\.t", path.name)))
+                      if (match := re.fullmatch(r".*_epoch_(\d+)\.t", path.name)) and int(match[1]) <= epoch)
     for _, path in numbered[:-keep]:
         path.unlink(missing_ok=True)
 

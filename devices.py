@@ -30,7 +30,7 @@ class Processes:
 
 def start_processes(device: torch.device) -> Processes:
     """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU); a run of one without torchrun."""
-    if "WORLD_SIZE" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Processes(dist.get_rank(), dist.get_world_size())
@@ -114,11 +114,12 @@ def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextMan
 class Meters:
     """Scalars of each step of an epoch, kept on the device until they are read.
 
-    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went wrong.
+    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went wrong. What is read is
+    the mean over all processes, which read together.
     """
 
-    def __init__(self, device: torch.device, sums: dict[str, float] | None = None, steps: int = 0) -> None:
-        self.device, self.steps = device, steps
+    def __init__(self, sums: dict[str, float] | None = None, steps: int = 0) -> None:
+        self.steps = steps
         self.sums = dict(sums or {})
         self.names: list[str] = list(self.sums)
         self.rows: list[Tensor] = []
@@ -133,7 +134,11 @@ class Meters:
         """Fetch the rows since the last call; returns the index among the epoch's steps of the first that is not finite."""
         if not self.rows:
             return None
-        rows = torch.stack(self.rows).double().cpu().numpy()
+        rows = torch.stack(self.rows).double()
+        if dist.is_initialized():
+            dist.all_reduce(rows)
+            rows /= dist.get_world_size()
+        rows = rows.cpu().numpy()
         first = self.steps - len(rows)
         self.rows = []
         for row in rows:

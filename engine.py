@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import load_init, pretrained_weights, restore
+from checkpoint import load_init, network_of, pretrained_weights
 from data_loader import TrainBatches
 from devices import Meters, precision
 from loss import method_loss
@@ -24,35 +24,35 @@ def build_network(args: argparse.Namespace, saved: dict[str, Any] | None, classe
                   device: torch.device) -> TwoStream:
     """A new network with the first weights that the arguments name, or the one of a checkpoint."""
     if saved is not None:
-        net = TwoStream(args.method, args.arch, saved["num_classes"])
-        restore(net, saved["net"], args.resume, "--resume")
+        net = network_of(saved, args.resume)
     elif args.init:
         net = TwoStream(args.method, args.arch, classes)
-        left_out = load_init(net, args.init)
+        left_out = load_init(net, args.init, args.dataset, args.trial)
         log(f"--init {args.init}: " + (f"left out {', '.join(left_out)}" if left_out else "every key used"))
     else:
         net = TwoStream(args.method, args.arch, classes, pretrained_weights(args.pretrained, args.arch))
     if args.sync_bn:
         if device.type != "cuda":
-            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the CPU; leave it out")
+            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the CPU; leave it "
+                            "out, or go on with such a run on CUDA")
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return net.to(device, memory_format=torch.channels_last)
 
 
-def learning_rate_factor(epoch: int, epochs: int) -> float:
-    """Factor on the learning rate of an epoch: linear warm-up, 1, 0.1, 0.01, at 10, 20 and 50 of 80 epochs.
+def learning_rate_factor(epoch: int, epochs: int, schedule: str) -> float:
+    """Factor on the learning rate of an epoch.
 
-    A run of another length meets the same bends at the same fractions.
+    `step`, the paper's, whatever the length: linear warm-up over epochs 0-9, then 1, 0.1 from 20 and 0.01 from 50 of 80.
+    `cosine`, for runs of any length: linear warm-up over the first eighth, times half a cosine from 1 to 0.
     """
-    place = epoch * 80 / epochs
-    if place < 10:
-        return (epoch + 1) / max(1, math.ceil(epochs / 8))
-    return 1.0 if place < 20 else 0.1 if place < 50 else 0.01
+    if schedule == "cosine":
+        return min(1.0, 8 * (epoch + 1) / epochs) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    return (epoch + 1) / 10 if epoch < 10 else 1.0 if epoch < 20 else 0.1 if epoch < 50 else 0.01
 
 
 def build_optimiser(net: TwoStream, args: argparse.Namespace) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or Adam; one fused kernel where the device has it."""
-    groups = net.parameter_groups(args.lr, pretrained=args.pretrained != "none" or args.init is not None)
+    groups = net.parameter_groups(args.lr, args.pretrained != "none" or args.init is not None, args.optim)
     for group in groups:
         group["initial_lr"] = group["lr"]
     if args.optim == "adam":
@@ -73,6 +73,12 @@ class StopRequest:
         if self.signum is not None:
             raise Interrupted(signum, "interrupted twice: stopped at once; the last checkpoint stands")
         self.signum = signum
+
+    def agree(self, device: torch.device) -> None:
+        """Tell all processes of a signal that one of them has had."""
+        asked = torch.tensor(self.signum or 0, device=device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        self.signum = int(asked) or None
 
     def raise_if_asked(self) -> None:
         """Raise `Interrupted` if a signal has come."""
@@ -113,14 +119,11 @@ def train_one_epoch(net: nn.Module, batches: TrainBatches, optimiser: torch.opti
 
 
 def stop_here(stop: StopRequest, device: torch.device, reading: bool) -> bool:
-    """Whether to stop after this step; several processes agree on it where they read their meters."""
-    if not dist.is_initialized():
-        return stop.signum is not None
-    if not reading:
-        return False
-    asked = torch.tensor(stop.signum or 0, device=device)
-    dist.all_reduce(asked, dist.ReduceOp.MAX)
-    stop.signum = int(asked) or None
+    """Whether to stop after this step; several processes agree on it, on CUDA where they wait for their meters anyway."""
+    if dist.is_initialized():
+        if device.type == "cuda" and not reading:
+            return False
+        stop.agree(device)
     return stop.signum is not None
 
 

@@ -118,7 +118,7 @@ def decode(side: Images, path: Path, height: int, width: int, workers: int) -> N
             raise UserError(f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
                             "--workers") from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def reserve(path: Path, size: int) -> None:

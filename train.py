@@ -7,34 +7,34 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import shlex
+import math
 import time
-from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from checkpoint import (FORMAT, load_checkpoint, remove_old_epochs, restore, rng_state,
-                        save_checkpoint, set_rng_state)
+from checkpoint import (FORMAT, load_checkpoint, network_of, remove_old_epochs, rng_state, save_checkpoint,
+                        set_rng_state)
 from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
 from data_manager import DATASETS, Protocol, TrainSplit, resolve_arguments, surprises
 from devices import (Meters, Processes, allow_tf32, choose_device, seed_everything, start_processes, stop_processes,
                      use_bf16)
-from engine import NotFinite, StopRequest, build_network, build_optimiser, learning_rate_factor, show, train_one_epoch
+from engine import NotFinite, StopRequest, build_network, build_optimiser, learning_rate_factor, train_one_epoch
 from extraction import FEATURES, Extraction, headline, score, search_features, show_percent
 from loss import LOSSES
-from model import ARCHS, METHODS, MODALITIES, TwoStream
-from utils import (Interrupted, Log, Parser, UserError, add_shared_arguments, filled, git_commit, integer, make_folder,
-                   not_negative, one_line, parse_given, positive, run, versions, warn)
+from model import ARCHS, METHODS, MODALITIES
+from run_files import Run
+from utils import (Interrupted, Parser, UserError, add_shared_arguments, filled, git_commit, integer, not_negative, one_line,
+                   parse_given, positive, run, versions, warn)
 
 # Arguments that make a run what it is: a resumed run takes them from its checkpoint, and a flag cannot change them.
-IDENTITY = ("dataset", "method", "arch", "trial", "img_w", "img_h", "lr", "optim", "margin", "num_pos", "batch_size", "seed",
-            "pretrained", "init", "sync_bn")
+IDENTITY = ("dataset", "method", "arch", "trial", "img_w", "img_h", "lr", "optim", "schedule", "margin", "num_pos", "batch_size",
+            "seed", "pretrained", "init", "sync_bn")
+SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 UNDERSCORED = ("img_", "num_", "save_", "model_", "log_", "vis_")  # flags that this field writes so
 # Arguments that are of the machine that a run goes on on; all others come from the checkpoint, unless a flag says otherwise.
 OF_THE_MACHINE = ("resume", "test_only", "gpu", "workers", "data_device", "compile", "test_batch")
@@ -47,7 +47,9 @@ def build_parser() -> Parser:
     parser.add_argument("--test-only", action="store_true", help="evaluate --resume and stop")
     parser.add_argument("--lr", type=positive, default=0.1, help="learning rate of new layers (pretrained: a tenth)")
     parser.add_argument("--optim", choices=("sgd", "adam"), default="sgd", help="optimiser")
-    parser.add_argument("--epochs", type=integer(1), default=80, help="length; the schedule stretches with it")
+    parser.add_argument("--epochs", type=integer(1), default=80, help="length")
+    parser.add_argument("--schedule", choices=("step", "cosine"), default="step",
+                        help="learning rate by epochs; step: the paper's, made for 80 epochs; cosine: for any number")
     parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch and process")
     parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P",
                         help="visible, and infrared, images of each identity in a batch")
@@ -76,7 +78,8 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
 
     Raises `UserError` naming both where a flag contradicts the file.
     """
-    args, given = parse_given(build_parser())
+    parser = build_parser()
+    args, given = parse_given(parser)
     saved = None
     if args.test_only and not args.resume:
         raise UserError("--test-only: no --resume given; name the checkpoint to test")
@@ -86,19 +89,19 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
         raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to begin with; give one")
     if args.resume:
         saved = load_checkpoint(args.resume)
-        reconcile(args, given, saved)
+        reconcile(args, given, saved, parser)
     return resolve_arguments(args), saved
 
 
-def reconcile(args: argparse.Namespace, given: set[str], saved: dict[str, Any]) -> None:
-    """Take from a checkpoint what no flag says; raises `UserError` where the two contradict or the file lacks it."""
+def reconcile(args: argparse.Namespace, given: set[str], saved: dict[str, Any], parser: Parser) -> None:
+    """Take from a checkpoint what no flag says; raises `UserError` where the two contradict, or for what no flag could say."""
     for name, own in vars(args).copy().items():
         if name in OF_THE_MACHINE:
             continue
         flag = "--" + (name if name.startswith(UNDERSCORED) else name.replace("_", "-"))
         value = saved["args"].get(name)
-        if type(value) is not type(own) and own is not None and (name in IDENTITY or value is not None):
-            raise UserError(f"--resume {args.resume}: {flag} {str(value)[:40]} found in it, a {type(own).__name__} expected; use a "
+        if not parser.allows(name, value) and (value is not None or name in IDENTITY):
+            raise UserError(f"--resume {args.resume}: {flag} {str(value)[:40]} found in it, a value of that flag expected; use a "
                             "file that train.py wrote")
         if name not in given:
             setattr(args, name, own if value is None else value)
@@ -108,67 +111,6 @@ def reconcile(args: argparse.Namespace, given: set[str], saved: dict[str, Any]) 
     if args.epochs < saved["epoch"]:
         raise UserError(f"--epochs {args.epochs}: the checkpoint {args.resume} has {saved['epoch']} epochs behind it; give at "
                         "least as many")
-
-
-class Run:
-    """The files of one training run, which one process at a time may write."""
-
-    def __init__(self, args: argparse.Namespace, writes: bool) -> None:
-        self.args, self.writes = args, writes
-        trial = f"_trial_{args.trial}" if DATASETS[args.dataset].splits > 1 else ""
-        self.name = f"{args.dataset}_{args.method}_p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}{trial}"
-        self.folder = Path(args.model_path)
-        self.log = Log(None)
-        self.board = None
-        if writes:
-            make_folder(args.model_path, "--model_path")
-            self.log = Log(make_folder(Path(args.log_path) / f"{args.dataset}_log", "--log_path"), self.name)
-            self.vis_folder = make_folder(Path(args.vis_log_path) / self.name, "--vis_log_path")
-            self.lock = filelock.FileLock(self.folder / f".{self.name}.lock")
-            self.take_lock()
-
-    def take_lock(self) -> None:
-        """Keep other processes off this run's files; raises `UserError` if one is at work on them."""
-        try:
-            self.lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UserError(f"--model_path {self.folder}: a living process is training {self.name} there; wait for it, or choose "
-                            "another --model_path or --seed") from None
-
-    def release(self) -> None:
-        """Let go of the run's files."""
-        if self.board is not None:
-            with contextlib.suppress(OSError):  # said before
-                self.board.close()
-        if self.writes:
-            self.lock.release()
-            with contextlib.suppress(OSError):
-                Path(self.lock.lock_file).unlink()
-
-    def path(self, kind: str) -> Path:
-        """The file of `last`, `best` or `epoch_N`."""
-        return self.folder / f"{self.name}_{kind}.t"
-
-    def how_to_go_on(self) -> str:
-        """The command that resumes this run."""
-        return "python train.py " + shlex.join(["--resume", str(self.path("last")), "--data-path", self.args.data_path])
-
-    def write_epoch(self, record: dict[str, Any]) -> None:
-        """Write an epoch's figures to the text log, the JSON lines and TensorBoard."""
-        if not self.writes:
-            return
-        self.log(show(record))
-        self.log.epoch(record)
-        try:
-            if self.board is None:
-                from torch.utils.tensorboard import SummaryWriter
-                self.board = SummaryWriter(str(self.vis_folder), purge_step=record["epoch"])
-            for name, value in record.items():
-                self.board.add_scalar(name, value, record["epoch"])
-            self.board.flush()
-        except OSError as error:
-            raise UserError(f"--vis_log_path {self.vis_folder}: cannot be written ({error.strerror}); make room, or choose "
-                            "a folder that can") from None
 
 
 class Training:
@@ -181,23 +123,28 @@ class Training:
         self.fingerprint = self.split.fingerprint(args.data_path)
         if saved is not None:
             require_same_data(saved, self.split, self.fingerprint, args)
+            require_same_processes(saved, processes, args)
         self.made_with = {"versions": versions(), "commit": git_commit()}
         seed_everything(args.seed)
         self.bf16 = use_bf16(device, args.amp, args.img_w)
+        self.saved_last = saved is not None
         self.net = build_network(args, saved, len(self.split.pids), files.log, device)
         self.optimiser = build_optimiser(self.net, args)
         self.state = {"epoch": 0, "step": 0, "sums": {}, "best": {"rank-1": -1.0, "mAP": 0.0, "epoch": -1}}
-        if saved is not None:
-            self.go_on_from(saved)
         labels = {modality: self.split.labels(modality) for modality in MODALITIES}
         self.sampler = IdentitySampler(labels, args.batch_size, args.num_pos, args.seed, processes.count)
+        if saved is not None:
+            self.go_on_from(saved)
 
     def go_on_from(self, saved: dict[str, Any]) -> None:
         """Put optimiser, progress and generators back; raises `UserError` if a checkpoint holds none that fit."""
         try:
             self.optimiser.load_state_dict(saved["optimiser"])
-            self.state = {name: saved[name] for name in self.state}
-            float(self.state["best"]["rank-1"]), range(self.state["step"]), sum(self.state["sums"].values())
+            best = {name: saved["best"][name] + 0 for name in self.state["best"]}
+            self.state = {**{name: saved[name] for name in self.state}, "best": best}
+            numbers = (*best.values(), *saved["sums"].values())
+            if not (0 <= self.state["step"] <= self.sampler.steps and math.isfinite(sum(numbers))):
+                raise ValueError(f"step {self.state['step']} of {self.sampler.steps}, best {best}")
             set_rng_state(saved["rng"])
         except Exception as error:  # of whatever a file holds in their place
             raise UserError(f"--resume {self.args.resume}: its optimiser, progress or generators do not fit this run "
@@ -224,7 +171,8 @@ class Training:
     def weights(self) -> dict[str, Any]:
         """What testing needs of a checkpoint."""
         return {"format": FORMAT, "net": self.net.state_dict(), "args": vars(self.args), "trial": self.args.trial,
-                "num_classes": len(self.split.pids), "fingerprint": self.fingerprint, **self.made_with, **self.state}
+                "num_classes": len(self.split.pids), "fingerprint": self.fingerprint, "processes": self.processes.count,
+                **self.made_with, **self.state}
 
     def save(self, kind: str, whole: bool = True) -> None:
         """Write `last` or `epoch_N` with all that going on needs, or `best` with the weights."""
@@ -232,6 +180,7 @@ class Training:
             self.require_finite_weights()
             extra = {"optimiser": self.optimiser.state_dict(), "rng": rng_state()} if whole else {}
             save_checkpoint(self.files.path(kind), {**self.weights(), **extra})
+            self.saved_last |= kind == "last"
 
     def require_finite_weights(self) -> None:
         """Raise `UserError` rather than write what no script would read again."""
@@ -241,14 +190,16 @@ class Training:
                 raise UserError(f"after epoch {epoch}: {name} is not finite; {self.last_good()}; lower --lr, or use --amp off")
 
     def last_good(self) -> str:
-        """The checkpoint to go back to, in words."""
-        last = self.files.path("last")
-        return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+        """The checkpoint of this run to go back to, in words."""
+        return f"the last good checkpoint is {self.files.path('last')}" if self.saved_last else "no checkpoint was written yet"
 
-    def stop(self, stop: StopRequest, step: int, sums: dict[str, float]) -> None:
-        """Save the middle of an epoch and raise `Interrupted`."""
+    def save_within(self, step: int, sums: dict[str, float]) -> None:
+        """Save the middle of an epoch, or its end before its figures are known."""
         self.state.update(step=step, sums=sums)
         self.save("last")
+
+    def stop(self, stop: StopRequest, step: int) -> None:
+        """Raise `Interrupted` with the command that goes on."""
         raise Interrupted(stop.signum, f"stopped in epoch {self.state['epoch']} after step {step} of {len(self.batches)}; go on "
                                        f"with: {self.files.how_to_go_on()}")
 
@@ -256,14 +207,15 @@ class Training:
         """All epochs that are left."""
         net = self.wrap()
         for epoch in range(self.state["epoch"], self.args.epochs):
-            factor = learning_rate_factor(epoch, self.args.epochs)
+            factor = learning_rate_factor(epoch, self.args.epochs, self.args.schedule)
             for group in self.optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            meters = Meters(self.device, self.state["sums"], self.state["step"])
+            meters = Meters(self.state["sums"], self.state["step"])
             begun, first = time.perf_counter(), self.state["step"]
             step = self.train_epoch(net, meters, stop)
             if stop.signum is not None:
-                self.stop(stop, step, meters.sums)
+                self.save_within(step, meters.sums)
+                self.stop(stop, step)
             seconds = time.perf_counter() - begun
             images = (step - first) * 2 * self.args.batch_size * self.args.num_pos * self.processes.count
             record = {"epoch": epoch, "lr": self.args.lr * factor, **meters.means(), "seconds": round(seconds, 3),
@@ -271,10 +223,11 @@ class Training:
             if self.files.writes:
                 warn_of_stuck_triplet(record, self.args.margin)
             if (epoch + 1) % self.args.eval_every == 0 or epoch + 1 == self.args.epochs:
+                self.save_within(step, meters.sums)  # whatever happens to the evaluation, the epoch is not lost
                 try:
                     record.update(self.evaluate(protocols, stop))
                 except Interrupted:
-                    self.stop(stop, step, meters.sums)
+                    self.stop(stop, step)
             self.finish_epoch(record)
 
     def train_epoch(self, net: nn.Module, meters: Meters, stop: StopRequest) -> int:
@@ -286,9 +239,19 @@ class Training:
             raise UserError(f"{error}; {self.last_good()}; lower --lr, or use --amp off") from None
 
     def evaluate(self, protocols: list[Protocol], stop: StopRequest) -> dict[str, float]:
-        """Figures of the first search, as test.py finds them."""
+        """Figures of the first search, as test.py finds them.
+
+        Several processes take the running statistics of the one that writes, and stop together or not at all.
+        """
         how = extraction(self.args, self.device, self.files.log.silent)
-        taken = search_features(self.net, protocols, how, check=stop.raise_if_asked)
+        if self.processes.count > 1:
+            for buffer in self.net.buffers():
+                dist.broadcast(buffer, 0)
+            taken = search_features(self.net, protocols, how)
+            stop.agree(self.device)
+            stop.raise_if_asked()
+        else:
+            taken = search_features(self.net, protocols, how, check=stop.raise_if_asked)
         scores = {feature: score(taken, protocols[0], feature) for feature in FEATURES}
         return {f"{feature}/{name}": value for feature in FEATURES for name, value in headline(scores[feature]).items()}
 
@@ -303,7 +266,7 @@ class Training:
         if (epoch + 1) % self.args.save_epoch == 0:
             self.save(f"epoch_{epoch + 1}")
             if self.args.keep and self.files.writes:
-                remove_old_epochs(self.files.folder, self.files.name, self.args.keep)
+                remove_old_epochs(self.files.folder, self.files.name, self.args.keep, epoch + 1)
         self.save("last")
 
 
@@ -328,6 +291,14 @@ def require_same_data(saved: dict[str, Any], split: TrainSplit, fingerprint: str
                         f"{fingerprint[:12]}; use the data of that run, or begin a new run with --init")
 
 
+def require_same_processes(saved: dict[str, Any], processes: Processes, args: argparse.Namespace) -> None:
+    """Raise `UserError` unless as many processes go on as began: what a step sees, and where it stands, depend on it."""
+    began = saved.get("processes", 1)
+    if began != processes.count:
+        raise UserError(f"--resume {args.resume}: a run of {began} process(es) found, {processes.count} started; go on with "
+                        f"torchrun --nproc-per-node {began}, or begin a new run with --init")
+
+
 def describe_run(training: Training, protocols: list[Protocol]) -> None:
     """Log what is about to run on what."""
     args, split, log = training.args, training.split, training.files.log
@@ -350,13 +321,17 @@ def describe_run(training: Training, protocols: list[Protocol]) -> None:
 def warn_of_surprises(training: Training, protocols: list[Protocol], resumed: bool) -> None:
     """Warn of what is legal but surely unintended."""
     args, split = training.args, training.split
-    for line in surprises(args.dataset, args.data_path, split, protocols[0] if args.mode == "all" else None):
+    for line in surprises(args.dataset, args.data_path, split, protocols[0]):
         warn(line)
     if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and not resumed:
         warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten times that of a "
              "pretrained one; if the loss does not fall, lower --lr")
-    if not resumed and training.files.path("last").exists():
-        warn(f"{training.files.path('last')}: a run of this name is there and will be overwritten; --resume goes on with it")
+    if args.schedule == "step" and args.epochs <= SHORT:
+        warn(f"--epochs {args.epochs}: --schedule step first lowers the rate in epoch 20, after the end of this run; --schedule "
+             "cosine fits any length")
+    if not resumed and (earlier := training.files.earlier()):
+        warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume goes on with it, "
+             "another --model_path and --log_path keep it")
     short = sum(int((split.labels(m) == label).sum() < args.num_pos) for m in MODALITIES for label in range(len(split.pids)))
     if short:
         warn(f"{short} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its images repeat in a batch")
@@ -372,9 +347,9 @@ def main() -> None:
     protocols = data.protocols(args.data_path, direction=args.direction, mode=args.mode, shot=args.shot, gallery=args.gallery,
                                trials=[args.trial if data.splits > 1 else 0])
     if args.test_only:
-        test_only(args, saved, device, protocols)
+        test_only(args, saved, device, protocols, processes)
         return
-    files = Run(args, processes.writes)
+    files = Run(args, processes)
     try:
         training = Training(args, saved, files, device, processes)
         describe_run(training, protocols)
@@ -389,15 +364,18 @@ def main() -> None:
         stop_processes()
 
 
-def test_only(args: argparse.Namespace, saved: dict[str, Any], device: torch.device, protocols: list[Protocol]) -> None:
+def test_only(args: argparse.Namespace, saved: dict[str, Any], device: torch.device, protocols: list[Protocol],
+              processes: Processes) -> None:
     """Evaluate a checkpoint on the search that training evaluates on."""
-    net = TwoStream(args.method, args.arch, saved["num_classes"])
-    restore(net, saved["net"], args.resume, "--resume")
-    net.to(device, memory_format=torch.channels_last)
-    taken = search_features(net, protocols, extraction(args, device, silent=False))
-    print(protocols[0].name)
-    for feature in FEATURES:
-        print(f"{feature:<7} " + show_percent(headline(score(taken, protocols[0], feature))))
+    if "optimiser" not in saved:
+        warn(f"--resume {args.resume}: a best file, chosen on the test images that it is reported on, as is usual in this field")
+    net = network_of(saved, args.resume).to(device, memory_format=torch.channels_last)
+    taken = search_features(net, protocols, extraction(args, device, silent=not processes.writes))
+    if processes.writes:
+        print(protocols[0].name)
+        for feature in FEATURES:
+            print(f"{feature:<7} " + show_percent(headline(score(taken, protocols[0], feature))))
+    stop_processes()
 
 
 def extraction(args: argparse.Namespace, device: torch.device, silent: bool) -> Extraction:

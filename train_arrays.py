@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,9 @@ FORMAT = 1
 
 def manifest(split: TrainSplit, root: str | Path, height: int, width: int) -> dict[str, Any]:
     """What is recorded beside the arrays: size in pixels, filter, image counts and the files they were made from."""
-    images = listing(split, root)
+    images = split.listing(root)
     return {"format": FORMAT, "height": height, "width": width, "filter": FILTER,
             "count": {modality: len(lines) for modality, lines in images.items()}, "images": images}
-
-
-def listing(split: TrainSplit, root: str | Path) -> dict[str, list[str]]:
-    """Per modality, 'relative/path bytes' of every training image: what an array was made from."""
-    return {side.modality: [f"{Path(path).relative_to(root).as_posix()} {os.path.getsize(path)}" for path in side.paths]
-            for side in (split.visible, split.infrared)}
 
 
 def present(root: str | Path, height: int, width: int) -> bool:
@@ -43,7 +37,7 @@ def present(root: str | Path, height: int, width: int) -> bool:
 
 def renew(root: str | Path, height: int, width: int) -> str:
     """The command that makes the arrays anew."""
-    return f"run: python pre_process_sysu.py --data-path '{root}' --img_w {width} --img_h {height}"
+    return f"run: python pre_process_sysu.py --data-path {shlex.quote(str(root))} --img_w {width} --img_h {height}"
 
 
 def open_arrays(split: TrainSplit, root: str, height: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -59,7 +53,7 @@ def open_arrays(split: TrainSplit, root: str, height: int, width: int) -> dict[s
     for what, found, expected in checks:
         if found != expected:
             raise UserError(f"{path}: arrays of {what} {found} found, {expected} expected; {command}")
-    for modality, now in listing(split, root).items():
+    for modality, now in split.listing(root).items():
         then = made_from.get(modality)
         if then != now:
             raise UserError(f"{path}: {difference(then, now, modality)}; {command}")

@@ -37,7 +37,24 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and exit status 2, and which takes no abbreviated flags."""
 
     def __init__(self, **kwargs: Any) -> None:
+        self.declared: dict[str, argparse.Action] = {}
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
+        """Declare an argument, and remember how it was declared."""
+        action = super().add_argument(*names, **kwargs)
+        self.declared[action.dest] = action
+        return action
+
+    def allows(self, name: str, value: Any) -> bool:
+        """Whether the command line could have given an argument this value."""
+        action = self.declared[name]
+        if value is None or isinstance(action.const, bool):
+            return type(value) is type(action.default)
+        try:
+            return (action.type or str)(str(value)) == value and value in (action.choices or [value])
+        except (argparse.ArgumentTypeError, ValueError):
+            return False
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
@@ -78,7 +95,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         status, line = 2, f"error: {one_line(error)}"
     except Interrupted as error:
-        status, line = 128 + error.signum, one_line(error)
+        status, line = 128 + error.signum, one_line(error) if os.environ.get("RANK", "0") == "0" else ""
     except KeyboardInterrupt:
         status, line = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:
@@ -86,6 +103,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         status = 1
     except (OSError, MemoryError) as error:
         status, line = 2, f"error: {explain_os_error(error)}"
+    except RuntimeError as error:  # torch's own, of a GPU or of the CPU
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        status, line = 2, (f"error: out of memory ({one_line(error)[:160]}); free some, or use a smaller --batch-size or "
+                           "--test-batch, or --data-device cpu")
     if line:
         print(f"{program}: {line}", file=sys.stderr)
     sys.exit(status)
@@ -100,7 +122,7 @@ def explain_os_error(error: Exception) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- arguments
-def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+def integer(minimum: int, maximum: int = 10 ** 6) -> Callable[[str], int]:
     """An argparse type: a whole number within [minimum, maximum]."""
 
     def parse(text: str) -> int:
@@ -108,9 +130,8 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or value < minimum or (maximum is not None and value > maximum):
-            expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-            raise argparse.ArgumentTypeError(f"{text!r} found, a whole number {expected} expected")
+        if value is None or not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"{text!r} found, a whole number from {minimum} to {maximum} expected")
         return value
 
     return parse

@@ -1,4 +1,5 @@
 """Two processes on the CPU (gloo): the same parameters on both, and the gradients of the joint batch where the maths says so."""
+import json
 import os
 import socket
 
@@ -81,12 +82,18 @@ def test_torchrun_trains_and_one_process_writes(method, tmp_path):
     import sys
     data = make_regdb(tmp_path / "RegDB", images=6)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
-               str(ROOT / "train.py"), "--dataset", "regdb", "--data-path", str(data), "--epochs", "1", "--method", method, *SMALL]
+               str(ROOT / "train.py"), "--dataset", "regdb", "--data-path", str(data), "--epochs", "1", "--method", method, "--amp",
+               "off", *SMALL]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 process(es)") == 1 and done.stdout.count("done: best") == 1
     assert len(list((tmp_path / "log/regdb_log").glob("*.jsonl"))) == 1
     alone = subprocess.run([sys.executable, str(ROOT / "test.py"), "--data-path", str(data), "--gpu", "cpu", "--resume",
-                            str(next((tmp_path / "save_model").glob("*_last.t")))], cwd=tmp_path, capture_output=True, text=True)
+                            str(next((tmp_path / "save_model").glob("*_last.t"))), "--out", "found"], cwd=tmp_path, text=True,
+                           capture_output=True)
     assert alone.returncode == 0, alone.stderr
+    found = json.loads((tmp_path / "found/results.json").read_text())["mean"]
+    logged = json.loads(next((tmp_path / "log/regdb_log").glob("*.jsonl")).read_text())
+    for feature, name in (("pool", "mAP"), ("bnneck", "mAP"), ("bnneck", "mINP")):  # of one network, whatever each rank has seen
+        assert found[feature][name] == pytest.approx(logged[f"{feature}/{name}"], abs=1e-6)

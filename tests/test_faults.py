@@ -318,6 +318,22 @@ CAMERAS = [
          r"rand_perm_cam.mat: names an image of person 5 in camera 1 twice in trial 0", permutations(1)),
     Case("train: official gallery out of a damaged file", TRAIN_SYSU + " --gallery official",
          "rand_perm_cam.mat: not the data set's rand_perm_cam.mat", truncate("SYSU-MM01/exp/rand_perm_cam.mat")),
+    Case("pre: a link in place of a person's folder", PRE, r"SYSU-MM01/cam2/0002: a link that points nowhere found, a folder with "
+         "the images of person 2 expected; restore the folder", link("SYSU-MM01/cam2/0002", "/gone")),
+    Case("pre: a person's folder of another name", PRE, r"SYSU-MM01/cam2/2: found for person 2, a folder of the name 0002 expected; "
+         "rename it", lambda place, world: (place / "SYSU-MM01/cam2/0002").rename(place / "SYSU-MM01/cam2/2")),
+    Case("check: a file in place of a person's folder", "data_manager.py {sysu}", r"FAULT, persons' folders: 1\s+\S*cam2/0005: a file "
+         "found", both(remove("SYSU-MM01/cam2/0005"), write("SYSU-MM01/cam2/0005", b"")), status=1),
+    Case("check: an empty folder of a person", "data_manager.py {sysu}", r"note, empty folders: 1\s+\S*cam2/0002: no image in it",
+         empty("SYSU-MM01/cam2/0002"), status=0),
+    Case("train: no query with a match", TRAIN_SYSU, r"exp/test_id.txt, all-search: no query has a match in the gallery: no person is "
+         r"in both the \d+ infrared queries and the \d+ visible gallery images; a person in both expected; restore the images",
+         remove(*(f"SYSU-MM01/cam{c}/0005" for c in (3, 6)), *(f"SYSU-MM01/cam{c}/0006" for c in (1, 2, 4, 5)))),
+    Case("test: no query with a match but in one room", "test.py --gpu cpu --data-path {sysu} --resume {t} --out found --mode indoor",
+         r"indoor-search: no query has a match in the gallery: .* but in cameras of one room, which are not compared", both(
+             sysu_checkpoint, remove("SYSU-MM01/cam6/0005", "SYSU-MM01/cam1/0006", "SYSU-MM01/cam2/0006"),
+             write("SYSU-MM01/exp/test_id.txt", "5,6,7"),
+             lambda place, world: (place / "SYSU-MM01/cam1/0005").rename(place / "SYSU-MM01/cam1/0007"))),
 ]
 
 ID_LISTS = [Case(f"pre: id list: {what}", PRE, expected, change) for what, expected, change in (
@@ -372,6 +388,15 @@ INDEX = [Case(f"{script}: list: {what}", TRAIN_REGDB if script == "train" else "
                                                                                                                            " 0",
                                                                                                                            " 7")),
     ("check", "not text", r"train_visible_1.txt: cannot be read as text", write(LIST, b"Visible/1/\xff.bmp 0\n")),
+    ("train", "that of the other modality", r"idx/train_thermal_1.txt: names Visible/\S+, which is not a thermal image by its folder; "
+     "a list of thermal images expected; restore the list", lambda place, world: shutil.copy(place / LIST, place / OTHER)),
+    ("check", "that of the other modality", r"FAULT, refused: 1\s+train.py --trial 1: \S+train_thermal_1.txt: names Visible/",
+     lambda place, world: shutil.copy(place / LIST, place / OTHER)),
+    ("train", "no query with a match", r"idx: test lists of trial 1: no query has a match in the gallery: no person is in both the 8 "
+     "visible queries and the 8 infrared gallery images; ",
+     lambda place, world: [(place / "RegDB/idx" / f"test_{name}_1.txt").write_text("".join(
+         x for x in (place / "RegDB/idx" / f"test_{name}_1.txt").open() if int(x.split()[1]) % 2 == odd))
+         for name, odd in (("visible", 0), ("thermal", 1))]),
 )]
 
 IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, change) for what, expected, change in (
@@ -482,7 +507,7 @@ CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*
     Case("train: goes on with other generators", TRAIN_REGDB + " --method base --resume {t}",
          r"--resume \S*x.t: its optimiser, progress or generators do not fit this run", whole(rng={"python": [3, [1], None]})),
     Case("train: goes on with other arguments", TRAIN_REGDB + " --resume {t}",
-         r"--resume \S*x.t: --margin x found in it, a float expected",
+         r"--resume \S*x.t: --margin x found in it, a value of that flag expected",
          lambda place, world: whole(args={**world.whole["args"], "margin": "x", "method": "cgrnet"})(place, world)),
     Case("train: goes on to an earlier epoch", "train.py --gpu cpu --data-path {regdb} --resume {t} --epochs 1",
          r"--epochs 1: the checkpoint \S*x.t has 3 epochs behind it; give at least as many", whole(epoch=3)),
@@ -547,7 +572,7 @@ OUTPUT = [
          lambda place, world: ((place / "log/regdb_log").mkdir(parents=True), (
              place / "log/regdb_log" / f"{RUN.replace('base', 'cgrnet')}.txt").symlink_to("/dev/full"))),
     Case("train: disk full", TRAIN_REGDB + " --method base --model_path {place}",
-         rf"{RUN}_best.t: cannot be written \(.*\); the previous "
+         rf"{RUN}_last.t: cannot be written \(.*\); the previous "
          "checkpoint, if any, is intact", lambda place, world: [shutil.copy(path, place) for path in (world.last, world.best)],
          logs=True, file_size=5_000_000),
     Case("train: a log that is none", TRAIN_REGDB + " --log_path {place}/log",
@@ -644,10 +669,12 @@ def test_odd_index_files_are_used_exactly_and_surprises_are_warned_of(world, tmp
     expected = [r"--gpu 1: no CUDA device here, running on the CPU \(--gpu cpu asks for that\)",
                 r"--data-path \S+: 4 training persons found, 206 published; 16 visible training images found, 2060 published; 13 "
                 r"infrared "
-                r"training images found, 2060 published; 16 queries found, 2060 published: not the whole data set",
+                r"training images found, 2060 published; 16 queries found, 2060 published; 12 gallery images found, 2060 published: "
+                r"not the whole data set",
                 r"--data-path \S+: 1 test person\(s\), the first 2, with images in one modality only: their queries are left out "
                 r"of the mean",
                 r"--pretrained none with --lr 0.1: a backbone from scratch learns at the full rate, .*",
+                r"--epochs 1: --schedule step first lowers the rate in epoch 20, after the end of this run; .*",
                 r"1 time\(s\) a person has fewer than --num_pos 2 images of a modality: its images repeat in a batch",
                 r"epoch 0: the triplet loss stayed at its margin \(\S+\): features do not differ; lower --lr or use pretrained "
                 r"weights"]
@@ -666,7 +693,8 @@ def test_features_that_do_not_differ_and_a_best_file_are_warned_of(world, tmp_pa
     best, alike, counts = done.stderr.splitlines()
     assert re.fullmatch(r"warning: --resume \S+x.t: a best file, chosen on the test images that it is reported on, .*", best)
     assert re.fullmatch(r"warning: all features are nearly identical \(.*\): .*bnneck of visible images \(\d\.\d+\).*; .*", alike)
-    assert counts == f"warning: --data-path {world.regdb}: 16 queries found, 2060 published: not the whole data set"
+    assert counts == (f"warning: --data-path {world.regdb}: 16 queries found, 2060 published; 16 gallery images found, 2060 published: "
+                      "not the whole data set")
 
 
 def test_features_that_differ_are_not_warned_of(capsys):
@@ -846,7 +874,7 @@ utils.run(train.main)
 
 
 @pytest.mark.parametrize("folder, expected", [
-    ("cwd/save_model", r"save_model/\S+_best.t: cannot be written \(.*\); the previous checkpoint"),
+    ("cwd/save_model", r"save_model/\S+_last.t: cannot be written \(.*\); the previous checkpoint"),
     ("cwd/log", r"log/regdb_log/\S+: No such file or directory"),
     ("RegDB/Visible", r"RegDB/Visible/\S+.bmp: no such image \(a missing file, or a link that points nowhere\); restore it")])
 def test_a_folder_vanishes_while_training(folder, expected, world, tmp_path):

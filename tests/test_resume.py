@@ -124,6 +124,66 @@ def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
     assert best.returncode == 2 and "weights only" in best.stderr
 
 
+def test_resume_refuses_images_of_other_content_and_equal_size(left_alone, tmp_path, script):
+    import shutil
+    data = shutil.copytree(left_alone[0], tmp_path / "RegDB")
+    drive(tmp_path / "cwd", "after", 2, 9, *flags(data))
+    image = data / (data / "idx/train_visible_1.txt").read_text().split()[0]
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 255
+    image.write_bytes(content)
+    done = script("train.py", "--resume", NAME, "--gpu", "cpu", "--data-path", data)
+    assert done.returncode == 2 and "trained on data" in done.stderr
+
+
+def change(path, **changes):
+    """Change a checkpoint: keys of its own, or of its arguments."""
+    content = torch.load(path, weights_only=True)
+    for key, value in changes.items():
+        (content if key in content else content["args"])[key] = value
+    torch.save(content, path)
+
+
+def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, tmp_path, script):
+    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+    path = script.cwd / NAME
+    whole = path.read_bytes()
+    for changes, expected in (({"lr": float("nan")}, "--lr nan found in it"), ({"batch_size": 0}, "--batch-size 0 found in it"),
+                              ({"optim": "foo"}, "--optim foo found in it"), ({"schedule": "foo"}, "--schedule foo found in it"),
+                              ({"seed": -3}, "--seed -3 found in it"), ({"epoch": -1}, "epoch -1 found"),
+                              ({"step": 99}, "do not fit this run"), ({"best": {"rank-1": 2.0}}, "do not fit this run"),
+                              ({"trial": 2}, "trial 2 and, in its arguments, 1 found"),
+                              ({"processes": 2}, "a run of 2 process(es) found, 1 started; go on with torchrun")):
+        path.write_bytes(whole)
+        change(path, **changes)
+        done = script("train.py", "--resume", NAME, "--gpu", "cpu", "--data-path", left_alone[0])
+        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, (changes, done.stderr)
+
+
+def test_init_from_another_trial_is_refused(left_alone, tmp_path, script):
+    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+    done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--trial", 2)
+    assert done.returncode == 2 and "--init" in done.stderr and "trained on trial 1, whose training persons" in done.stderr
+
+
+def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone, script):
+    """It warns of it, keeps its own newest epoch files, clears half-written ones, and calls no other's checkpoint its own."""
+    common = ("train.py", *flags(left_alone[0]), "--method", "base", "--save_epoch", 1, "--keep", 1)
+    models, name = script.cwd / "save_model", "regdb_base_p2_n2_lr_0.02_seed_5_trial_1"
+    models.mkdir()
+    for kind in ("last.t", "epoch_9.t"):
+        (models / f"{name}_{kind}").write_text("junk")
+    (models / f".{name}_last.t.123.tmp").write_text("half")
+    done = script(*common, "--epochs", 1)
+    assert done.returncode == 0 and f"{name}_last.t: a run of this name is there" in done.stderr, done.stderr
+    assert sorted(path.name for path in models.iterdir()) == [f"{name}_{kind}.t" for kind in ("best", "epoch_1", "epoch_9", "last")]
+    again = script(*common, "--epochs", 1, "--model_path", "elsewhere")
+    assert f"{name}.jsonl: a run of this name is there" in again.stderr
+    (models / f"{name.replace('0.02', '1e+30')}_last.t").write_text("junk")
+    broken = script(*common[:-4], "--lr", "1e30", "--print-freq", 1)
+    assert broken.returncode == 2 and "no checkpoint was written yet" in broken.stderr
+
+
 def test_init_takes_weights_and_names_what_it_leaves_out(left_alone, tmp_path, script):
     drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
     done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--method", "base", "--seed", 6, "--epochs", 1)
@@ -139,7 +199,7 @@ def test_init_of_cgrnet_from_base_starts_as_that_base(tmp_path):
     torch.manual_seed(0)
     base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval() for method in ("base", "cgrnet"))
     torch.save({"net": base.state_dict()}, tmp_path / "base.t")
-    left_out = load_init(net, str(tmp_path / "base.t"))
+    left_out = load_init(net, str(tmp_path / "base.t"), "sysu", 1)
     assert left_out and all(name.startswith(("graph.", "similarity.")) for name in left_out)
     images = torch.randn(2, 3, 48, 24)
     for modality in ("visible", "infrared"):

@@ -104,10 +104,20 @@ def test_leakage_is_refused(regdb, script):
 
 
 def test_schedule():
-    factors = [learning_rate_factor(epoch, 80) for epoch in range(80)]
-    assert factors[:10] == [pytest.approx((epoch + 1) / 10) for epoch in range(10)]
-    assert factors[10:20] == [1.0] * 10 and factors[20:50] == [0.1] * 30 and factors[50:] == [0.01] * 30
-    assert [learning_rate_factor(epoch, 8) for epoch in range(8)] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]
+    for epochs in (80, 3):  # the paper's bends stay where they are
+        factors = [learning_rate_factor(epoch, epochs, "step") for epoch in range(80)]
+        assert factors[:10] == [pytest.approx((epoch + 1) / 10) for epoch in range(10)]
+        assert factors[10:20] == [1.0] * 10 and factors[20:50] == [0.1] * 30 and factors[50:] == [0.01] * 30
+    factors = [learning_rate_factor(epoch, 16, "cosine") for epoch in range(16)]
+    assert factors[0] == 0.5 and factors[8] == pytest.approx(0.5) and 0 < factors[-1] < 0.01
+    assert factors[1:] == sorted(factors[1:], reverse=True) and 0 < learning_rate_factor(0, 1, "cosine") <= 1
+
+
+def test_a_short_run_of_the_step_schedule_is_warned_of(regdb, script):
+    common = ("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 1, "--method", "base", *SMALL)
+    assert "--epochs 1: --schedule step first lowers the rate in epoch 20" in script(*common).stderr
+    done = script(*common, "--schedule", "cosine")
+    assert done.returncode == 0 and "--schedule step" not in done.stderr
 
 
 def test_optimisers_take_their_groups():

@@ -1,0 +1,96 @@
+"""Every way of computing a step trains: float32, bfloat16, compiled, on each device that is there."""
+import argparse
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import engine
+from data_loader import IdentitySampler, TrainBatches, TrainImages
+from devices import Meters, allow_tf32, precision
+from loss import method_loss
+from model import METHODS, MODALITIES
+from utils import Log
+
+PERSONS, IMAGES, HEIGHT, WIDTH = 4, 4, 48, 24
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                                               reason="no CUDA device"))]
+COMPILED = pytest.param(True, marks=pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
+                                                       reason="torch.compile needs a C++ compiler"))
+
+
+def stripes() -> dict[str, TrainImages]:
+    """Persons who differ in the period of their stripes, visible ones reddish: noise (N, height, width, 3) uint8 on top."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(PERSONS), IMAGES)
+    rows = np.sin(np.arange(HEIGHT)[None, :, None, None] * (0.3 + 0.5 * labels[:, None, None, None]))
+    images = {}
+    for modality, tint in zip(MODALITIES, ((1.0, 0.6, 0.5), (0.7, 0.7, 0.7))):
+        pixels = 128 + 90 * rows * np.array(tint) + rng.normal(0, 15, (len(labels), HEIGHT, WIDTH, 3))
+        images[modality] = TrainImages(torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), labels)
+    return images
+
+
+def make_training(method: str, device: torch.device, on_device: bool):
+    """Network, batches, optimiser and arguments of a small run."""
+    torch.manual_seed(0)
+    allow_tf32()
+    args = argparse.Namespace(method=method, arch="resnet18", pretrained="none", init=None, resume=None, sync_bn=False, lr=0.003,
+                              optim="sgd", margin=0.3, print_freq=50)
+    net = engine.build_network(args, None, PERSONS, Log(None), device)
+    images = stripes()
+    sampler = IdentitySampler({modality: side.labels for modality, side in images.items()}, PERSONS, 2, seed=0)
+    return net, TrainBatches(images, sampler, device, on_device, seed=0), engine.build_optimiser(net, args), args
+
+
+def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool, epochs: int = 8) -> list[float]:
+    """The mean loss of each of a few epochs of two steps."""
+    net, batches, optimiser, args = make_training(method, device, on_device)
+    names, losses = list(net.state_dict()), []
+    if compiled:
+        net.compile()
+    for epoch in range(epochs):
+        meters = Meters()
+        engine.train_one_epoch(net, batches, optimiser, epoch, 0, meters, args, device, bf16, argparse.Namespace(signum=None),
+                               Log(None))
+        losses.append(meters.means()["loss"])
+    assert list(net.state_dict()) == names  # checkpoint keys stay clean
+    return losses
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_precision_trains(method, bf16, device):
+    losses = train(method, device, bf16, False, on_device=device.type == "cuda")
+    assert np.mean(losses[-2:]) < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("compiled", [COMPILED])
+def test_a_compiled_network_trains_as_an_eager_one(compiled, device):
+    eager, found = (train("cgrnet", device, False, how, on_device=False, epochs=2) for how in (False, compiled))
+    np.testing.assert_allclose(found[0], eager[0], rtol=0.05)
+    assert found[-1] < found[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("on_device", [True, False])
+def test_no_step_makes_the_host_wait_for_the_device(on_device):
+    device = torch.device("cuda", 0)
+    net, batches, optimiser, args = make_training("cgrnet", device, on_device)
+    meters = Meters()
+    for epoch in range(3):
+        for visible, infrared, labels in batches.epoch(epoch):
+            torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+            try:
+                with precision(device, True):
+                    output = net(visible, infrared)
+                total, parts = method_loss("cgrnet", output, labels.repeat(2), args.margin)
+                optimiser.zero_grad(set_to_none=True)
+                total.backward()
+                optimiser.step()
+                meters.add({"loss": total, **parts})
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert meters.read() is None
