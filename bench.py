@@ -85,7 +85,8 @@ def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf1
     rate = work / compare("", piece, piece, 3, 1, device)["variant"]["min"]
     share = amount / rate / result["variant"]["seconds"]
     return {**result, unit: amount, f"{unit}/s": rate, "floor_s": amount / rate, "share_of_floor": share,
-            "note": f"{share:.0%} of the floor, {amount / 1e9:.2f} G{unit} at {rate / 1e9:.1f} G{unit}/s"}
+            "note": f"{result['note']}{'; ' * bool(result['note'])}floor {amount / 1e9:.2f} G{unit} at {rate / 1e9:.1f} G{unit}/s, "
+                    f"{share:.1%} of our time"}
 
 
 def count_flops(piece: Callable[[], Any]) -> int:
@@ -108,7 +109,7 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
         rest = (TrainBatches(images, sampler, device, device.type == "cuda", 0), engine.build_optimiser(net, args), 0, 0)
 
         def ours(net=net, rest=rest, bf16=bf16) -> None:
-            engine.train_one_epoch(net, *rest, Meters(device), args, device, bf16, argparse.Namespace(signum=None), Log(None))
+            engine.train_one_epoch(net, *rest, Meters(), args, device, bf16, argparse.Namespace(signum=None), Log(None))
 
         result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device, sampler.steps * args.step_images)
         yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
@@ -126,16 +127,17 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
 
 def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Features of image files: `extract_features` against PIL transforms and a contiguous float32 network."""
-    bf16, count = use_bf16(device, "auto"), TEST_IMAGES[device.type]
+    count = TEST_IMAGES[device.type]
     plain_net, net = (TwoStream(args.method, args.arch, CLASSES).to(device, memory_format=form)
                       for form in (torch.contiguous_format, torch.channels_last))
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder), [f"{number}.jpg" for number in range(count)])
-        how = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16)
         loader = plain.file_loader(paths, args.img_h, args.img_w, args.test_batch, args.workers)
-        result = compare("extract " + ("bf16" if bf16 else "float32"), lambda: plain.features(plain_net, loader, device),
-                         lambda: extract_features(net, paths, "visible", how), args.repeats, args.warmup, device, count)
-    yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
+        for name, bf16 in precisions(device):
+            how = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16)
+            result = compare(f"extract {name}", lambda: plain.features(plain_net, loader, device),
+                             lambda how=how: extract_features(net, paths, "visible", how), args.repeats, args.warmup, device, count)
+            yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
 def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
@@ -156,8 +158,9 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             np.testing.assert_allclose(found, expected, rtol=1e-3)  # their sorts part where distances are equal
         for loop, arrays in (("", False), (" of arrays", True)):
             sides = (lambda search=search, arrays=arrays: plain.scores(*search, arrays), lambda search=search: eval_sysu(*search))
-            yield {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
-                   "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
+            result = {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
+                      "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
+            yield with_floor(result, dist_mat.nbytes, "B", CPU)
 
 
 def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
@@ -176,18 +179,20 @@ def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator
 
         one, all_cores = (functools.partial(pre_process, workers) for workers in (1, cores))
         result = compare("preprocess", one, all_cores, args.repeats, args.warmup, CPU, len(paths))
-    yield {**result, "workers": cores, "note": f"{cores} workers against 1"}
+    yield {**result, "workers": cores, "floor_s": result["baseline"]["seconds"] / cores,
+           "note": f"{cores} workers against 1, of a ratio of {cores} that decoding on every core at once could reach"}
 
 
 def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Forward, loss and backward of cgrnet against the same network without graph reasoning and similarity module."""
-    without = dataclasses.replace(METHODS["cgrnet"], graph=False, similarity=None)
+    without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None)
     for name, bf16 in precisions(device):
         pieces = [forward_and_backward(method, loss, args.batch_size, args, device, bf16)
                   for method, loss in ((without, "base"), (METHODS["cgrnet"], "cgrnet"))]
         result = compare(f"graph {name}", *pieces, args.repeats, args.warmup, device, args.step_images)
         extra = 100 / result["ratio"] - 100
-        yield {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
+        result = {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
+        yield with_floor(result, count_flops(pieces[1]), "FLOP", device, bf16)
 
 
 def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:

@@ -92,7 +92,7 @@ def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray
 
 
 # -------------------------------------------------------------------------------------------------- augmentation
-def augment(images: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Pad by 10 pixels of zeros, crop at random, mirror half of the images, normalise.
 
     images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device, equal in distribution
@@ -102,8 +102,8 @@ def augment(images: Tensor, generator: torch.Generator, dtype: torch.dtype = tor
     offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=images.device)
     mirrored = torch.rand(batch, generator=generator, device=images.device) < 0.5
     if images.device.type == "cpu":
-        return augment_one_by_one(images, *offsets, mirrored).to(dtype)
-    return normalise(crop_and_mirror(images, *offsets, mirrored), dtype)
+        return augment_one_by_one(images, *offsets, mirrored)
+    return normalise(crop_and_mirror(images, *offsets, mirrored))
 
 
 def augment_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
@@ -136,11 +136,11 @@ def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor)
     return torch.where(mirrored[:, None], *choices).view(torch.uint8).view(images.shape)
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, by ImageNet's mean and standard deviation."""
     scale, shift = scale_and_shift(images.device, images.shape[2])
     lines = images.flatten(2).float()
-    return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).to(dtype).permute(0, 3, 1, 2)
+    return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache
@@ -153,8 +153,8 @@ def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
 class TrainBatches:
     """Batches of an epoch on the device: (visible, infrared, labels), one read ahead of the step that uses it.
 
-    Pixels live on the device where `on_device`; else they are gathered by a thread into (pinned) memory and copied while
-    the device computes. Augmentation of a step depends on (seed, epoch, step, rank) alone.
+    Pixels live on the device where `on_device`; else a thread gathers them into (pinned) memory and copies them, on CUDA on a
+    stream of its own, while the device computes. Augmentation of a step depends on (seed, epoch, step, rank) alone.
     """
 
     def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, device: torch.device, on_device: bool,
@@ -163,6 +163,7 @@ class TrainBatches:
         self.labels = torch.from_numpy(images["visible"].labels).to(device)
         self.sampler, self.device, self.on_device, self.seed, self.rank = sampler, device, on_device, seed, rank
         self.generator = torch.Generator(device)
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" and not on_device else None
 
     def __len__(self) -> int:
         return self.sampler.steps
@@ -170,24 +171,35 @@ class TrainBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batches from step `start` of an epoch on; labels are those of either half, (N x P,)."""
         indices = torch.from_numpy(self.sampler.epoch(epoch, self.rank))
+        labels = self.labels[indices[:, 0].to(self.device)]
         indices = indices.to(self.device) if self.on_device else indices
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.gather, indices[start]) if start < len(indices) else None
             for step in range(start, len(indices)):
-                pixels = ahead.result()
+                pixels = self.arrived(ahead.result())
                 ahead = pool.submit(self.gather, indices[step + 1]) if step + 1 < len(indices) else None
                 self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
-                visible, infrared = augment(pixels.to(self.device, non_blocking=True), self.generator).chunk(2)
-                yield visible, infrared, self.labels[indices[step][0].to(self.device, non_blocking=True)]
+                visible, infrared = augment(pixels, self.generator).chunk(2)
+                yield visible, infrared, labels[step]
 
     def gather(self, index: Tensor) -> Tensor:
-        """One batch's raw pixels, visible before infrared: (2 N P, height, width, 3) uint8."""
-        pinned = self.device.type == "cuda" and not self.on_device
+        """One batch's raw pixels, visible before infrared: (2 N P, height, width, 3) uint8, on its way to the device."""
         pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8, device=self.pixels[0].device,
-                             pin_memory=pinned)
+                             pin_memory=self.stream is not None)
         for half, source, rows in zip(pixels, self.pixels, index):
             torch.index_select(source, 0, rows, out=half)
+        if self.stream is not None:
+            with torch.cuda.stream(self.stream):
+                pixels = pixels.to(self.device, non_blocking=True)
         return pixels.flatten(0, 1)
+
+    def arrived(self, pixels: Tensor) -> Tensor:
+        """The same pixels, for which the device's current stream waits where they come on another."""
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            pixels.record_stream(current)
+        return pixels
 
 
 def step_seed(*numbers: int) -> int:
@@ -230,15 +242,15 @@ def start_reader(worker: int) -> None:
     one_line_warnings()
 
 
-def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int, pin: bool = False) -> Iterator[Tensor]:
     """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
 
-    Also if a reading process is killed, as the system does where memory runs out.
+    Also if a reading process is killed, as the system does where memory runs out. `pin`: in pinned memory, for a GPU.
     """
     workers = min(workers, os.cpu_count() or 1) if len(paths) > 64 else 0  # a few images are read before a worker starts
     loader = DataLoader(ImageFiles(paths, height, width), batch_size, num_workers=workers, collate_fn=collate,
                         generator=torch.Generator(),  # leave the global one alone
-                        pin_memory=torch.cuda.is_available(), worker_init_fn=start_reader)
+                        pin_memory=pin, worker_init_fn=start_reader)
     try:
         for batch in loader:
             if isinstance(batch, UserError):

@@ -50,7 +50,8 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, how: E
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = list(paths)[rank::count]
     found: dict[str, list[Tensor]] = {"pool": [], "bnneck": []}
-    for images in tqdm(batches(mine, how.height, how.width, how.batch_size, how.workers), modality,
+    pin = how.device.type == "cuda"
+    for images in tqdm(batches(mine, how.height, how.width, how.batch_size, how.workers, pin), modality,
                        -(-len(mine) // how.batch_size), unit="batch", leave=False, disable=how.silent or None):
         check()
         images = normalise(images.to(how.device, non_blocking=True))

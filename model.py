@@ -13,6 +13,7 @@ from torch.nn import functional as F
 MODALITIES = ("visible", "infrared")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 ARCHS = ("resnet50", "resnet18")
+GAMMA_RATES = {"sgd": 0.02, "adam": 1.0}  # see `TwoStream.parameter_groups`
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Method:
     pooling: str = "average"  # or "gem"
     non_local: tuple[tuple[str, int], ...] = ()  # (stage, number of its last blocks that a non-local block follows)
     similarity: str | None = None  # affinity of the modality similarity module
-    graph: bool = False
+    graph: str | None = None  # messages of graph reasoning: "normalised" or "plain"
 
 
 METHODS = {
     "base": Method(),
     "agw": Method(pooling="gem", non_local=(("layer2", 2), ("layer3", 3))),
-    "cgrnet": Method(own_stages=1, similarity="cosine", graph=True),
+    "cgrnet": Method(own_stages=1, similarity="cosine", graph="normalised"),
 }
 
 
@@ -84,13 +85,16 @@ class GraphReasoning(nn.Module):
 
     Two deviations keep it stable (README, Results): products are divided by the square root of theta's width, and each
     message is normalised over its channels (to mean 0, variance 1), so that a gamma is the size of its message.
-    `plain=True` leaves both out, as the paper does.
+    `plain` leaves both out, as the paper does.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, plain: bool = False) -> None:
+    def __init__(self, channels: int, messages: str = "normalised", reduction: int = 16) -> None:
         super().__init__()
+        if messages not in ("normalised", "plain"):
+            raise ValueError(f"messages: {messages!r} found, 'normalised' or 'plain' expected")
         inner = channels // reduction
-        self.plain, self.scale = plain, 1.0 if plain else inner ** -0.5
+        self.plain = messages == "plain"
+        self.scale = 1.0 if self.plain else inner ** -0.5
         self.local_theta = nn.Linear(channels, inner)
         self.local_phi = nn.Linear(channels, inner)
         self.local_g = nn.Linear(channels, channels)
@@ -120,8 +124,9 @@ class GraphReasoning(nn.Module):
 
     def local_to_local(self, nodes: Tensor) -> Tensor:
         """(B, N, C) -> y_i = sum_j softmax_j(scale theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
-        mixed = F.scaled_dot_product_attention(self.local_theta(nodes), self.local_phi(nodes), nodes, scale=self.scale)
-        return self.local_g(mixed)
+        queries, keys, values = (of[:, None] for of in (self.local_theta(nodes), self.local_phi(nodes), nodes))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, scale=self.scale)  # fused kernels want a head: (B, 1, N, ...)
+        return self.local_g(mixed[:, 0])
 
     def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
         """(B, N, C) nodes queried by their (B, C) mean -> the weighted mean of the nodes, (B, C)."""
@@ -170,7 +175,7 @@ class TwoStream(nn.Module):
             for stage, blocks in self.method.non_local})
         self.similarity = nn.ModuleDict({modality: ModalitySimilarity(self.method.similarity)
                                          for modality in MODALITIES if self.method.similarity})
-        self.graph = GraphReasoning(out_channels(backbone, "layer2")) if self.method.graph else None
+        self.graph = GraphReasoning(out_channels(backbone, "layer2"), self.method.graph) if self.method.graph else None
         self.dim = out_channels(backbone, "layer4")
         self.bottleneck = nn.BatchNorm1d(self.dim)
         self.bottleneck.bias.requires_grad_(False)
@@ -209,18 +214,18 @@ class TwoStream(nn.Module):
                 x = attached[index - first](x)
         return x
 
-    def parameter_groups(self, lr: float, pretrained: bool) -> list[dict]:
-        """SGD groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one at all of it.
+    def parameter_groups(self, lr: float, pretrained: bool, optim: str = "sgd") -> list[dict]:
+        """Optimiser groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one at all of it.
 
-        A gamma's gradient is a sum over all of its message, so that at the full rate it leaves 0 for 0.6 within two epochs;
-        it learns at a fiftieth (README, Results).
+        A gamma's gradient is a sum over all of its message, so that SGD at the full rate takes it from 0 to 0.6 within two
+        epochs; it learns at a fiftieth (README, Results). Adam, whose steps do not grow with the gradient, needs no less.
         """
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "gamma": [], "new": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 of_backbone = name.startswith(("streams.", "shared."))
                 groups["backbone" if of_backbone else "gamma" if name.endswith("gamma") else "new"].append(parameter)
-        rates = {"backbone": 0.1 if pretrained else 1.0, "gamma": 0.02, "new": 1.0}
+        rates = {"backbone": 0.1 if pretrained else 1.0, "gamma": GAMMA_RATES[optim], "new": 1.0}
         return [{"params": parameters, "lr": lr * rates[kind]} for kind, parameters in groups.items() if parameters]
 
 

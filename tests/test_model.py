@@ -25,11 +25,11 @@ def standardise(x: torch.Tensor) -> torch.Tensor:
     return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_graph_reasoning_equals_a_plain_loop_over_nodes(plain):
+@pytest.mark.parametrize("messages", ["normalised", "plain"])
+def test_graph_reasoning_equals_a_plain_loop_over_nodes(messages):
     torch.manual_seed(0)
-    graph = randomise(GraphReasoning(32, plain=plain)).double()
-    scale, norm = (1, lambda message: message) if plain else (2 ** -0.5, standardise)
+    graph = randomise(GraphReasoning(32, messages)).double()
+    scale, norm = (1, lambda message: message) if messages == "plain" else (2 ** -0.5, standardise)
     x = torch.randn(2, 32, 4, 3).double()
     found = graph(x)
     for image, result in zip(x.flatten(2), found.flatten(2)):
@@ -50,7 +50,7 @@ def test_graph_reasoning_equals_a_plain_loop_over_nodes(plain):
 def test_relations_of_the_global_node_equal_attention_over_a_broadcast_mean():
     """The published form: N x N attention in which either the keys or the queries are N copies of the mean."""
     torch.manual_seed(1)
-    graph = randomise(GraphReasoning(48, plain=True))
+    graph = randomise(GraphReasoning(48, "plain"))
     x = torch.randn(3, 48, 5, 4)
     nodes = x.flatten(2).transpose(1, 2)
     copies = nodes.mean(1, keepdim=True).expand_as(nodes)
@@ -109,7 +109,7 @@ def test_pooling():
 @pytest.mark.parametrize("method", METHODS)
 def test_new_modules_start_as_the_identity(method):
     """A network with all gammas at 0 equals the network without the modules."""
-    plain = dataclasses.replace(METHODS[method], non_local=(), similarity=None, graph=False)
+    plain = dataclasses.replace(METHODS[method], non_local=(), similarity=None, graph=None)
     torch.manual_seed(4)
     net = TwoStream(method, "resnet18", 5).eval().to(memory_format=torch.channels_last)
     without = TwoStream(plain, "resnet18", 5).eval().to(memory_format=torch.channels_last)
@@ -179,6 +179,7 @@ def test_a_pretrained_backbone_learns_at_a_tenth():
     net = TwoStream("cgrnet", "resnet18", 3)
     backbone, gamma, new = net.parameter_groups(0.1, pretrained=True)
     assert [group["lr"] for group in (backbone, gamma, new)] == pytest.approx([0.01, 0.002, 0.1])
+    assert [group["lr"] for group in net.parameter_groups(0.1, True, "adam")] == pytest.approx([0.01, 0.1, 0.1])
     trained = {id(p) for p in net.parameters() if p.requires_grad}
     assert {id(p) for group in (backbone, gamma, new) for p in group["params"]} == trained
     assert any(p is net.graph.gamma for p in gamma["params"]) and any(p is net.classifier.weight for p in new["params"])
