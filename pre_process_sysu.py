@@ -25,6 +25,7 @@ from utils import (Parser, UserError, add_data_arguments, explain_os_error, fill
                    write_json)
 
 CHUNK = 16  # images a task
+Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_array`
 
 
 def build_parser() -> Parser:
@@ -77,14 +78,15 @@ def clear(root: Path) -> None:
 def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
     """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes last."""
     parts: dict[Path, Path] = {}
+    layouts: dict[str, Layout] = {}
+    sides = (split.visible, split.infrared)
     try:
-        for side in (split.visible, split.infrared):
-            for kind in ("img", "label"):
-                final = root / f"{ARRAYS[side.modality]}_{kind}.npy"
-                parts[final] = root / f".{final.stem}.part"
-            images, labels = list(parts)[-2:]
+        for side in sides:
+            images, labels = (root / f"{ARRAYS[side.modality]}_{kind}.npy" for kind in ("img", "label"))
+            parts |= {final: root / f".{final.stem}.part" for final in (images, labels)}
             save(parts[labels], split.labels(side.modality))
-            decode(side, parts[images], height, width, workers)
+            layouts[side.modality] = make_array(parts[images], (len(side), height, width, 3))
+        decode(sides, layouts, workers)
         content = manifest(split, root, height, width)
         (root / MANIFEST).unlink(missing_ok=True)
         for final, part in parts.items():
@@ -100,19 +102,23 @@ def save(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def decode(side: Images, path: Path, height: int, width: int, workers: int) -> None:
-    """Fill one memory-mapped array (N, height, width, 3) uint8 with a pool of processes, each writing its own rows."""
-    shape = (len(side), height, width, 3)
+def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
+    """An empty .npy of uint8 on disk, and what a worker needs to map its pixels: path, offset in bytes, shape."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     offset = array.offset
     del array
     reserve(path, offset + int(np.prod(shape)))
+    return str(path), offset, shape
+
+
+def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) -> None:
+    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows."""
+    chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides for start in range(0, len(side), CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, start_worker, (str(path), offset, shape)) as pool, \
-            tqdm(total=len(side), desc=side.modality, unit="image", disable=None) as bar:
+    with ProcessPoolExecutor(workers, context, start_worker, (layouts,)) as pool, \
+            tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
         try:
-            jobs = [pool.submit(decode_rows, start, side.paths[start:start + CHUNK]) for start in range(0, len(side), CHUNK)]
-            for job in as_completed(jobs):
+            for job in as_completed([pool.submit(decode_rows, *chunk) for chunk in chunks]):
                 bar.update(job.result())
         except BrokenProcessPool:
             raise UserError(f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
@@ -128,12 +134,13 @@ def reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def start_worker(path: str, offset: int, shape: tuple[int, ...]) -> None:
-    """Open the array in a worker process; the parent alone answers to the keyboard."""
+def start_worker(layouts: dict[str, Layout]) -> None:
+    """Open the arrays in a worker process; the parent alone answers to the keyboard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     one_line_warnings()
     threading.Thread(target=end_with_parent, daemon=True).start()
-    decode_rows.array = np.memmap(path, np.uint8, "r+", offset, shape)
+    decode_rows.arrays = {modality: np.memmap(path, np.uint8, "r+", offset, shape)
+                          for modality, (path, offset, shape) in layouts.items()}
 
 
 def end_with_parent() -> None:
@@ -142,10 +149,11 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def decode_rows(start: int, paths: tuple[str, ...]) -> int:
-    """Decode images into the rows from `start` on; returns their number."""
+def decode_rows(modality: str, start: int, paths: tuple[str, ...]) -> int:
+    """Decode images into the rows of one array from `start` on; returns their number."""
+    array = decode_rows.arrays[modality]
     for row, path in enumerate(paths, start):
-        decode_rows.array[row] = read_image(path, *decode_rows.array.shape[1:3])
+        array[row] = read_image(path, *array.shape[1:3])
     return len(paths)
 
 
