@@ -86,7 +86,8 @@ def test_all_ten_trials_of_regdb(regdb, script):
     assert tested.returncode == 2 and "trial_2_best.t: no such file" in tested.stderr
     content = torch.load(one, weights_only=True)
     for trial in range(2, 11):
-        torch.save({**content, "trial": trial}, str(one).replace("trial_1", f"trial_{trial}"))
+        args = {**content["args"], "trial": trial}
+        torch.save({**content, "trial": trial, "args": args}, str(one).replace("trial_1", f"trial_{trial}"))
     tested = script("test.py", "--resume", pattern, "--data-path", regdb, "--gpu", "cpu")
     assert tested.returncode == 0, tested.stderr
     assert re.search(r"bnneck trial 10", tested.stdout)
