@@ -187,7 +187,10 @@ class TrainBatches:
         pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8, device=self.pixels[0].device,
                              pin_memory=self.stream is not None)
         for half, source, rows in zip(pixels, self.pixels, index):
-            torch.index_select(source, 0, rows, out=half)
+            if self.on_device:
+                torch.index_select(source, 0, rows, out=half)
+            else:  # by NumPy: a second team of torch's threads would stand in the way of the one that computes
+                np.take(source.numpy(), rows.numpy(), 0, half.numpy(), mode="clip")  # no row is outside; "raise" would copy twice
         if self.stream is not None:
             with torch.cuda.stream(self.stream):
                 pixels = pixels.to(self.device, non_blocking=True)

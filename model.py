@@ -67,13 +67,21 @@ class ModalitySimilarity(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> the attended map, of the same shape, and A (B, C, C) float32."""
         nodes = x.flatten(2).transpose(1, 2)  # (B, H W, C); no copy where x is channels-last
-        energy = torch.bmm(nodes.transpose(1, 2), nodes).float()
+        energy = gram(nodes).float()
         if self.affinity == "cosine":
             norms = energy.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
             energy = energy * norms[:, :, None] * norms[:, None, :] / self.TEMPERATURE
         affinity = torch.softmax(energy.amax(2, keepdim=True) - energy, 2)
         attended = torch.baddbmm(nodes, nodes, (self.gamma * affinity).to(nodes.dtype).transpose(1, 2))
         return attended.transpose(1, 2).unflatten(2, x.shape[2:]), affinity
+
+
+def gram(nodes: Tensor) -> Tensor:
+    """(B, N, C) -> X^T X (B, C, C), whose gradient X (G + G^T) is taken in one product, where autograd would take two."""
+    products = torch.bmm(nodes.transpose(1, 2), nodes.detach())
+    if products.requires_grad:
+        products.register_hook(lambda grad: grad + grad.transpose(1, 2))
+    return products
 
 
 class GraphReasoning(nn.Module):

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from loss import method_loss
-from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, pool
+from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, gram, pool
 
 
 def randomise(module: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -88,6 +88,13 @@ def test_modality_similarity_equals_a_loop_over_channels(affinity):
             torch.testing.assert_close(rows[i], expected, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(result[i], image[i] + module.gamma * (expected[:, None] * image).sum(0), rtol=1e-4,
                                        atol=1e-5)
+
+
+def test_gram_has_the_gradient_of_finite_differences():
+    torch.manual_seed(3)
+    nodes = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(gram(nodes), nodes.transpose(1, 2) @ nodes)
+    assert torch.autograd.gradcheck(gram, nodes, check_undefined_grad=False)
 
 
 def test_non_local_equals_the_full_matrix_of_products():
