@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import engine
 import plain
 from data_loader import IdentitySampler, TrainBatches, TrainImages
-from devices import Meters, allow_tf32, choose_device, precision, use_bf16
+from devices import Meters, choose_device, keep_freed_memory, precision, prepare, use_bf16
 from eval_metrics import eval_sysu
 from extraction import Extraction, extract_features
 from loss import method_loss
@@ -38,7 +38,7 @@ from model import ARCHS, METHODS, MODALITIES, Method, TwoStream
 from utils import Log, Parser, add_data_arguments, integer, run, versions, write_json
 
 CLASSES = 395  # training persons of SYSU-MM01
-STEPS = {"cpu": 2, "cuda": 30}  # in one timed piece of `step`
+STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`
 BATCHES = {"cpu": 20, "cuda": 60}  # in one timed piece of `input`
 TEST_IMAGES = {"cpu": 256, "cuda": 4096}
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the matrices that the peak is measured on
@@ -52,11 +52,18 @@ Result = dict[str, Any]
 
 # ------------------------------------------------------------------------------------------------------- measuring
 def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], repeats: int, warmup: int,
-            device: torch.device, images: int = 0) -> Result:
-    """Run both alternately: median, least and most seconds of each, images a second, ratios of neighbouring runs."""
+            device: torch.device, images: int = 0, plain_memory: bool = False) -> Result:
+    """Run both alternately: median, least and most seconds of each, images a second, ratios of neighbouring runs.
+
+    plain_memory: on the CPU, the baseline runs as scripts do that leave the C library its own ways with memory.
+    """
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def seconds(piece: Callable[[], Any]) -> float:
+        if plain_memory and device.type == "cpu":
+            keep_freed_memory(piece is variant)
+            if piece is variant:
+                piece()  # it has the memory of a run that is under way then
         synchronise()
         begun = time.perf_counter()
         piece()
@@ -64,7 +71,7 @@ def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], 
         return time.perf_counter() - begun
 
     for _ in range(warmup):
-        baseline(), variant()
+        seconds(baseline), seconds(variant)
     times = np.array([(seconds(baseline), seconds(variant)) for _ in range(repeats)])
     ratios = times[:, 0] / times[:, 1]
     sides = {side: {"seconds": float(np.median(of)), "min": float(of.min()), "max": float(of.max()),
@@ -111,7 +118,8 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
         def ours(net=net, rest=rest, bf16=bf16) -> None:
             engine.train_one_epoch(net, *rest, Meters(), args, device, bf16, argparse.Namespace(signum=None), Log(None))
 
-        result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device, sampler.steps * args.step_images)
+        result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device, sampler.steps * args.step_images,
+                         plain_memory=True)
         yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
 
 
@@ -121,7 +129,7 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     loader, count = plain.training_loader(images, sampler, args.workers), sampler.steps * args.step_images
     ours = TrainBatches(images, sampler, device, device.type == "cuda", 0)
     result = compare("input", lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
-                     lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count)
+                     lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count, plain_memory=True)
     yield with_floor(result, count * args.img_h * args.img_w * 3 * (1 + 4), "B", device)  # uint8 read, float32 written
 
 
@@ -136,7 +144,8 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
         for name, bf16 in precisions(device):
             how = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16)
             result = compare(f"extract {name}", lambda: plain.features(plain_net, loader, device),
-                             lambda how=how: extract_features(net, paths, "visible", how), args.repeats, args.warmup, device, count)
+                             lambda how=how: extract_features(net, paths, "visible", how), args.repeats, args.warmup, device, count,
+                             plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
@@ -308,7 +317,7 @@ def main() -> None:
     """Run the benchmarks asked for, print a line for each result, and write them all where asked."""
     args = parse_arguments()
     device = choose_device(args.gpu)
-    allow_tf32()
+    prepare(device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     report = {"command": "python bench.py " + shlex.join(sys.argv[1:]), "device": device_name(device), "cores": os.cpu_count(),
               "threads": torch.get_num_threads(), "versions": versions(), "results": []}

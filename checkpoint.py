@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data_manager import DATASETS, TRIALS
 from model import ARCHS, METHODS, TwoStream
-from utils import UserError, atomic_path, one_line
+from utils import UserError, atomic_path, one_line, warn
 
 FORMAT = 1
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored in
@@ -181,6 +181,12 @@ def network_of(content: dict[str, Any], path: str | Path, flag: str = "--resume"
     net = TwoStream(content["args"]["method"], content["args"]["arch"], content["num_classes"])
     restore(net, content["net"], path, flag)
     return net
+
+
+def warn_of_best(path: str | Path) -> None:
+    """Warn that a checkpoint was chosen by scores on the images that it is about to be tested on."""
+    warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in this field; a last file "
+         "is not")
 
 
 def load_init(net: nn.Module, path: str, dataset: str, trial: int) -> list[str]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils import UserError, warn
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # options of glibc's mallopt
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,31 @@ def allow_tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+
+
+def prepare(device: torch.device) -> None:
+    """Set this process up to compute on a device: TF32 on CUDA, memory that is used again on the CPU."""
+    allow_tf32()
+    if device.type == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have the C library keep freed memory for the next tensor, or not; does nothing where it is not glibc.
+
+    glibc gives tensors of over 32 MB back to the system as they are freed, and takes zeroed pages for the next, one fault each:
+    up to a third of a step (README, Speed). Not to keep is what its own, growing thresholds come to, see mallopt(3).
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_MAX, 0 if keep else 1 << 16)
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(M_TRIM_THRESHOLD, -1 if keep else 64 << 20)
+    if not keep:
+        trim(0)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from data_loader import batches, normalise
 from data_manager import Images, Protocol
 from devices import precision, without_tf32
 from eval_metrics import distance_matrix, evaluate, k_reciprocal_distance
+from model import folded
 from utils import UserError, warn
 
 FEATURES = ("pool", "bnneck")  # after pooling, after BNNeck
@@ -46,7 +47,7 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, how: E
     With `how.flip` the sum of the features of image and mirror, normalised again. `check` is called between batches and
     may raise to stop. With several processes each takes every n-th image and all of them return all features.
     """
-    net.eval()
+    net = folded(net)
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = list(paths)[rank::count]
     found: dict[str, list[Tensor]] = {"pool": [], "bnneck": []}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MODALITIES = ("visible", "infrared")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -235,6 +236,18 @@ class TwoStream(nn.Module):
                 groups["backbone" if of_backbone else "gamma" if name.endswith("gamma") else "new"].append(parameter)
         rates = {"backbone": 0.1 if pretrained else 1.0, "gamma": GAMMA_RATES[optim], "new": 1.0}
         return [{"params": parameters, "lr": lr * rates[kind]} for kind, parameters in groups.items() if parameters]
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """A copy for inference in which each BatchNorm2d is part of the convolution that it stands behind, one pass less each."""
+    net = copy.deepcopy(net).eval()
+    for module in list(net.modules()):
+        children = list(module.named_children())  # in all of our modules, neighbours there are neighbours in `forward`
+        for (before, convolution), (behind, norm) in zip(children, children[1:]):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+                setattr(module, before, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, behind, nn.Identity())
+    return net
 
 
 def pool(x: Tensor, kind: str, power: float = 3.0) -> Tensor:

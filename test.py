@@ -20,9 +20,9 @@ import torch
 
 import foreign
 import results
-from checkpoint import is_own, load_checkpoint, load_file, network_of
+from checkpoint import is_own, load_checkpoint, load_file, network_of, warn_of_best
 from data_manager import DATASETS, TRIALS, Protocol, resolve_arguments, surprises
-from devices import allow_tf32, choose_device, use_bf16
+from devices import choose_device, prepare, use_bf16
 from extraction import FEATURES, Extraction, score, search_features, side_features
 from model import ARCHS, METHODS, TwoStream
 from utils import (Parser, UserError, add_shared_arguments, atomic_path, filled, make_folder, parse_given, run, sha256, warn,
@@ -124,7 +124,7 @@ def main() -> None:
         print("\n".join(results.compare(args.compare)))
         return
     device = choose_device(args.gpu)
-    allow_tf32()
+    prepare(device)
     paths = checkpoints(args)
     make_folder(args.out or results.FOLDER, "--out")
     if args.save_features:
@@ -135,8 +135,7 @@ def main() -> None:
         todo = searches_for(args, given, model, number if len(paths) > 1 else None)
         if model.chosen and not warned:
             warned = True
-            warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in this field; a "
-                 "last file is not")
+            warn_of_best(path)
         if model.trial not in (None, todo[0].trial):
             forced[todo[0].trial] = model.trial
             warn(f"--force-trial: {path} was trained on trial {model.trial}, whose training persons are among the test persons of "

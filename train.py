@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from checkpoint import (FORMAT, load_checkpoint, network_of, remove_old_epochs, rng_state, save_checkpoint,
-                        set_rng_state)
+                        set_rng_state, warn_of_best)
 from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
 from data_manager import DATASETS, Protocol, TrainSplit, resolve_arguments, surprises
-from devices import (Meters, Processes, allow_tf32, choose_device, seed_everything, start_processes, stop_processes,
+from devices import (Meters, Processes, choose_device, prepare, seed_everything, start_processes, stop_processes,
                      use_bf16)
 from engine import NotFinite, StopRequest, build_network, build_optimiser, learning_rate_factor, train_one_epoch
 from extraction import FEATURES, Extraction, headline, score, search_features, show_percent
@@ -342,7 +342,7 @@ def main() -> None:
     args, saved = parse_arguments()
     device = choose_device(args.gpu)
     processes = start_processes(device)
-    allow_tf32()
+    prepare(device)
     data = DATASETS[args.dataset]
     protocols = data.protocols(args.data_path, direction=args.direction, mode=args.mode, shot=args.shot, gallery=args.gallery,
                                trials=[args.trial if data.splits > 1 else 0])
@@ -368,7 +368,7 @@ def test_only(args: argparse.Namespace, saved: dict[str, Any], device: torch.dev
               processes: Processes) -> None:
     """Evaluate a checkpoint on the search that training evaluates on."""
     if "optimiser" not in saved:
-        warn(f"--resume {args.resume}: a best file, chosen on the test images that it is reported on, as is usual in this field")
+        warn_of_best(args.resume)
     net = network_of(saved, args.resume).to(device, memory_format=torch.channels_last)
     taken = search_features(net, protocols, extraction(args, device, silent=not processes.writes))
     if processes.writes:

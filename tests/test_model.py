@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from loss import method_loss
-from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, gram, pool
+from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, folded, gram, pool
 
 
 def randomise(module: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -191,3 +191,21 @@ def test_a_pretrained_backbone_learns_at_a_tenth():
     assert {id(p) for group in (backbone, gamma, new) for p in group["params"]} == trained
     assert any(p is net.graph.gamma for p in gamma["params"]) and any(p is net.classifier.weight for p in new["params"])
     assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("method", ["agw", "cgrnet"])
+def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method, arch):
+    torch.manual_seed(4)
+    net = TwoStream(method, arch, 5)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1), (module.running_mean, -1, 1),
+                                      (module.running_var, 0.5, 2)):
+                nn.init.uniform_(values, low, high)
+    images = torch.randn(2, 2, 3, 64, 32)
+    small = folded(net)
+    assert net.training and not any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
+    with torch.no_grad():
+        for found, expected in zip(small(*images)[:3], net.eval()(*images)[:3]):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
