@@ -39,7 +39,7 @@ def test_benchmark_yields_finite_ratios(name, small, monkeypatch, tmp_path, caps
 
 
 def test_compare_alternates_and_takes_medians(monkeypatch):
-    calls, clock = [], iter([0, 4, 10, 12, 20, 26, 30, 33, 40, 49, 50, 51])
+    calls, clock = [], iter([0, 0, 0, 0, 0, 4, 10, 12, 20, 26, 30, 33, 40, 49, 50, 51])
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
     found = bench.compare("x", lambda: calls.append("a"), lambda: calls.append("b"), 3, 1, bench.CPU, images=12)
     assert calls == ["a", "b"] * 4
