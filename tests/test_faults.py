@@ -736,20 +736,29 @@ def large(world, tmp_path):
 
 @contextlib.contextmanager
 def preprocessing(root: Path):
-    """A pre-processing in the middle of its first array, stopped until it is told to go on."""
+    """A pre-processing in the middle of its first array and the processes that decode for it, stopped until told to go on."""
     process = subprocess.Popen([sys.executable, str(ROOT / "pre_process_sysu.py"), *shlex.split(PRE.format(sysu=root))[1:]],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    decoding: list[int] = []
     try:
         deadline = time.monotonic() + 120
         while not ((root / ".train_rgb_resized_img.part").exists() and children(process.pid)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGSTOP)
-        yield process
+        decoding = children(process.pid)
+        send(signal.SIGSTOP, *decoding, process.pid)
+        yield process, decoding
     finally:
-        process.send_signal(signal.SIGCONT)
         process.kill()
+        send(signal.SIGKILL, *decoding)
         process.communicate()
+
+
+def send(signum: int, *pids: int) -> None:
+    """A signal to several processes, those that have ended left out."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
 
 
 def children(pid: int) -> list[int]:
@@ -782,42 +791,41 @@ def require_whole(root: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 def test_preprocessing_interrupted_run_twice_and_run_again(large):
-    with preprocessing(large) as process:
+    with preprocessing(large) as (process, decoding):
         second = run(shlex.split(PRE.format(sysu=large)), large)
         assert second.returncode == 2 and ".train_rgb_resized_img.part" in leftovers(large)
         errors = [line for line in second.stderr.splitlines() if not line.startswith("warning: ")]
         assert errors == [f"pre_process_sysu.py: error: --data-path {large}: a living process is pre-processing this folder; wait "
                           f"for it"]
         process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGCONT)
+        send(signal.SIGCONT, process.pid, *decoding)
         said = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 130 and said[1:] == ["pre_process_sysu.py: interrupted"] and leftovers(large) == set()
 
-    with preprocessing(large) as process:  # the system ends a decoding process, as it does where memory runs out
-        for child in children(process.pid):
-            os.kill(child, signal.SIGKILL)
+    with preprocessing(large) as (process, decoding):  # the system ends one that decodes, as it does where memory runs out
+        send(signal.SIGKILL, *decoding)
         process.send_signal(signal.SIGCONT)
         said = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 2 and len(said) == 2 and leftovers(large) == set()
     assert said[1].startswith("pre_process_sysu.py: error: --workers 1: a process that decodes images was ended; free memory")
 
-    with preprocessing(large) as process:
-        decoding = children(process.pid)
+    with preprocessing(large) as (process, decoding):
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes() for child in decoding):
-        assert time.monotonic() < deadline  # none lives on
-        time.sleep(0.05)
+        send(signal.SIGCONT, *decoding)
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes() for child in decoding):
+            assert time.monotonic() < deadline  # none lives on
+            time.sleep(0.05)
     assert leftovers(large) <= {f".{Path(name).stem}.part" for name in WHOLE} | {".pre_process_sysu.lock"}
     assert not train_arrays.present(large, 32, 16)
     again = run(shlex.split(PRE.format(sysu=large)), large)
     assert again.returncode == 0, again.stderr
     require_whole(large)
 
-    with preprocessing(large) as process:  # whole arrays stay whole until others are
+    with preprocessing(large) as (process, decoding):  # whole arrays stay whole until others are
         process.terminate()
-        process.send_signal(signal.SIGCONT)
+        send(signal.SIGCONT, process.pid, *decoding)
         assert process.wait(timeout=120) == 143
     require_whole(large)
 
