@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 HEIGHT, WIDTH = 64, 32
 # What is trained, one from the weights of the other, the first from scratch: data set, method, epochs, learning rate (of which a
 # backbone that is not from scratch takes a tenth).
-COURSE = (("sysu", "base", 6, 0.001), ("sysu", "cgrnet", 4, 0.004), ("regdb", "cgrnet", 4, 0.004))
+COURSE = (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 4, 0.004))
 # A few minutes from scratch ask for many small steps; the paper's schedule is made for hours and ImageNet weights.
 RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     """The arguments of the demonstration."""
     parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train and test on them.")
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR", help="folder for data, models and figures")
-    parser.add_argument("--ids", type=integer(12, 999), default=240, metavar="N",
+    parser.add_argument("--ids", type=integer(12, 999), default=216, metavar="N",
                         help="persons in SYSU-MM01's layout; RegDB's has a third of them, and at least 16")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
