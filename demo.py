@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 HEIGHT, WIDTH = 64, 32
 # What is trained, one from the weights of the other, the first from scratch: data set, method, epochs, learning rate (of which a
 # backbone that is not from scratch takes a tenth).
-COURSE = (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 4, 0.004))
+COURSE = (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004))
 # A few minutes from scratch ask for many small steps; the paper's schedule is made for hours and ImageNet weights.
 RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
