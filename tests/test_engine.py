@@ -47,7 +47,7 @@ def make_training(method: str, device: torch.device, on_device: bool):
     return net, TrainBatches(images, sampler, device, on_device, seed=0), engine.build_optimiser(net, args), args
 
 
-def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool, epochs: int = 8) -> list[float]:
+def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool, epochs: int = 12) -> list[float]:
     """The mean loss of each of a few epochs of two steps."""
     net, batches, optimiser, args = make_training(method, device, on_device)
     names, losses = list(net.state_dict()), []
