@@ -5,16 +5,13 @@ shots, which are stored as the data sets store theirs.
 """
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-import multiprocessing
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from PIL import Image, ImageFilter
 from painting import Canvas, paint_person
 from persons import PERSON, SHOT, SPLIT, Camera, Person, draw_person
 from scenes import backdrop, clouds
-from utils import UserError
+from utils import in_processes
 
 SYSU_CAMERAS = {
     1: Camera("visible", "office", 1, (-0.6, -0.7, 0.5), 0.45, 1.05, (1.08, 1.0, 0.86), slope=0.15, blur=0.0022),
@@ -93,7 +90,7 @@ def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Imag
 # ---------------------------------------------------------------------------------------------------------- layouts
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
     """A temporary folder that becomes `root` once everything is in it; FileExistsError if `root` is not empty."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -115,17 +112,13 @@ def for_each(task: Callable[[int], None], ids: int, workers: int, progress: Call
     Raises `UserError` if one of the processes is killed, as the system does where memory runs out.
     """
     if workers > 1:
-        context, quiet = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)  # the parent alone answers to it
-        with ProcessPoolExecutor(min(workers, ids), context, signal.signal, quiet) as pool:
-            try:
-                for done, job in enumerate(as_completed([pool.submit(task, pid) for pid in range(1, ids + 1)]), 1):
-                    job.result()
-                    if progress:
-                        progress(done, ids)
-            except BrokenProcessPool:
-                raise UserError("a process that renders persons was ended; free memory, and run again") from None
-            finally:
-                pool.shutdown(cancel_futures=True)
+        quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent alone answers to it
+        ended = "a process that renders persons was ended; free memory, and run again"
+        calls = ((pid,) for pid in range(1, ids + 1))
+        with contextlib.closing(in_processes(task, calls, min(workers, ids), quiet, ended)) as results:
+            for done, _ in enumerate(results, 1):
+                if progress:
+                    progress(done, ids)
     else:
         for pid in range(1, ids + 1):
             task(pid)

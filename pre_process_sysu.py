@@ -10,8 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from data_manager import DATASETS, Images, TrainSplit, surprises
 from images import read_image
 from train_arrays import ARRAYS, MANIFEST, manifest
-from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, one_line_warnings, run, warn,
+from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, one_line_warnings, run, warn,
                    write_json)
 
 CHUNK = 16  # images a task
@@ -114,17 +113,11 @@ def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
 def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) -> None:
     """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows."""
     chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides for start in range(0, len(side), CHUNK)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, start_worker, (layouts,)) as pool, \
-            tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
-        try:
-            for job in as_completed([pool.submit(decode_rows, *chunk) for chunk in chunks]):
-                bar.update(job.result())
-        except BrokenProcessPool:
-            raise UserError(f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
-                            "--workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    ended = f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer --workers"
+    done = in_processes(decode_rows, chunks, workers, partial(start_worker, layouts), ended)
+    with contextlib.closing(done), tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
+        for images in done:
+            bar.update(images)
 
 
 def reserve(path: Path, size: int) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import platform
 import signal
@@ -15,6 +16,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,6 +114,39 @@ def run(main: Callable[[], None]) -> NoReturn:
     if line:
         print(f"{program}: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end of a short block that must not be left half-way."""
+    held: list[int] = []
+    before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum))
+              for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
+def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], workers: int, start: Callable[[], None],
+                 ended: str) -> Iterator[Any]:
+    """Results of `function(*call)` in a pool of processes, in the order in which they come; to be closed.
+
+    Each process begins with `start()`. Raises `UserError(ended)` if the system ends one, as where memory runs out.
+    """
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start) as pool:
+        try:
+            with signals_held():  # a pool that is left while it starts a process cannot be shut down
+                jobs = [pool.submit(function, *call) for call in calls]
+            for job in as_completed(jobs):
+                yield job.result()
+        except BrokenProcessPool:
+            raise UserError(ended) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def explain_os_error(error: Exception) -> str:

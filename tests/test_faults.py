@@ -1,5 +1,6 @@
 """What the world throws at the scripts: each fault through the real command line, its one line, what it leaves on disk."""
 import contextlib
+import multiprocessing
 import os
 import pickle
 import re
@@ -27,7 +28,7 @@ from PIL import Image
 import train_arrays
 from data_manager import DATASETS
 from images import read_image
-from utils import UserError
+from utils import UserError, in_processes
 
 PRE = "pre_process_sysu.py --data-path {sysu} --img_w 16 --img_h 32 --workers 1"
 TRAIN_SYSU = "train.py --data-path {sysu} --epochs 1 {small}"
@@ -828,6 +829,31 @@ def test_preprocessing_interrupted_run_twice_and_run_again(large):
         send(signal.SIGCONT, process.pid, *decoding)
         assert process.wait(timeout=120) == 143
     require_whole(large)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_a_pool_has_its_work(signum):
+    class Stop(BaseException):
+        pass
+
+    def stop(number: int, frame: object) -> None:
+        raise Stop(number)
+
+    def calls():
+        yield (0,)
+        signal.raise_signal(signum)  # after the first process was started
+        for seconds in range(20):
+            submitted.append(seconds)
+            yield (seconds,)
+
+    submitted: list[int] = []
+    before = signal.signal(signum, stop)
+    try:
+        with pytest.raises(Stop, match=str(int(signum))):
+            list(in_processes(time.sleep, calls(), 1, int, "ended"))
+        assert signal.getsignal(signum) is stop and submitted == list(range(20)) and not multiprocessing.active_children()
+    finally:
+        signal.signal(signum, before)
 
 
 DRIVER = f"""
