@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import train_arrays
 from data_manager import TrainSplit
 from images import read_image, read_images
-from utils import UserError, one_line, one_line_warnings
+from utils import UserError, one_line, one_line_warnings, signals_held
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 PADDING = 10  # pixels
@@ -255,7 +255,9 @@ def batches(paths: Sequence[str], height: int, width: int, batch_size: int, work
                         generator=torch.Generator(),  # leave the global one alone
                         pin_memory=pin, worker_init_fn=start_reader)
     try:
-        for batch in loader:
+        with signals_held():
+            reading = iter(loader)  # starts the processes
+        for batch in reading:
             if isinstance(batch, UserError):
                 raise batch
             yield batch

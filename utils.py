@@ -118,13 +118,20 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the end of a short block that must not be left half-way."""
+    """Hold SIGINT and SIGTERM back until the end of a short block that must not be left half-way.
+
+    Processes that start in it never hear of SIGINT, from their first instruction on: their parent alone answers to it.
+    """
     held: list[int] = []
     before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum))
               for signum in (signal.SIGINT, signal.SIGTERM)}
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
         yield
     finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for signum, handler in before.items():
             signal.signal(signum, handler)
     if held:

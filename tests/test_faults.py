@@ -856,6 +856,13 @@ def test_a_signal_waits_until_a_pool_has_its_work(signum):
         signal.signal(signum, before)
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_the_keyboard_interrupts_no_process_of_a_pool():
+    masks = list(in_processes(signal.pthread_sigmask, [(signal.SIG_BLOCK, ())] * 2, 1, int, "ended"))
+    assert all(signal.SIGINT in mask and signal.SIGTERM not in mask for mask in masks) and len(masks) == 2
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
