@@ -239,9 +239,9 @@ def collate(items: list[Tensor | UserError]) -> Tensor | UserError:
 
 
 def start_reader(worker: int) -> None:
-    """A reading process leaves SIGINT to its parent, and ends on SIGTERM at once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A reading process leaves signals to its parent, with which it ends: schedulers of clusters send them to both."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     one_line_warnings()
 
 

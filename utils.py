@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -151,6 +152,7 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
             for job in as_completed(jobs):
                 yield job.result()
         except BrokenProcessPool:
+            time.sleep(0.2)  # a signal that was sent to all processes may not have come to this one yet
             raise UserError(ended) from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,5 +1,8 @@
 """Sampler, augmentation, and arrays against plain forms."""
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -172,3 +175,16 @@ def test_test_images_come_in_order_and_errors_name_the_file(regdb):
     open(paths[7], "w").close()
     with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
         list(batches(paths, 32, 16, 5, 1))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_is_the_parents(regdb, signum):
+    paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20
+    reading = batches(paths, 32, 16, 8, 2)
+    found = [next(reading)]
+    readers = multiprocessing.active_children()
+    assert 1 <= len(readers) <= 2  # no more than there are cores
+    for reader in readers:
+        os.kill(reader.pid, signum)
+    found += reading
+    assert sum(map(len, found)) == len(paths) and not multiprocessing.active_children()

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -854,6 +855,27 @@ def test_a_signal_waits_until_a_pool_has_its_work(signum):
         assert signal.getsignal(signum) is stop and submitted == list(range(20)) and not multiprocessing.active_children()
     finally:
         signal.signal(signum, before)
+
+
+def test_a_signal_to_all_processes_is_no_lack_of_memory():
+    def end_all() -> None:
+        while not (pool := multiprocessing.active_children()):
+            time.sleep(0.01)
+        pool[0].terminate()
+        time.sleep(0.05)
+        signal.raise_signal(signal.SIGTERM)  # comes to the parent last
+
+    def stop(number: int, frame: object) -> None:
+        raise InterruptedError
+
+    before, thread = signal.signal(signal.SIGTERM, stop), threading.Thread(target=end_all)
+    try:
+        thread.start()
+        with pytest.raises(InterruptedError):
+            list(in_processes(time.sleep, [(30,)], 1, int, "ended"))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
