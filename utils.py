@@ -121,13 +121,13 @@ def run(main: Callable[[], None]) -> NoReturn:
 def signals_held() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back until the end of a short block that must not be left half-way.
 
-    Processes that start in it never hear of SIGINT, from their first instruction on: their parent alone answers to it.
+    Processes that start in it have both blocked from their first instruction on: their parent alone answers to them.
     """
     held: list[int] = []
-    before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum))
-              for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum)) for signum in signals}
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if masks else None
     try:
         yield
     finally:
@@ -145,7 +145,7 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
 
     Each process begins with `start()`. Raises `UserError(ended)` if the system ends one, as where memory runs out.
     """
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, (start,)) as pool:
         try:
             with signals_held():  # a pool that is left while it starts a process cannot be shut down
                 jobs = [pool.submit(function, *call) for call in calls]
@@ -156,6 +156,13 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
             raise UserError(ended) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def begin(start: Callable[[], None]) -> None:
+    """Begin a process of a pool: the pool ends its processes by SIGTERM where one of them is lost."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    start()
 
 
 def explain_os_error(error: Exception) -> str:

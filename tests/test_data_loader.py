@@ -1,4 +1,5 @@
 """Sampler, augmentation, and arrays against plain forms."""
+import contextlib
 import json
 import multiprocessing
 import os
@@ -179,12 +180,12 @@ def test_test_images_come_in_order_and_errors_name_the_file(regdb):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_is_the_parents(regdb, signum):
-    paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20
-    reading = batches(paths, 32, 16, 8, 2)
-    found = [next(reading)]
-    readers = multiprocessing.active_children()
-    assert 1 <= len(readers) <= 2  # no more than there are cores
-    for reader in readers:
-        os.kill(reader.pid, signum)
-    found += reading
-    assert sum(map(len, found)) == len(paths) and not multiprocessing.active_children()
+    paths, others = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20, set(multiprocessing.active_children())
+    with contextlib.closing(batches(paths, 32, 16, 8, 2)) as reading:
+        found = [next(reading)]
+        readers = set(multiprocessing.active_children()) - others
+        assert 1 <= len(readers) <= 2  # no more than there are cores
+        for reader in readers:
+            os.kill(reader.pid, signum)
+        found += reading
+    assert sum(map(len, found)) == len(paths) and not readers & set(multiprocessing.active_children())
