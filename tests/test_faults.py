@@ -740,7 +740,8 @@ def large(world, tmp_path):
 def preprocessing(root: Path):
     """A pre-processing in the middle of its first array and the processes that decode for it, stopped until told to go on."""
     process = subprocess.Popen([sys.executable, str(ROOT / "pre_process_sysu.py"), *shlex.split(PRE.format(sysu=root))[1:]],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored where a shell's `&` began
     decoding: list[int] = []
     try:
         deadline = time.monotonic() + 120
