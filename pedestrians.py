@@ -9,7 +9,6 @@ import contextlib
 import io
 import math
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -112,10 +111,9 @@ def for_each(task: Callable[[int], None], ids: int, workers: int, progress: Call
     Raises `UserError` if one of the processes is killed, as the system does where memory runs out.
     """
     if workers > 1:
-        quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent alone answers to it
         ended = "a process that renders persons was ended; free memory, and run again"
         calls = ((pid,) for pid in range(1, ids + 1))
-        with contextlib.closing(in_processes(task, calls, min(workers, ids), quiet, ended)) as results:
+        with contextlib.closing(in_processes(task, calls, min(workers, ids), ended)) as results:
             for done, _ in enumerate(results, 1):
                 if progress:
                     progress(done, ids)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.connection
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -114,7 +113,7 @@ def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) 
     """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows."""
     chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides for start in range(0, len(side), CHUNK)]
     ended = f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer --workers"
-    done = in_processes(decode_rows, chunks, workers, partial(start_worker, layouts), ended)
+    done = in_processes(decode_rows, chunks, workers, ended, partial(start_worker, layouts))
     with contextlib.closing(done), tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
         for images in done:
             bar.update(images)
@@ -128,8 +127,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def start_worker(layouts: dict[str, Layout]) -> None:
-    """Open the arrays in a worker process; the parent alone answers to the keyboard."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Open the arrays in a worker process, which ends with its parent."""
     one_line_warnings()
     threading.Thread(target=end_with_parent, daemon=True).start()
     decode_rows.arrays = {modality: np.memmap(path, np.uint8, "r+", offset, shape)

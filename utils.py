@@ -125,7 +125,8 @@ def signals_held() -> Iterator[None]:
     """
     held: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum)) for signum in signals}
+    heard = signals if threading.current_thread() is threading.main_thread() else ()  # other threads hear of none
+    before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum)) for signum in heard}
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if masks else None
     try:
@@ -139,11 +140,11 @@ def signals_held() -> Iterator[None]:
         signal.raise_signal(held[0])
 
 
-def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], workers: int, start: Callable[[], None],
-                 ended: str) -> Iterator[Any]:
+def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], workers: int, ended: str,
+                 start: Callable[[], None] | None = None) -> Iterator[Any]:
     """Results of `function(*call)` in a pool of processes, in the order in which they come; to be closed.
 
-    Each process begins with `start()`. Raises `UserError(ended)` if the system ends one, as where memory runs out.
+    Each process begins with `start()`, if given. Raises `UserError(ended)` if the system ends one, as where memory runs out.
     """
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, (start,)) as pool:
         try:
@@ -158,11 +159,13 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
             pool.shutdown(cancel_futures=True)
 
 
-def begin(start: Callable[[], None]) -> None:
-    """Begin a process of a pool: the pool ends its processes by SIGTERM where one of them is lost."""
+def begin(start: Callable[[], None] | None) -> None:
+    """Begin a process of a pool, which leaves SIGINT to its parent; by SIGTERM, a pool that has lost a process ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    start()
+    if start:
+        start()
 
 
 def explain_os_error(error: Exception) -> str:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -176,6 +177,12 @@ def test_test_images_come_in_order_and_errors_name_the_file(regdb):
     open(paths[7], "w").close()
     with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
         list(batches(paths, 32, 16, 5, 1))
+
+
+def test_test_images_are_read_in_any_thread(regdb):
+    paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 3
+    with ThreadPoolExecutor(1) as pool:
+        assert sum(map(len, pool.submit(list, batches(paths, 32, 16, 8, 2)).result())) == len(paths) > 64
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -852,7 +852,7 @@ def test_a_signal_waits_until_a_pool_has_its_work(signum):
     others, before = set(multiprocessing.active_children()), signal.signal(signum, stop)
     try:
         with pytest.raises(Stop, match=str(int(signum))):
-            list(in_processes(time.sleep, calls(), 1, int, "ended"))
+            list(in_processes(time.sleep, calls(), 1, "ended"))
         assert signal.getsignal(signum) is stop and submitted == list(range(20))
         assert not set(multiprocessing.active_children()) - others
     finally:
@@ -875,7 +875,7 @@ def test_a_signal_to_all_processes_is_no_lack_of_memory():
     try:
         thread.start()
         with pytest.raises(InterruptedError):
-            list(in_processes(time.sleep, [(30,)], 1, int, "ended"))
+            list(in_processes(time.sleep, [(30,)], 1, "ended"))
     finally:
         thread.join()
         signal.signal(signal.SIGTERM, before)
@@ -883,7 +883,7 @@ def test_a_signal_to_all_processes_is_no_lack_of_memory():
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
 def test_the_keyboard_interrupts_no_process_of_a_pool():
-    masks = list(in_processes(signal.pthread_sigmask, [(signal.SIG_BLOCK, ())] * 2, 1, int, "ended"))
+    masks = list(in_processes(signal.pthread_sigmask, [(signal.SIG_BLOCK, ())] * 2, 1, "ended"))
     assert all(signal.SIGINT in mask and signal.SIGTERM not in mask for mask in masks) and len(masks) == 2
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
