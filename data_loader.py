@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import train_arrays
+from datasets import arrays as train_arrays
 from data_manager import TrainSplit
-from images import read_image, read_images
+from datasets.images import read_image, read_images
 from utils import UserError, one_line, one_line_warnings, signals_held
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB

@@ -627,5 +627,5 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    from data_check import main
+    from datasets.check import main
     run(main)

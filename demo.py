@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from data_manager import DATASETS, Protocol
 from eval_metrics import evaluate
-from images import read_image
-from pedestrians import render_regdb, render_sysu
+from datasets.images import read_image
+from synthetic.pedestrians import render_regdb, render_sysu
 from utils import Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
 
 HERE = Path(__file__).resolve().parent

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 import eval_metrics
 from data_manager import Images, Protocol
 from extraction import FEATURES, side_features
-from images import read_image
+from datasets.images import read_image
 from utils import atomic_path
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_manager import DATASETS, Images, TrainSplit, surprises
-from images import read_image
-from train_arrays import ARRAYS, MANIFEST, manifest
+from datasets.images import read_image
+from datasets.arrays import ARRAYS, MANIFEST, manifest
 from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, one_line_warnings, run, warn,
                    write_json)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-import bench
+from tools import bench
 
 TINY = ("--arch", "resnet18", "--img_h", "32", "--img_w", "16", "--batch-size", "2", "--num_pos", "2", "--repeats", "1",
         "--warmup", "0", "--workers", "1", "--gpu", "cpu")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data_check
-from data_check import FAULT, NOTE
+import datasets.check as data_check
+from datasets.check import FAULT, NOTE
 from utils import UserError
 
-ROOT = Path(data_check.__file__).parent
+ROOT = Path(data_check.__file__).parents[1]
 SHOTS = 3
 
 
@@ -136,7 +136,7 @@ def test_names_that_cannot_be_shown_are_written_as_escapes(sysu):
 
 
 def test_checking_needs_no_torch():
-    code = "import sys, data_check; sys.exit('torch' in sys.modules)"
+    code = "import sys, datasets.check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-import train_arrays
+from datasets import arrays as train_arrays
 from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment, augment_one_by_one, batches,
                          crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
-from images import read_image
+from datasets.images import read_image
 from utils import UserError
 
 

@@ -26,9 +26,9 @@ import torch
 from conftest import ROOT, SMALL, make_regdb, make_sysu
 from PIL import Image
 
-import train_arrays
+from datasets import arrays as train_arrays
 from data_manager import DATASETS
-from images import read_image
+from datasets.images import read_image
 from utils import UserError, in_processes
 
 PRE = "pre_process_sysu.py --data-path {sysu} --img_w 16 --img_h 32 --workers 1"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_manager import parse_id_list, parse_index
-from images import read_image
-from train_arrays import load_npy
+from datasets.images import read_image
+from datasets.arrays import load_npy
 from utils import UserError
 
 quick = settings(max_examples=150, deadline=None, database=None, derandomize=True,

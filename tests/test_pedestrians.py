@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 import demo
-import pedestrians
+from synthetic import pedestrians
 from utils import UserError
 
 VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
@@ -79,8 +79,8 @@ def test_an_interrupted_rendering_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["persons", "painting", "scenes"])
 def test_what_is_rendered_knows_nothing_of_the_data_sets(name):
-    code = f"import sys, {name}; assert not {{'pedestrians', 'demo'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(pedestrians.__file__).parent, check=True, timeout=60)
+    code = f"import sys, synthetic.{name}; assert not {{'synthetic.pedestrians', 'demo'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(pedestrians.__file__).parents[1], check=True, timeout=60)
 
 
 def wait_for_workers() -> None:

@@ -1,7 +1,7 @@
 """Times this repository's ways against the plain ones, the two alternately in one process.
 
-    python bench.py step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
-    python bench.py params          parameters and arithmetic of each method
+    python -m tools.bench step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
+    python -m tools.bench params          parameters and arithmetic of each method
 
 The step that it times is train.py's own.
 """
@@ -28,7 +28,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import engine
-import plain
+from tools import plain
 from data_loader import IdentitySampler, TrainBatches, TrainImages
 from devices import Meters, choose_device, keep_freed_memory, precision, prepare, use_bf16
 from eval_metrics import eval_sysu
@@ -174,7 +174,7 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Re
 
 def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """pre_process_sysu.py, its start included, with a worker on each core against one worker."""
-    script, cores, persons = Path(__file__).with_name("pre_process_sysu.py"), os.cpu_count() or 1, -(-PREPROCESSED // 24)
+    script, cores, persons = Path(__file__).parents[1] / "pre_process_sysu.py", os.cpu_count() or 1, -(-PREPROCESSED // 24)
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder), [f"cam{camera}/{pid:04d}/{number:04d}.jpg" for camera in range(1, 7)
                                           for pid in range(1, persons + 1) for number in range(1, 5)])
@@ -319,8 +319,8 @@ def main() -> None:
     device = choose_device(args.gpu)
     prepare(device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    report = {"command": "python bench.py " + shlex.join(sys.argv[1:]), "device": device_name(device), "cores": os.cpu_count(),
-              "threads": torch.get_num_threads(), "versions": versions(), "results": []}
+    report = {"command": "python -m tools.bench " + shlex.join(sys.argv[1:]), "device": device_name(device),
+              "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions(), "results": []}
     print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; baseline -> variant")
     for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
         for result in BENCHMARKS[name](args, device):

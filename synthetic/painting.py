@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from persons import Camera, Person, Piece
+from synthetic.persons import Camera, Person, Piece
 
 Point = Sequence[float]  # x, y and, where something is sorted by it, nearness
 Texture = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # azimuth, along, half-width -> tone

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from persons import CHANNELS, SCENE, Camera
+from synthetic.persons import CHANNELS, SCENE, Camera
 
 # material: visible RGB, near-infrared and thermal brightness, each varied from scene to scene
 MATERIALS = {

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from painting import Canvas, paint_person
-from persons import PERSON, SHOT, SPLIT, Camera, Person, draw_person
-from scenes import backdrop, clouds
+from synthetic.painting import Canvas, paint_person
+from synthetic.persons import PERSON, SHOT, SPLIT, Camera, Person, draw_person
+from synthetic.scenes import backdrop, clouds
 from utils import in_processes
 
 SYSU_CAMERAS = {

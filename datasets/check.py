@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data_manager as dm
-from images import read_image
+from datasets.images import read_image
 from utils import Parser, UserError, explain_os_error, one_line
 
 SAMPLE = 100  # images opened unless all are asked for

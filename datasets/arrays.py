@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_manager import TrainSplit
-from images import FILTER
+from datasets.images import FILTER
 from utils import UserError, one_line
 
 ARRAYS = {"visible": "train_rgb_resized", "infrared": "train_ir_resized"}
