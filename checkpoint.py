@@ -1,12 +1,16 @@
-"""Checkpoints: written whole or not at all, read without running what they hold, checked before they are used."""
+"""Files of weights, ours and those of other code: written whole or not at all, read without running what they hold.
+
+Other code: the AGW line (AGW, CAJ and their `base`) and the published CGRNet, read by their keys. Each of their modules
+carries a whole ResNet of which their forward pass uses some stages; those are taken, the rest is counted. What their
+forward pass does not use is built without: the published CGRNet has no graph.
+"""
 from __future__ import annotations
 
-import contextlib
-import pickle
-import pickletools
-import random
+import dataclasses
 import re
 import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +18,62 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_manager import DATASETS, TRIALS
-from model import ARCHS, METHODS, TwoStream
+from backbones import BACKBONES, fetch_imagenet, weight_shapes
+from data_manager import DATASETS
+from model import METHODS, TwoStream
 from utils import UserError, atomic_path, one_line, warn
 
 FORMAT = 1
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored in
+OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+@dataclass
+class Checkpoint:
+    """What a file of train.py holds.
+
+    args: the run's arguments; trial: the data set's split; epoch: the next one; step, sums: of an epoch that was begun;
+    best: scores of the best epoch so far; fingerprint: of the training images; processes: that train together;
+    criterion, optimiser: what losses learn, and the optimiser's state, which is None in a file of weights alone (`best`).
+    """
+
+    net: dict[str, Tensor]
+    args: dict[str, Any]
+    num_classes: int
+    epoch: int = 0
+    trial: int = 1
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=lambda: {"rank-1": -1.0, "mAP": 0.0, "epoch": -1})
+    fingerprint: str = ""
+    processes: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str = "unknown"
+    criterion: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Any] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What the file says of its network: data set, method, backbone and image size."""
+        return {name: self.args.get(name) for name in ("dataset", "method", "arch", "img_w", "img_h")}
+
+    def network(self, path: str | Path, flag: str = "--resume") -> TwoStream:
+        """The network; raises `UserError` if the weights are not those of the method and backbone that the file names."""
+        for name, known in (("method", METHODS), ("arch", BACKBONES)):
+            if self.args.get(name) not in known:
+                raise UserError(f"{flag} {path}: {name} {str(self.args.get(name))[:40]!r} found in it, one of "
+                                f"{', '.join(known)} expected; use a file that train.py wrote")
+        net = TwoStream(self.args["method"], self.args["arch"], self.num_classes)
+        restore(net, self.net, path, flag)
+        return net
+
+
+# -------------------------------------------------------------------------------------------------------- files
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one, whole.
 
     Raises `UserError` naming the file where the disk or the folder refuses it.
     """
+    content = {entry.name: getattr(checkpoint, entry.name) for entry in dataclasses.fields(checkpoint)}
+    content = {"format": FORMAT, **{name: value for name, value in content.items() if value is not None}}
     try:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -57,32 +104,15 @@ def load_file(path: str | Path, flag: str) -> Any:
 
 def why_refused(path: Path, error: Exception) -> str:
     """Say in words what a file that torch could not load holds."""
-    named = re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed global", str(error))
-    name = named[1] or named[2] if named else named_in_pickle(path)
-    if name and isinstance(error, pickle.UnpicklingError):
-        return (f"refused, it refers to {name}, which could run code when loaded; tensors, plain types and NumPy arrays expected; "
-                "use a file from a source you trust")
+    if named := re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed global", str(error)):
+        return (f"refused, it refers to {named[1] or named[2]}, which could run code when loaded; tensors, plain types and "
+                "NumPy arrays expected; use a file from a source you trust")
     cause = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", one_line(error))
     reason = cause[1] if cause else f"{type(error).__name__}: {one_line(error)}"
     with open(path, "rb") as file:
         start = file.read(16)
-    return (f"{path.stat().st_size} bytes that begin with {start!r} found, a whole checkpoint of tensors, plain types and NumPy "
-            f"arrays of numbers expected ({reason[:160]}); use another file")
-
-
-def named_in_pickle(path: Path) -> str | None:
-    """The first name outside torch and NumPy that a plain pickle refers to, read without running it; None without one."""
-    words: list[str] = []
-    with open(path, "rb") as file, contextlib.suppress(Exception):  # pickletools stumbles over what is no pickle
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name in ("GLOBAL", "INST"):
-                words[:] = argument.split(" ", 1)
-            elif isinstance(argument, str):
-                words.append(argument)
-            refers = opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL")
-            if refers and words[-2].split(".")[0] not in ("torch", "numpy", "collections"):
-                return ".".join(words[-2:])
-    return None
+    return (f"{path.stat().st_size} bytes that begin with {start!r} found, a whole checkpoint of tensors, plain types and "
+            f"NumPy arrays of numbers expected ({reason[:160]}); use another file")
 
 
 def numpy_globals() -> list[Any]:
@@ -95,43 +125,27 @@ def numpy_globals() -> list[Any]:
             (reconstruct, "numpy._core.multiarray._reconstruct"), (scalar, "numpy._core.multiarray.scalar")]
 
 
-def load_checkpoint(path: str | Path, flag: str = "--resume") -> dict[str, Any]:
-    """Read one of this project's checkpoints.
+def load_checkpoint(path: str | Path, flag: str = "--resume") -> Checkpoint:
+    """Read one of this project's checkpoints; raises `UserError` if it is none."""
+    return as_checkpoint(load_file(path, flag), path, flag)
 
-    Raises `UserError` if it is none, is of another version, contradicts itself or holds NaN.
-    """
-    content = load_file(path, flag)
+
+def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Checkpoint:
+    """A file's content as a checkpoint; raises `UserError` if it is none, is of another version or holds NaN."""
     if not is_own(content):
-        raise UserError(f"{flag} {path}: {describe(content)} found, a checkpoint of train.py expected; use a *_last.t or "
-                        "*_best.t file")
+        raise UserError(f"{flag} {path}: {describe(content)} found, {OURS}")
     if content["format"] != FORMAT:
-        raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the version of the code that "
-                        "wrote it")
-    require_facts(content, path, flag)
-    require_finite(content["net"], path, flag)
-    return content
-
-
-def require_facts(content: dict[str, Any], path: str | Path, flag: str) -> None:
-    """Raise `UserError` unless what a checkpoint says of itself is a network of ours, and its classifier fits."""
-    sizes, trials = range(16, 4097), range(1, TRIALS + 1)
-    expected = {"method": METHODS, "arch": ARCHS, "dataset": DATASETS, "img_h": sizes, "img_w": sizes, "trial": trials}
-    for name, value, known in [*((name, content["args"].get(name), known) for name, known in expected.items()),
-                               ("trial", content.get("trial"), trials)]:
-        if not isinstance(value, (str, int)) or value not in known:
-            words = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
-            raise UserError(f"{flag} {path}: {name} {str(value)[:40]!r} found in it, one of {words} expected; use a file that "
-                            "train.py wrote")
-    if content["trial"] != content["args"]["trial"]:
-        raise UserError(f"{flag} {path}: trial {content['trial']} and, in its arguments, {content['args']['trial']} found; use a "
-                        "file that train.py wrote")
-    if content["epoch"] < 0:
-        raise UserError(f"{flag} {path}: epoch {content['epoch']} found, at least 0 expected; use a file that train.py wrote")
-    head = content["net"].get("classifier.weight")
-    if not isinstance(head, Tensor) or head.ndim != 2 or len(head) != content["num_classes"]:
-        found = f"a classifier of shape {tuple(head.shape)}" if isinstance(head, Tensor) else "no classifier.weight"
-        raise UserError(f"{flag} {path}: {content['num_classes']} classes and {found} found, one row for each class expected; use "
-                        "a file that train.py wrote")
+        raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the version of the code "
+                        "that wrote it")
+    names = {entry.name for entry in dataclasses.fields(Checkpoint)}
+    checkpoint = Checkpoint(**{name: value for name, value in content.items() if name in names})
+    require_finite(checkpoint.net, path, flag)
+    head = checkpoint.net.get("classifier.weight")
+    if head is None or len(head) != checkpoint.num_classes:
+        found = "no classifier.weight" if head is None else f"a classifier of shape {tuple(head.shape)}"
+        raise UserError(f"{flag} {path}: {checkpoint.num_classes} classes and {found} found, one row for each class "
+                        "expected; use a file that train.py wrote")
+    return checkpoint
 
 
 def is_own(content: Any) -> bool:
@@ -149,73 +163,45 @@ def describe(content: Any) -> str:
     return f"a dict with the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
 
 
-def require_finite(weights: dict[str, Tensor], path: str | Path, flag: str) -> None:
-    """Raise `UserError` if a weight is no plain tensor, or holds NaN or an infinity."""
+def require_finite(weights: Mapping[str, Any], path: str | Path, flag: str) -> None:
+    """Raise `UserError` if a weight is no tensor, or holds NaN or an infinity."""
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use another file")
-        counts = value.dtype == torch.int64 and name.endswith("num_batches_tracked")
-        if value.is_nested or value.layout != torch.strided or value.is_meta or not (counts or value.dtype in FLOATS):
-            raise UserError(f"{flag} {path}: {name} is a tensor of {value.dtype}, {value.layout} on {value.device}, plain real "
-                            "numbers expected; use another file")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{flag} {path}: {name} holds NaN or infinite values; use an earlier checkpoint")
 
 
-def restore(net: nn.Module, weights: dict[str, Tensor], path: str | Path, flag: str) -> None:
+def restore(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path, flag: str) -> None:
     """Load weights that must fit the network key by key; `UserError` names the first that does not."""
     own = net.state_dict()
     for kind, names in (("lacks", own.keys() - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):
         if names:
-            raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the same method and "
-                            "architecture expected")
+            raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the same method "
+                            "and architecture expected")
     for name, value in weights.items():
         if value.shape != own[name].shape:
-            raise UserError(f"{flag} {path}: {name} has shape {tuple(value.shape)}, {tuple(own[name].shape)} expected; a file of "
-                            "the same architecture and class count expected")
+            raise UserError(f"{flag} {path}: {name} has shape {tuple(value.shape)}, {tuple(own[name].shape)} expected; a "
+                            "file of the same architecture and class count expected")
     net.load_state_dict(weights)
 
 
-def network_of(content: dict[str, Any], path: str | Path, flag: str = "--resume") -> TwoStream:
-    """The network of one of this project's checkpoints, as `load_checkpoint` returns it."""
-    net = TwoStream(content["args"]["method"], content["args"]["arch"], content["num_classes"])
-    restore(net, content["net"], path, flag)
-    return net
+def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
+    """Delete all but the newest `keep` epoch_N files of a run up to this epoch; later ones are of an earlier run."""
+    name = re.compile(re.escape(run) + r"_epoch_(\d+)\.t")
+    numbered = sorted((int(match[1]), path) for path in folder.iterdir()
+                      if (match := name.fullmatch(path.name)) and int(match[1]) <= epoch)
+    for _, path in numbered[:-keep]:
+        path.unlink(missing_ok=True)
 
 
 def warn_of_best(path: str | Path) -> None:
     """Warn that a checkpoint was chosen by scores on the images that it is about to be tested on."""
-    warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in this field; a last file "
-         "is not")
+    warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in this field; a "
+         "last file is not")
 
 
-def load_init(net: nn.Module, path: str, dataset: str, trial: int) -> list[str]:
-    """`--init`: take those weights of a checkpoint that fit by name and shape; returns the names left as they were.
-
-    A stage that the file shares and the network has once for each modality (`cgrnet` from `base`) goes to both streams.
-    Raises `UserError` if nothing fits, or if the file was trained on another split of this data set, whose training persons
-    are among the test persons of this one.
-    """
-    content = load_file(path, "--init")
-    if is_own(content) and DATASETS[dataset].splits > 1 and content["args"].get("dataset") == dataset:
-        if content.get("trial") != trial:
-            raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons are among the test "
-                            f"persons of trial {trial}; take a file of the same trial, or of another data set")
-    weights = content.get("net", content) if isinstance(content, dict) else {}
-    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)} if isinstance(weights, dict) else {}
-    require_finite(weights, path, "--init")
-    own = net.state_dict()
-    sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name) for name in own}
-    fitting = {name: weights[source] for name, source in sources.items()
-               if source in weights and weights[source].shape == own[name].shape}
-    if not fitting:
-        raise UserError(f"--init {path}: {describe(content)} found, none of whose tensors fits the network; a checkpoint of "
-                        "train.py expected")
-    net.load_state_dict(fitting, strict=False)
-    used = fitting.keys() | {sources[name] for name in fitting}
-    return sorted(map(str, (own.keys() | weights.keys()) - used))
-
-
+# ------------------------------------------------------------------------------------------------ first weights
 def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
     """The backbone's first weights: None for `none`, torchvision's ImageNet-1k V1 for `imagenet`, or a file of that form.
 
@@ -223,66 +209,163 @@ def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
     """
     if source == "none":
         return None
-    flag = f"--pretrained {source}"
-    if source == "imagenet":
-        source = fetch_imagenet(arch)
-    weights = load_file(source, "--pretrained")
-    import torchvision
-    expected = getattr(torchvision.models, arch)(weights=None).state_dict()
-    if not isinstance(weights, dict):
-        weights = {}
-    for name, value in expected.items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
-            continue
-        if not isinstance(weights.get(name), Tensor) or weights[name].shape != value.shape:
-            raise UserError(f"{flag}: {source} holds {describe(weights)} without {name} of shape {tuple(value.shape)}; "
-                            f"torchvision's state dict of {arch} expected")
-    require_finite({name: weights[name] for name in expected if name in weights}, source, "--pretrained")
+    path = fetch_imagenet(arch) if source == "imagenet" else source
+    weights, shapes = load_file(path, "--pretrained"), weight_shapes(arch)
+    for name, shape in shapes.items():
+        value = weights.get(name) if isinstance(weights, dict) else None
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise UserError(f"--pretrained {source}: {path} holds {describe(weights)} without {name} of shape "
+                            f"{tuple(shape)}; torchvision's state dict of {arch} expected")
+    require_finite({name: weights[name] for name in shapes}, path, "--pretrained")
     return weights
 
 
-def fetch_imagenet(arch: str) -> Path:
-    """The path of torchvision's ImageNet-1k V1 weights, fetched into torch's cache unless they are there."""
-    import torchvision
-    enum = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(enum.url).name
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=path.stem.split("-")[-1])
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"--pretrained imagenet: {enum.url} cannot be fetched ({one_line(error)[:120]}); put that file at "
-                            f"{path}, or use --pretrained FILE or --pretrained none") from None
-    return path
+def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
+    """`--init`: take the weights of a file that fit by name and shape; returns a line that says what came and what not.
+
+    Reads checkpoints of train.py, published files, and bare state dicts of either. A stage that the file shares and the
+    network has once for each modality (`cgrnet` from `base`) goes to both streams. Raises `UserError` unless the whole
+    backbone is there, or if the file was trained on another split of this data set, whose training persons are among the
+    test persons of this one.
+    """
+    content = load_file(path, "--init")
+    if is_own(content) and DATASETS[dataset].splits > 1 and content["args"].get("dataset") == dataset:
+        if content.get("trial") != trial:
+            raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons are among the "
+                            f"test persons of trial {trial}; take a file of the same trial, or of another data set")
+    weights = content.get("net", content) if isinstance(content, dict) else {}
+    weights = without_prefix({name: value for name, value in weights.items() if isinstance(value, Tensor)})
+    if is_published(weights):
+        weights = translated(weights, path, "--init")[0]
+    require_finite(weights, path, "--init")
+    own = net.state_dict()
+    sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name) for name in own}
+    fitting = {name: weights[source] for name, source in sources.items()
+               if source in weights and weights[source].shape == own[name].shape}
+    backbone = [name for name in own if name.startswith(("streams.", "shared."))]
+    missing = [name for name in backbone if name not in fitting and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(f"--init {path}: {describe(content)} without {missing[0]} of shape {tuple(own[missing[0]].shape)} "
+                        f"found ({len(missing)} such of {len(backbone)}); the whole backbone of this network expected; "
+                        "take a file of the same architecture whose layers fit, or leave --init out")
+    net.load_state_dict(fitting, strict=False)
+    left = sorted((own.keys() | weights.keys()) - fitting.keys() - {sources[name] for name in fitting})
+    return (f"{len(fitting)} of {len(own)} tensors and 100 % of the backbone's parameters came from the file; "
+            + (f"left out: {', '.join(left)}" if left else "every key used"))
 
 
-def rng_state() -> dict[str, Any]:
-    """The state of every generator, as tensors and plain types."""
-    version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {"python": [version, list(numbers), gauss],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+# -------------------------------------------------------------------------------------------------- other code
+SIGNS = ("visible_module.visible.", "thermal_module.thermal.", "base_resnet.base.")  # of a published file
+AGW = {  # our modules -> theirs; the longest name that fits counts
+    "streams.visible": "visible_module.visible", "streams.infrared": "thermal_module.thermal",
+    "shared": "base_resnet.base", "non_local.layer2": "NL_2", "non_local.layer3": "NL_3", "bottleneck": "bottleneck",
+    "classifier": "classifier",
+}
+CGRNET_ONLY = {
+    "streams.visible.layer1": "visible_block.base.layer1", "streams.infrared.layer1": "thermal_block.base.layer1",
+    "shared.layer2": "common_block.base.layer2", "similarity.visible": "cam1", "similarity.infrared": "cam2",
+}
+# Modules of published files that their forward pass does not use, whole or but for the layers that are taken.
+SPARE = ("visible_module.visible", "thermal_module.thermal", "base_resnet.base", "visible_block.base",
+         "thermal_block.base", "common_block.base", "local2local", "local2global", "global2local")
+PUBLISHED = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=None, similarity="energy")}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every generator back; those of CUDA only where as many devices are there."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def is_published(weights: Any) -> bool:
+    """Whether this is a state dict with keys of the AGW line, with or without the prefix of data-parallel training."""
+    return isinstance(weights, dict) and any(name.startswith(SIGNS) for name in without_prefix(weights))
 
 
-def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
-    """Delete all but the newest `keep` epoch_N files of a run up to this epoch; later ones are of an earlier run."""
-    numbered = sorted((int(match[1]), path) for path in folder.glob(f"{_escape(run)}_epoch_*.t")
-                      if (match := re.fullmatch(r".*_epoch_(\d+)\.t", path.name)) and int(match[1]) <= epoch)
-    for _, path in numbered[:-keep]:
-        path.unlink(missing_ok=True)
+def without_prefix(weights: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same state dict without the `module.` that DataParallel puts before every name."""
+    return {str(name).removeprefix("module."): value for name, value in weights.items()}
 
 
-def _escape(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[str, Any], list[str]]:
+    """The network of a published checkpoint in eval mode, what its keys say of it, and lines on what was used.
+
+    Raises `UserError` for a key that the forward pass needs and that is missing, of another shape or not finite, and for
+    keys of modules that it does not know.
+    """
+    found = without_prefix(content["net"])
+    weights, method, arch, classes = translated(found, path, "--resume")
+    require_finite(weights, path, "--resume")
+    net = TwoStream(PUBLISHED[method], arch, classes)
+    net.load_state_dict(weights, strict=False)
+    missing, unused = len(net.state_dict()) - len(weights), unused_names(found, method, arch)
+    trained_on = [("dataset", name) for name, data in DATASETS.items() if data.published.get("training persons") == classes]
+    report = [f"used: {len(weights)} keys ({method}, {arch}, {classes} classes)",
+              f"unused: {len(unused)} keys ({summarise(unused)})" if unused else "unused: none",
+              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing else "missing: none"]
+    return net.eval(), {"method": method, "arch": arch, **dict(trained_on)}, report
+
+
+def translated(found: dict[str, Any], path: str, flag: str) -> tuple[dict[str, Tensor], str, str, int]:
+    """The weights of a published state dict under our names, with method, backbone and number of classes.
+
+    Raises `UserError` for a missing key, one of another shape, and one that no known module has.
+    """
+    head = found.get("classifier.weight")
+    if not isinstance(head, Tensor) or head.ndim != 2:
+        raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells the number of "
+                        "classes; a complete checkpoint expected")
+    tops = {name.split(".")[0] for name in found}
+    method = "cgrnet" if tops & {name.split(".")[0] for name in CGRNET_ONLY.values()} else (
+        "agw" if any(name.startswith("NL_") for name in tops) else "base")
+    arch = min(BACKBONES, key=lambda arch: len(published_shapes(method, arch, len(head)).keys() - found.keys()))
+    shapes = published_shapes(method, arch, len(head))
+    for name, (_, shape) in shapes.items():
+        if name not in found:
+            if name.endswith("num_batches_tracked"):  # a count that testing does not read
+                continue
+            raise UserError(f"{flag} {path}: lacks {name}, which {method} on {arch} needs; a complete checkpoint expected")
+        if getattr(found[name], "shape", None) != shape:
+            what = f"has shape {tuple(found[name].shape)}" if isinstance(found[name], Tensor) else (
+                f"is a {type(found[name]).__name__}")
+            raise UserError(f"{flag} {path}: {name} {what}, a tensor of shape {tuple(shape)} expected for {method} on "
+                            f"{arch}; use another file")
+    for name in unused_names(found, method, arch):
+        if not name.startswith(tuple(f"{spare}." for spare in SPARE)) or top(name) in map(top, shapes):
+            raise UserError(f"{flag} {path}: {name} found, which {method} on {arch} has no place for; a published file of "
+                            f"AGW, CAJ or CGRNet on {' or '.join(BACKBONES)} expected: this is another network")
+    return {ours: found[name] for name, (ours, _) in shapes.items() if name in found}, method, arch, len(head)
+
+
+def published_shapes(method: str, arch: str, classes: int) -> dict[str, tuple[str, torch.Size]]:
+    """For each published name that a method's forward pass uses: our name of it, and its shape."""
+    theirs = AGW | (CGRNET_ONLY if method == "cgrnet" else {})
+    with torch.device("meta"):
+        own = TwoStream(PUBLISHED[method], arch, classes).state_dict()
+    return {translate(name, theirs): (name, value.shape) for name, value in own.items()}
+
+
+def unused_names(found: Mapping[str, Any], method: str, arch: str) -> list[str]:
+    """The names of a published state dict that the forward pass does not use."""
+    used = published_shapes(method, arch, 1)
+    return [name for name in found if name not in used]
+
+
+def translate(name: str, theirs: Mapping[str, str]) -> str:
+    """The published name of one of our weights; their non-local block wraps g in a sequence."""
+    module = max((ours for ours in theirs if name.startswith(f"{ours}.")), key=len)
+    return re.sub(r"^(NL_\d\.\d+\.g)\.", r"\1.0.", theirs[module] + name[len(module):])
+
+
+def top(name: str) -> str:
+    """The layer of a ResNet, or else the module, that a published name belongs to."""
+    return re.match(r"\w+\.(?:visible|thermal|base)\.\w+|\w*", name)[0]
+
+
+def summarise(names: Iterable[str]) -> str:
+    """Published names in a few words, such as `visible_module.visible.layer1-4, fc; local2local`."""
+    layers: dict[str, list[str]] = {}
+    for layer in dict.fromkeys(map(top, names)):
+        module, _, last = layer.rpartition(".")
+        layers.setdefault(module or last, []).extend([last] if module else [])
+    words = []
+    for module, inner in layers.items():
+        text = ", ".join(inner)
+        for first, last in ((1, 4), (1, 3), (2, 4), (1, 2), (2, 3), (3, 4)):
+            text = text.replace(", ".join(f"layer{n}" for n in range(first, last + 1)), f"layer{first}-{last}")
+        words.append(f"{module}.{text}" if text else module)
+    return "; ".join(words)

@@ -1,22 +1,24 @@
-"""Pixels: training arrays, the identity sampler, batched augmentation, and readers of test images."""
+"""Pixels: training arrays, the identity sampler, augmentations of whole batches, and the reader of test images.
+
+To add an augmentation, write a function of (images, modality, generator) and put it into `AUGMENTATIONS`.
+"""
 from __future__ import annotations
 
 import functools
-import os
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from datasets import arrays as train_arrays
 from data_manager import TrainSplit
+from datasets import arrays as train_arrays
 from datasets.images import read_image, read_images
-from utils import UserError, one_line, one_line_warnings, signals_held
+from model import MODALITIES, VISIBLE, View
+from utils import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 PADDING = 10  # pixels
@@ -91,23 +93,40 @@ def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray
     return np.concatenate(rounds)[:count]
 
 
-# -------------------------------------------------------------------------------------------------- augmentation
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+# ------------------------------------------------------------------------------------------------ augmentation
+def augment(images: Tensor, names: Sequence[str], modality: str, generator: torch.Generator) -> Tensor:
+    """Augment a batch of one modality in the ways that are named, one after the other, and normalise it.
+
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device. `generator` belongs to
+    that device.
+    """
+    if "standard" not in names:
+        images = normalise(images)
+    for name in sorted(names, key=lambda name: name != "standard"):  # the one that works on bytes
+        images = AUGMENTATIONS[name](images, modality, generator)
+    return images
+
+
+def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
     """Pad by 10 pixels of zeros, crop at random, mirror half of the images, normalise.
 
-    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device, equal in distribution
-    to the same steps on single images. `generator` belongs to that device.
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, equal in distribution to the same steps on
+    single images.
     """
-    batch, height, width, _ = images.shape
-    offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=images.device)
-    mirrored = torch.rand(batch, generator=generator, device=images.device) < 0.5
-    if images.device.type == "cpu":
+    batch, device = len(images), images.device
+    offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=device)
+    mirrored = torch.rand(batch, generator=generator, device=device) < 0.5
+    if device.type == "cpu":
         return augment_one_by_one(images, *offsets, mirrored)
     return normalise(crop_and_mirror(images, *offsets, mirrored))
 
 
+# Each but `standard` maps normalised images (B, 3, height, width) of a modality to others; see `augment`.
+AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {"standard": standard}
+
+
 def augment_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-    """`normalise(crop_and_mirror(...))` for the CPU: one image at a time stays in its cache, several times as fast."""
+    """`normalise(crop_and_mirror(...))` for the CPU: one image at a time stays in its cache (docs/speed.md)."""
     height, width = images.shape[1:3]
     scale, shift = scale_and_shift(images.device, width)
     canvas = images.new_zeros(height + 2 * PADDING, width + 2 * PADDING, 3)
@@ -151,50 +170,58 @@ def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
 
 
 class TrainBatches:
-    """Batches of an epoch on the device: (visible, infrared, labels), one read ahead of the step that uses it.
+    """Batches of an epoch on the device: ({view: images}, labels), one read ahead of the step that uses it.
 
-    Pixels live on the device where `on_device`; else a thread gathers them into (pinned) memory and copies them, on CUDA on a
-    stream of its own, while the device computes. Augmentation of a step depends on (seed, epoch, step, rank) alone.
+    Pixels live on the device where `on_device`; else a thread gathers them into (pinned) memory and copies them, on CUDA
+    on a stream of its own, while the device computes. Every view of a modality shows the same images. Augmentation of a
+    step depends on (seed, epoch, step, rank) alone.
     """
 
-    def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, device: torch.device, on_device: bool,
-                 seed: int, rank: int = 0) -> None:
-        self.pixels = [images[m].pixels.to(device) if on_device else images[m].pixels for m in ("visible", "infrared")]
-        self.labels = torch.from_numpy(images["visible"].labels).to(device)
-        self.sampler, self.device, self.on_device, self.seed, self.rank = sampler, device, on_device, seed, rank
+    def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, views: Mapping[str, View],
+                 device: torch.device, on_device: bool, seed: int, rank: int = 0) -> None:
+        self.pixels = [images[m].pixels.to(device) if on_device else images[m].pixels for m in MODALITIES]
+        self.labels = torch.from_numpy(images[VISIBLE].labels).to(device)
+        self.sampler, self.views, self.device, self.on_device = sampler, views, device, on_device
+        self.seed, self.rank = seed, rank
         self.generator = torch.Generator(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" and not on_device else None
 
     def __len__(self) -> int:
         return self.sampler.steps
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The batches from step `start` of an epoch on; labels are those of either half, (N x P,)."""
+    @property
+    def images_per_step(self) -> int:
+        """Images of both modalities that one step of this process sees, whatever the number of views."""
+        return 2 * self.sampler.identities * self.sampler.images
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """The batches from step `start` of an epoch on; labels are those of any one view, (N x P,)."""
         indices = torch.from_numpy(self.sampler.epoch(epoch, self.rank))
         labels = self.labels[indices[:, 0].to(self.device)]
         indices = indices.to(self.device) if self.on_device else indices
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.gather, indices[start]) if start < len(indices) else None
             for step in range(start, len(indices)):
-                pixels = self.arrived(ahead.result())
+                pixels = dict(zip(MODALITIES, self.arrived(ahead.result())))
                 ahead = pool.submit(self.gather, indices[step + 1]) if step + 1 < len(indices) else None
                 self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
-                visible, infrared = augment(pixels, self.generator).chunk(2)
-                yield visible, infrared, labels[step]
+                yield {name: augment(pixels[view.modality], view.augment, view.modality, self.generator)
+                       for name, view in self.views.items()}, labels[step]
 
     def gather(self, index: Tensor) -> Tensor:
-        """One batch's raw pixels, visible before infrared: (2 N P, height, width, 3) uint8, on its way to the device."""
+        """One batch's raw pixels by modality: (2, N x P, height, width, 3) uint8, on their way to the device."""
         pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8, device=self.pixels[0].device,
                              pin_memory=self.stream is not None)
         for half, source, rows in zip(pixels, self.pixels, index):
             if self.on_device:
                 torch.index_select(source, 0, rows, out=half)
             else:  # by NumPy: a second team of torch's threads would stand in the way of the one that computes
-                np.take(source.numpy(), rows.numpy(), 0, half.numpy(), mode="clip")  # no row is outside; "raise" would copy twice
+                # no row is outside; mode="raise" would copy twice
+                np.take(source.numpy(), rows.numpy(), 0, half.numpy(), mode="clip")
         if self.stream is not None:
             with torch.cuda.stream(self.stream):
                 pixels = pixels.to(self.device, non_blocking=True)
-        return pixels.flatten(0, 1)
+        return pixels
 
     def arrived(self, pixels: Tensor) -> Tensor:
         """The same pixels, for which the device's current stream waits where they come on another."""
@@ -216,53 +243,35 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
     return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] / 2
 
 
-# --------------------------------------------------------------------------------------------------- test images
-class ImageFiles(Dataset):
-    """Image files as (height, width, 3) uint8 tensors, decoded on access; a `UserError` is an item, raised by `batches`."""
-
-    def __init__(self, paths: Sequence[str], height: int, width: int) -> None:
-        self.paths, self.height, self.width = paths, height, width
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor | UserError:
-        try:
-            return torch.from_numpy(read_image(self.paths[index], self.height, self.width))
-        except UserError as error:
-            return error
-
-
-def collate(items: list[Tensor | UserError]) -> Tensor | UserError:
-    """Stack images, or pass on the first error."""
-    return next((item for item in items if isinstance(item, UserError)), None) or torch.stack(items)
-
-
-def start_reader(worker: int) -> None:
-    """A reading process leaves signals to its parent, with which it ends: schedulers of clusters send them to both."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    one_line_warnings()
-
-
-def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int, pin: bool = False) -> Iterator[Tensor]:
+# ---------------------------------------------------------------------------------------------------- test images
+def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
+            pin: bool = False) -> Iterator[Tensor]:
     """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
 
-    Also if a reading process is killed, as the system does where memory runs out. `pin`: in pinned memory, for a GPU.
+    workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. `pin`: in pinned memory, for a
+    GPU.
     """
-    workers = min(workers, os.cpu_count() or 1) if len(paths) > 64 else 0  # a few images are read before a worker starts
-    loader = DataLoader(ImageFiles(paths, height, width), batch_size, num_workers=workers, collate_fn=collate,
-                        generator=torch.Generator(),  # leave the global one alone
-                        pin_memory=pin, worker_init_fn=start_reader)
-    try:
-        with signals_held():
-            reading = iter(loader)  # starts the processes
-        for batch in reading:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(f"--workers {workers}: a process that reads images ended ({one_line(error)[:160]}); free memory, or use "
-                        "fewer --workers") from None
+    def read(batch: Sequence[str]) -> list[Future]:
+        return [pool.submit(read_image, path, height, width) for path in batch]
+
+    chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
+    if workers == 0:
+        for chunk in chunks:
+            yield stack([read_image(path, height, width) for path in chunk], pin)
+        return
+    ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            jobs = deque(map(read, chunks[:ahead]))
+            for chunk in [*chunks[ahead:], *[()] * len(jobs)]:
+                images = [job.result() for job in jobs.popleft()]
+                jobs.append(read(chunk))
+                yield stack(images, pin)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def stack(images: list[np.ndarray], pin: bool) -> Tensor:
+    """One batch of decoded images, in pinned memory for a GPU."""
+    batch = torch.from_numpy(np.stack(images))
+    return batch.pin_memory() if pin else batch

@@ -1,4 +1,4 @@
-"""Where and how to compute: device, precision, seeds, processes, and meters that never make the device wait."""
+"""Where and how to compute: device, precision, seeds, processes."""
 from __future__ import annotations
 
 import contextlib
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from utils import UserError, warn
 
@@ -90,7 +89,7 @@ def keep_freed_memory(keep: bool = True) -> None:
     """Have the C library keep freed memory for the next tensor, or not; does nothing where it is not glibc.
 
     glibc gives tensors of over 32 MB back to the system as they are freed, and takes zeroed pages for the next, one fault each:
-    up to a third of a step (README, Speed). Not to keep is what its own, growing thresholds come to, see mallopt(3).
+    up to a third of a step (docs/speed.md). Not to keep is what its own, growing thresholds come to, see mallopt(3).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -137,47 +136,3 @@ def cpu_has_bf16() -> bool:
 def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
     """Autocast to bfloat16, or nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-class Meters:
-    """Scalars of each step of an epoch, kept on the device until they are read.
-
-    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went wrong. What is read is
-    the mean over all processes, which read together.
-    """
-
-    def __init__(self, sums: dict[str, float] | None = None, steps: int = 0) -> None:
-        self.steps = steps
-        self.sums = dict(sums or {})
-        self.names: list[str] = list(self.sums)
-        self.rows: list[Tensor] = []
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Keep one step's scalars (0-dim tensors)."""
-        self.names = list(values)
-        self.rows.append(torch.stack([value.detach().float() for value in values.values()]))
-        self.steps += 1
-
-    def read(self) -> int | None:
-        """Fetch the rows since the last call; returns the index among the epoch's steps of the first that is not finite."""
-        if not self.rows:
-            return None
-        rows = torch.stack(self.rows).double()
-        if dist.is_initialized():
-            dist.all_reduce(rows)
-            rows /= dist.get_world_size()
-        rows = rows.cpu().numpy()
-        first = self.steps - len(rows)
-        self.rows = []
-        for row in rows:
-            self.sums = {name: self.sums.get(name, 0.0) + float(value) for name, value in zip(self.names, row)}
-        self.last = dict(zip(self.names, rows[-1].tolist()))
-        broken = np.flatnonzero(~np.isfinite(rows).all(1))
-        if len(broken):
-            self.last = dict(zip(self.names, rows[broken[0]].tolist()))
-            return first + int(broken[0])
-        return None
-
-    def means(self) -> dict[str, float]:
-        """Mean of each scalar over the steps read so far."""
-        return {name: total / self.steps for name, total in self.sums.items()}

@@ -1,44 +1,32 @@
-"""The engine of training: network and optimiser from arguments, schedule, and the loop over an epoch's steps."""
+"""The engine: an epoch of training, optimiser, schedule and meters; features and scores of whole searches."""
 from __future__ import annotations
 
-import argparse
-import contextlib
+import itertools
 import math
 import signal
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from checkpoint import load_init, network_of, pretrained_weights
-from data_loader import TrainBatches
-from devices import Meters, precision
-from loss import method_loss
-from model import TwoStream
-from utils import Interrupted, Log, UserError
+from data_loader import TrainBatches, batches, normalise
+from data_manager import Images, Search
+from devices import precision, without_tf32
+from eval_metrics import distance_matrix, evaluate, k_reciprocal_distance
+from loss import Criterion
+from model import MODALITIES, TwoStream, folded
+from results import FEATURES, Scores
+from utils import Interrupted, Log, UserError, show, warn
+
+NEARLY_IDENTICAL = 0.9999  # length of the mean of unit features
 
 
-def build_network(args: argparse.Namespace, saved: dict[str, Any] | None, classes: int, log: Log,
-                  device: torch.device) -> TwoStream:
-    """A new network with the first weights that the arguments name, or the one of a checkpoint."""
-    if saved is not None:
-        net = network_of(saved, args.resume)
-    elif args.init:
-        net = TwoStream(args.method, args.arch, classes)
-        left_out = load_init(net, args.init, args.dataset, args.trial)
-        log(f"--init {args.init}: " + (f"left out {', '.join(left_out)}" if left_out else "every key used"))
-    else:
-        net = TwoStream(args.method, args.arch, classes, pretrained_weights(args.pretrained, args.arch))
-    if args.sync_bn:
-        if device.type != "cuda":
-            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the CPU; leave it "
-                            "out, or go on with such a run on CUDA")
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return net.to(device, memory_format=torch.channels_last)
-
-
+# ---------------------------------------------------------------------------------------------------- training
 def learning_rate_factor(epoch: int, epochs: int, schedule: str) -> float:
     """Factor on the learning rate of an epoch.
 
@@ -50,14 +38,82 @@ def learning_rate_factor(epoch: int, epochs: int, schedule: str) -> float:
     return (epoch + 1) / 10 if epoch < 10 else 1.0 if epoch < 20 else 0.1 if epoch < 50 else 0.01
 
 
-def build_optimiser(net: TwoStream, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam; one fused kernel where the device has it."""
-    groups = net.parameter_groups(args.lr, args.pretrained != "none" or args.init is not None, args.optim)
+def build_optimiser(net: TwoStream, criterion: Criterion, lr: float, pretrained: bool,
+                    optim: str) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or Adam, for a network and what its losses learn; fused kernels.
+
+    pretrained: whether the backbone begins with weights, so that it learns at a tenth of the rate.
+    """
+    groups = net.parameter_groups(lr, pretrained, optim)
+    if learnt := list(criterion.parameters()):
+        groups.append({"params": learnt, "lr": lr})
     for group in groups:
         group["initial_lr"] = group["lr"]
-    if args.optim == "adam":
+    if optim == "adam":
         return torch.optim.Adam(groups, weight_decay=5e-4, fused=True)
     return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set the rate of every group to `factor` times its own first one."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
+    """Put back what an optimiser had accumulated, for the same parameters in the same order; rates stay as they are.
+
+    Raises ValueError for another number of parameters.
+    """
+    own = optimiser.state_dict()
+    counts = [sum(len(group["params"]) for group in groups) for groups in (own["param_groups"], state["param_groups"])]
+    if counts[0] != counts[1]:
+        raise ValueError(f"{counts[1]} parameters, {counts[0]} expected")
+    optimiser.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
+
+
+class Meters:
+    """Scalars of each step of an epoch, kept on the device until they are read.
+
+    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went wrong. What is
+    read is the mean over all processes, which read together.
+    """
+
+    def __init__(self, sums: dict[str, float] | None = None, steps: int = 0) -> None:
+        self.steps = steps
+        self.sums = dict(sums or {})
+        self.names: list[str] = list(self.sums)
+        self.rows: list[Tensor] = []
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Keep one step's scalars (0-dim tensors)."""
+        self.names = list(values)
+        self.rows.append(torch.stack([value.detach().float() for value in values.values()]))
+        self.steps += 1
+
+    def read(self) -> int | None:
+        """Fetch the rows since the last call; returns the index among the epoch's steps of the first not finite."""
+        if not self.rows:
+            return None
+        rows = torch.stack(self.rows).double()
+        if dist.is_initialized():
+            dist.all_reduce(rows)
+            rows /= dist.get_world_size()
+        rows = rows.cpu().numpy()
+        first = self.steps - len(rows)
+        self.rows = []
+        for row in rows:
+            self.sums = {name: self.sums.get(name, 0.0) + float(value) for name, value in zip(self.names, row)}
+        self.last = dict(zip(self.names, rows[-1].tolist()))
+        broken = np.flatnonzero(~np.isfinite(rows).all(1))
+        if len(broken):
+            self.last = dict(zip(self.names, rows[broken[0]].tolist()))
+            return first + int(broken[0])
+        return None
+
+    def means(self) -> dict[str, float]:
+        """Mean of each scalar over the steps read so far."""
+        return {name: total / self.steps for name, total in self.sums.items()}
 
 
 class StopRequest:
@@ -65,6 +121,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        # hosts agree among themselves: a word through NCCL would make each wait for its device
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.note)
 
@@ -74,61 +132,65 @@ class StopRequest:
             raise Interrupted(signum, "interrupted twice: stopped at once; the last checkpoint stands")
         self.signum = signum
 
-    def agree(self, device: torch.device) -> None:
-        """Tell all processes of a signal that one of them has had."""
-        asked = torch.tensor(self.signum or 0, device=device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        self.signum = int(asked) or None
+    def asked(self) -> bool:
+        """Whether to stop: a signal has come to this process or, where several ask together, to any of them."""
+        if self.group is not None:
+            signum = torch.tensor(self.signum or 0)
+            dist.all_reduce(signum, dist.ReduceOp.MAX, self.group)
+            self.signum = int(signum) or None
+        return self.signum is not None
 
     def raise_if_asked(self) -> None:
         """Raise `Interrupted` if a signal has come."""
-        if self.signum is not None:
+        if self.asked():
             raise Interrupted(self.signum, "stopped")
-
-
-def train_one_epoch(net: nn.Module, batches: TrainBatches, optimiser: torch.optim.Optimizer, epoch: int, start: int,
-                    meters: Meters, args: argparse.Namespace, device: torch.device, bf16: bool, stop: StopRequest,
-                    log: Log) -> int:
-    """Steps `start` to the end of an epoch; returns the number of steps done, fewer where a signal asked to stop.
-
-    Nothing here makes the host wait for the device but the reading of the meters every `--print-freq` steps. Raises
-    `NotFinite` if a loss is not finite.
-    """
-    net.train()
-    bar = tqdm(total=len(batches), initial=start, desc=f"epoch {epoch}", unit="step", leave=False, disable=log.silent or None)
-    with bar, contextlib.closing(batches.epoch(epoch, start)) as steps:
-        for step, (visible, infrared, labels) in enumerate(steps, start + 1):
-            with precision(device, bf16):
-                output = net(visible, infrared)
-            total, parts = method_loss(args.method, output, labels.repeat(2), args.margin)
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            optimiser.step()
-            meters.add({"loss": total, **parts, "accuracy": (output.logits.argmax(1) == labels.repeat(2)).float().mean()})
-            bar.update()
-            reading = step % args.print_freq == 0 or step == len(batches)
-            if reading:
-                read_meters(meters, epoch)
-                bar.set_postfix(loss=f"{meters.last['loss']:.3f}")
-                if bar.disable and step < len(batches):
-                    log(f"epoch {epoch} step {step}/{len(batches)} " + show(meters.means()))
-            if stop_here(stop, device, reading):
-                read_meters(meters, epoch)
-                return step
-    return len(batches)
-
-
-def stop_here(stop: StopRequest, device: torch.device, reading: bool) -> bool:
-    """Whether to stop after this step; several processes agree on it, on CUDA where they wait for their meters anyway."""
-    if dist.is_initialized():
-        if device.type == "cuda" and not reading:
-            return False
-        stop.agree(device)
-    return stop.signum is not None
 
 
 class NotFinite(Exception):
     """A step's loss was NaN or infinite."""
+
+
+def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimiser: torch.optim.Optimizer,
+                epoch: int, start: int = 0, bf16: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Train from step `start` of an epoch on; yields each step's losses and accuracy, 0-dim tensors on the device.
+
+    Nothing here makes the host wait for the device.
+    """
+    net.train()
+    for views, labels in data.epoch(epoch, start):
+        with precision(data.device, bf16):
+            output = net(**views)
+        loss, parts = criterion(output, labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        right = output.logits.argmax(1) == labels.repeat(len(views))
+        yield {"loss": loss, **parts, "accuracy": right.float().mean()}
+
+
+def train_one_epoch(steps: Iterator[dict[str, Tensor]], total: int, meters: Meters, stop: StopRequest, log: Log,
+                    epoch: int, read_every: int) -> int:
+    """Take the steps of an epoch, with a progress bar; returns the steps done, fewer where a signal asked to stop.
+
+    The meters, which begin at the steps done before, are read every `read_every` steps, when the host waits for the
+    device. Raises `NotFinite` if a loss is not finite.
+    """
+    bar = tqdm(total=total, initial=meters.steps, desc=f"epoch {epoch}", unit="step", leave=False,
+               disable=log.silent or None)
+    with bar:
+        for values in steps:
+            meters.add(values)
+            bar.update()
+            stopping = stop.asked()
+            if stopping or meters.steps % read_every == 0 or meters.steps == total:
+                read_meters(meters, epoch)
+                bar.set_postfix(loss=f"{meters.last['loss']:.3f}")
+                if bar.disable and meters.steps < total:
+                    log(f"epoch {epoch} step {meters.steps}/{total} " + show(meters.means()))
+            if stopping:
+                break
+    steps.close()
+    return meters.steps
 
 
 def read_meters(meters: Meters, epoch: int) -> None:
@@ -138,6 +200,118 @@ def read_meters(meters: Meters, epoch: int) -> None:
         raise NotFinite(f"epoch {epoch}, step {broken + 1}: the loss is not finite ({show(meters.last)})")
 
 
-def show(values: dict[str, float]) -> str:
-    """Named numbers on one line."""
-    return " ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items())
+# --------------------------------------------------------------------------------------------- whole searches
+@dataclass(frozen=True)
+class Extraction:
+    """How images become features: size in pixels, batch, reading threads, device, precision, mirror images."""
+
+    height: int
+    width: int
+    batch_size: int
+    workers: int
+    device: torch.device
+    bf16: bool = False
+    flip: bool = False
+    silent: bool = True
+
+
+@dataclass(frozen=True)
+class Features:
+    """L2-normalised features of N images of one modality: paths, and (N, D) float32 for each of FEATURES."""
+
+    paths: tuple[str, ...]
+    pool: np.ndarray
+    bnneck: np.ndarray
+
+    def take(self, images: Images, kind: str) -> np.ndarray:
+        """The features (M, D) of some of the images, in their order."""
+        rows = {path: row for row, path in enumerate(self.paths)}
+        return getattr(self, kind)[[rows[path] for path in images.paths]]
+
+
+@torch.inference_mode()
+def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settings: Extraction,
+                     check: Callable[[], None] = lambda: None) -> Features:
+    """Features of image files of one modality.
+
+    With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called between batches, as
+    often in every process, and may raise to stop. With several processes each takes every n-th image and all of them
+    return all features.
+    """
+    net = folded(net)
+    rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = list(paths)[rank::count]
+    rounds = -(-max(len(paths[first::count]) for first in range(count)) // settings.batch_size)
+    pooled, necks = [], []
+    reading = batches(mine, settings.height, settings.width, settings.batch_size, settings.workers, settings.device.type == "cuda")
+    for images in tqdm(reading, modality, rounds, unit="batch", leave=False, disable=settings.silent or None):
+        check()
+        images = normalise(images.to(settings.device, non_blocking=True))
+        with precision(settings.device, settings.bf16), without_tf32():
+            outputs = [net(**{modality: view}) for view in ((images, images.flip(3)) if settings.flip else (images,))]
+        pooled.append(F.normalize(sum(F.normalize(output.feats) for output in outputs)))
+        necks.append(F.normalize(sum(F.normalize(output.neck) for output in outputs)))
+    for _ in range(rounds - len(pooled)):
+        check()
+    pool, bnneck = (torch.cat(parts).cpu().numpy() if parts else np.empty((0, 0), np.float32)
+                    for parts in (pooled, necks))
+    if count > 1:
+        pool, bnneck = (merge_shards(feats, len(paths), count) for feats in (pool, bnneck))
+    return Features(tuple(paths), pool, bnneck)
+
+
+def merge_shards(feats: np.ndarray, total: int, count: int) -> np.ndarray:
+    """Put together what `count` processes took of every count-th image."""
+    shards: list[np.ndarray] = [feats] * count
+    dist.all_gather_object(shards, feats)
+    merged = np.empty((total, max(shard.shape[1] for shard in shards)), np.float32)
+    for rank, shard in enumerate(shards):
+        if len(shard):
+            merged[rank::count] = shard
+    return merged
+
+
+def search_features(net: nn.Module, searches: Sequence[Search], settings: Extraction,
+                    check: Callable[[], None] = lambda: None) -> dict[str, Features]:
+    """Features of every distinct image of some searches, once each, by modality.
+
+    Raises `UserError` naming an image whose features are not finite; warns where all are nearly the same.
+    """
+    found = {}
+    for modality in MODALITIES:
+        paths = sorted({path for search in searches for side in (search.query, search.gallery)
+                        if side.modality == modality for path in side.paths})
+        if paths:
+            found[modality] = extract_features(net, paths, modality, settings, check)
+    check_features(found)
+    return found
+
+
+def check_features(found: dict[str, Features]) -> None:
+    """Refuse features that are not finite; warn of those whose mean is almost as long as each of them, which is 1."""
+    alike = []
+    for kind, modality in itertools.product(FEATURES, found):
+        feats = getattr(found[modality], kind)
+        broken = np.flatnonzero(~np.isfinite(feats).all(1))
+        if len(broken):
+            raise UserError(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite; use sound weights, or "
+                            "--amp off")
+        length = float(np.linalg.norm(feats.mean(0, dtype=np.float64)))
+        if len(feats) > 1 and length > NEARLY_IDENTICAL:
+            alike.append(f"{kind} of {modality} images ({length:.6f})")
+    if alike and not (dist.is_initialized() and dist.get_rank()):
+        warn(f"all features are nearly identical (length of their mean, 1 if they are the same): {', '.join(alike)}; what "
+             "they find is little more than chance: train longer, or with a lower --lr, or from pretrained weights")
+
+
+def distances(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> np.ndarray:
+    """Distances (Q, G) of one search with one kind of features."""
+    query, gallery = (found[side.modality].take(side, kind) for side in (search.query, search.gallery))
+    return k_reciprocal_distance(query, gallery) if rerank else distance_matrix(query, gallery)
+
+
+def score(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> Scores:
+    """CMC, mAP and mINP of one search with one kind of features."""
+    cmc, mean_ap, mean_inp = evaluate(distances(found, search, kind, rerank), search.query.pids, search.gallery.pids,
+                                      search.seen(), count_persons=search.count_persons)
+    return Scores(tuple(cmc.tolist()), mean_ap, mean_inp)

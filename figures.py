@@ -12,10 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-import eval_metrics
-from data_manager import Images, Protocol
-from extraction import FEATURES, side_features
+from data_manager import Images, Search
 from datasets.images import read_image
+from results import FEATURES
 from utils import atomic_path
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
@@ -24,23 +23,18 @@ ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart
 WORDS = {"pool": "after pooling", "bnneck": "after BNNeck"}
 
 
-def draw(out: Path, record: dict[str, Any], taken: dict[str, dict], protocol: Protocol) -> None:
+def draw(out: Path, record: dict[str, Any], search: Search, dist_mat: np.ndarray, reranked: bool) -> None:
     """Write `cmc.png`, `ranking.png` and `distances.png` into a folder, each whole or not at all.
 
-    record: the results of all trials; taken, protocol: features (N, D) by modality, and the search, of the first trial.
+    record: the results of all trials; search, dist_mat (Q, G): the first trial's, after BNNeck.
     """
     title = " + ".join([record["protocol"]["name"], *record["extras"]])
-    reranked = any("re-ranking" in extra for extra in record["extras"])
-    query, gallery = (side_features(taken, side, "bnneck") for side in (protocol.query, protocol.gallery))
-    dist_mat = (eval_metrics.k_reciprocal_distance if reranked else eval_metrics.distance_matrix)(query, gallery)
-    same = protocol.query.pids[:, None] == protocol.gallery.pids
-    shown = np.ones_like(same)
-    for query_camera, gallery_camera in protocol.exclude:
-        shown &= ~np.outer(protocol.query.camids == query_camera, protocol.gallery.camids == gallery_camera)
-    first = f"{title}, trial {protocol.trial}"
+    first = f"{title}, trial {search.trial}"
+    same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
+    word = "re-ranked distance" if reranked else "cosine distance"
     figures = {"cmc": draw_cmc(title, record["trials"]),
-               "ranking": draw_ranking(first, dist_mat, shown, same, protocol, *record["image_size"]),
-               "distances": draw_distances(first, "re-ranked distance" if reranked else "cosine distance", dist_mat, shown, same)}
+               "ranking": draw_ranking(first, dist_mat, shown, same, search, *record["image_size"]),
+               "distances": draw_distances(first, word, dist_mat, shown, same)}
     for name, figure in figures.items():
         with atomic_path(out / f"{name}.png") as temporary:
             FigureCanvasAgg(figure).print_png(temporary)
@@ -64,7 +58,8 @@ def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
     for feature, colour, style, marker in zip(FEATURES, (ORANGE, BLUE), ("--", "-"), ("s", "o")):
         curves = 100 * np.array([trial[feature]["cmc"] for trial in trials])
         measures = {"Rank-1": curves[:, 0], "mAP": 100 * np.array([trial[feature]["mAP"] for trial in trials])}
-        numbers = [f"{name} {of.mean():.2f}" + f" ± {of.std():.2f}" * (len(trials) > 1) for name, of in measures.items()]
+        numbers = [f"{name} {values.mean():.2f}" + (f" ± {values.std():.2f}" if len(trials) > 1 else "")
+                   for name, values in measures.items()]
         mean, std, ranks = curves.mean(0), curves.std(0), np.arange(1, curves.shape[1] + 1)
         axes.fill_between(ranks, (mean - std).clip(0), (mean + std).clip(max=100), color=colour, alpha=0.18, linewidth=0)
         axes.plot(ranks, mean, linestyle=style, color=colour, marker=marker, markersize=3.5, linewidth=1.4, clip_on=False, zorder=3,
@@ -99,14 +94,14 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
     return list(chosen.values())
 
 
-def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, protocol: Protocol, height: int,
+def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search, height: int,
                  width: int) -> Figure:
     """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under each.
 
     height, width: pixels, which give the aspect. Queries without a match are not shown.
     """
     ranks = first_match(dist_mat, shown, same)
-    chosen = choose_queries(ranks, protocol.query.pids)
+    chosen = choose_queries(ranks, search.query.pids)
     heading = textwrap.wrap(title, 105)
     zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
     tall, wide = zoom * height, zoom * width
@@ -125,16 +120,16 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
         write(centres[number], upper + tall + 0.05, caption, color=colour, fontsize=7)
 
     write(across / 2, 0.12, "\n".join(heading), fontsize=11)
-    for number, x in enumerate(centres[:1 + len(protocol.gallery)]):
+    for number, x in enumerate(centres[:1 + len(search.gallery)]):
         write(x, top - 0.08, str(number) if number else "query", fontsize=9, va="baseline")
     for row, query in enumerate(chosen):
-        pid, camera = protocol.query.pids[query], protocol.query.camids[query]
-        place(protocol.query, query, row, 0, f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}", "black", "-")
+        pid, camera = search.query.pids[query], search.query.camids[query]
+        place(search.query, query, row, 0, f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}", "black", "-")
         seen = np.flatnonzero(shown[query])
         for number, index in enumerate(seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]], 1):
             sign, colour, style = MATCH if same[query, index] else MISS
-            caption = f"{sign} camera {protocol.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
-            place(protocol.gallery, index, row, number, caption, colour, style)
+            caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
+            place(search.gallery, index, row, number, caption, colour, style)
     axes.set(xlim=(0, across), ylim=(down, 0), aspect="auto")
     axes.set_axis_off()
     return figure

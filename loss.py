@@ -1,33 +1,71 @@
-"""Losses on a batch of visible and infrared features, all in float32, and the table of what each method minimises."""
+"""Losses on a batch of several views of the same persons, all in float32, and the criterion that weighs them.
+
+To add one, put a function of (output, labels, **parameters) or a class into `LOSSES`, and its name into a row of
+METHODS. A class is a module made with (classes, feature size, **parameters) and called with (output, labels); the
+optimiser and the checkpoint hold its parameters.
+"""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import Output
+from model import Loss, Output
 
-LOSSES = {
-    "base": {"id": 1.0, "triplet": 1.0},
-    "agw": {"id": 1.0, "weighted_triplet": 1.0},
-    "cgrnet": {"id": 1.0, "triplet": 2.0, "similarity": 10.0},
+
+class Criterion(nn.Module):
+    """The weighted sum of a method's losses."""
+
+    def __init__(self, losses: Mapping[str, Loss], num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.weights = {name: loss.weight for name, loss in losses.items()}
+        self.terms = {name: build_loss(name, loss.parameters, num_classes, dim) for name, loss in losses.items()}
+        self.learnt = nn.ModuleDict({name: term for name, term in self.terms.items() if isinstance(term, nn.Module)})
+
+    def forward(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum, and each loss unweighted; labels (B,) int64 are those of one view, the same for every view."""
+        labels = labels.repeat(len(output.logits) // len(labels))
+        with torch.autocast(labels.device.type, enabled=False):
+            parts = {name: term(output, labels) for name, term in self.terms.items()}
+            return sum(weight * parts[name] for name, weight in self.weights.items()), parts
+
+
+def build_loss(name: str, parameters: Mapping[str, Any], num_classes: int, dim: int) -> Callable[..., Tensor]:
+    """One entry of `LOSSES`, ready to be called with (output, labels)."""
+    entry = LOSSES[name]
+    return entry(num_classes, dim, **parameters) if isinstance(entry, type) else partial(entry, **parameters)
+
+
+def identity_loss(output: Output, labels: Tensor) -> Tensor:
+    """Cross entropy of the classifier behind BNNeck."""
+    return F.cross_entropy(output.logits, labels)
+
+
+def triplet_loss(output: Output, labels: Tensor, margin: float) -> Tensor:
+    """`batch_hard_triplet` of the features after pooling."""
+    return batch_hard_triplet(output.feats, labels, margin)
+
+
+def weighted_triplet_loss(output: Output, labels: Tensor) -> Tensor:
+    """`weighted_triplet` of the features after pooling."""
+    return weighted_triplet(output.feats, labels)
+
+
+def similarity_loss(output: Output, labels: Tensor) -> Tensor:
+    """`modality_similarity` of the views `visible` and `infrared`."""
+    return modality_similarity(output.affinities["visible"], output.affinities["infrared"])
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "id": identity_loss,
+    "triplet": triplet_loss,
+    "weighted_triplet": weighted_triplet_loss,
+    "similarity": similarity_loss,
 }
-
-
-def method_loss(method: str, output: Output, labels: Tensor, margin: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of a method's losses, and each of them unweighted; labels (B,) int64 as in `Output`."""
-    compute: dict[str, Callable[[], Tensor]] = {
-        "id": lambda: F.cross_entropy(output.logits, labels),
-        "triplet": lambda: batch_hard_triplet(output.feats, labels, margin),
-        "weighted_triplet": lambda: weighted_triplet(output.feats, labels),
-        "similarity": lambda: modality_similarity(*output.affinities),
-    }
-    with torch.autocast(output.feats.device.type, enabled=False):
-        parts = {name: compute[name]() for name in LOSSES[method]}
-        total = sum(weight * parts[name] for name, weight in LOSSES[method].items())
-    return total, parts
 
 
 def euclidean_distances(feats: Tensor) -> Tensor:
@@ -58,16 +96,30 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
 def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
     """Weighted regularised triplet loss (Ye et al., TPAMI 2021): softplus(sum w_p d_p - sum w_n d_n), mean over anchors.
 
-    Far positives and near negatives weigh most: w_p is the softmax of the distances to the positives (the anchor among
-    them, as in the published code), w_n the softmax of the negated distances to the negatives. feats (B, D), labels (B,).
+    Far positives and near negatives weigh most. The weights are those of the published code (`published_weights`), which
+    for negatives are far from the softmax of the paper. An anchor is a positive of itself. feats (B, D), labels (B,).
     """
     distances = euclidean_distances(feats)
-    same = labels[:, None] == labels[None, :]
-    positive = torch.softmax(distances.masked_fill(~same, -torch.inf), 1)
-    negative = torch.softmax((-distances).masked_fill(same, -torch.inf), 1)
+    same = (labels[:, None] == labels[None, :]).to(distances.dtype)
+    positive = published_weights(distances, same)
+    negative = published_weights(-distances, 1 - same)
     return F.softplus((positive * distances).sum(1) - (negative * distances).sum(1)).mean()
 
 
+def published_weights(values: Tensor, mask: Tensor) -> Tensor:
+    """Weights (B, B) of the entries of `values` where `mask` (B, B) is 1, as AGW's published code takes them.
+
+    exp(v - m) / (sum exp(v - m) + 1e-6), where m is the largest entry of each row with the others' entries set to 0. For
+    negated distances m is 0, so that 56 negatives at a distance of 20 have weights of a sum of 0.1, not 1.
+    """
+    largest = (values * mask).amax(1, keepdim=True)
+    weights = torch.exp(values - largest) * mask
+    return weights / (weights.sum(1, keepdim=True) + 1e-6)
+
+
 def modality_similarity(visible: Tensor, infrared: Tensor) -> Tensor:
-    """Mean absolute difference of the channel affinities (B, C, C) of image pairs that show the same persons."""
+    """Mean absolute difference of the channel affinities (B, C, C) of image pairs that show the same persons.
+
+    Rows of an affinity sum to 1, so that the loss is at most 2 / C: 0.008 for the 256 channels of ResNet-50's stage 1.
+    """
     return (visible.float() - infrared.float()).abs().mean()

@@ -3,57 +3,85 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-MODALITIES = ("visible", "infrared")
-STAGES = ("layer1", "layer2", "layer3", "layer4")
-ARCHS = ("resnet50", "resnet18")
+from backbones import BACKBONES, STAGES, build_backbone
+from data_manager import INFRARED, VISIBLE
+
+MODALITIES = (VISIBLE, INFRARED)
+
 GAMMA_RATES = {"sgd": 0.02, "adam": 1.0}  # see `TwoStream.parameter_groups`
 
 
 @dataclass(frozen=True)
-class Method:
-    """What one method builds: stages of its own that each modality keeps after the stem, pooling, and extra modules."""
+class View:
+    """One input of a network: images of a modality, augmented in one way (names of data_loader.AUGMENTATIONS)."""
 
+    modality: str
+    augment: tuple[str, ...] = ("standard",)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss of a method: its weight in the sum, and what its entry in loss.LOSSES takes."""
+
+    weight: float = 1.0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one method trains: the network, the views that it is given, and the losses.
+
+    own_stages: stages that each modality keeps to itself after the stem. non_local: (stage, number of its last blocks
+    that a non-local block follows). Each modality has a view of its own name, through which its test images go too.
+    """
+
+    losses: Mapping[str, Loss]
     own_stages: int = 0
     pooling: str = "average"  # or "gem"
-    non_local: tuple[tuple[str, int], ...] = ()  # (stage, number of its last blocks that a non-local block follows)
+    non_local: tuple[tuple[str, int], ...] = ()
     similarity: str | None = None  # affinity of the modality similarity module
     graph: str | None = None  # messages of graph reasoning: "normalised" or "plain"
+    views: Mapping[str, View] = field(default_factory=lambda: {name: View(name) for name in MODALITIES})
 
 
 METHODS = {
-    "base": Method(),
-    "agw": Method(pooling="gem", non_local=(("layer2", 2), ("layer3", 3))),
-    "cgrnet": Method(own_stages=1, similarity="cosine", graph="normalised"),
+    "base": Method(losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3})}),
+    "agw": Method(losses={"id": Loss(), "weighted_triplet": Loss()}, pooling="gem",
+                  non_local=(("layer2", 2), ("layer3", 3))),
+    "cgrnet": Method(losses={"id": Loss(), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
+                     own_stages=1, similarity="cosine", graph="normalised"),
 }
 
 
 class Output(NamedTuple):
-    """What the network gives for B images (visible before infrared where there are both).
+    """What the network gives for B images, view after view.
 
-    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32;
-    affinities: one (B / 2, K, K) float32 for each modality, () for a method without the similarity module.
+    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32; affinities: by view,
+    (images of the view, K, K) float32, empty for a method without the similarity module.
     """
 
     feats: Tensor
     neck: Tensor
     logits: Tensor
-    affinities: tuple[Tensor, ...]
+    affinities: dict[str, Tensor]
 
 
 class ModalitySimilarity(nn.Module):
     """Channel attention of one modality: X + gamma A X, where A (B, C, C) compares the channels of X (B, C, H, W).
 
-    A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019). `energy` takes
-    E = X X^T as the paper does; a sum over thousands of positions, it saturates to one-hot rows that carry next to no
-    gradient. `cosine`, the default, divides by the norms of both channels and by a temperature of 0.1. gamma starts at 0.
+    A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019), in float32 also under
+    autocast. `energy` takes E = X X^T as the paper does; a sum over thousands of positions, it saturates to one-hot rows
+    that carry next to no gradient. `cosine`, the default, divides by the norms of both channels and by a temperature of
+    0.1. gamma starts at 0.
     """
 
     TEMPERATURE = 0.1
@@ -68,21 +96,18 @@ class ModalitySimilarity(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> the attended map, of the same shape, and A (B, C, C) float32."""
         nodes = x.flatten(2).transpose(1, 2)  # (B, H W, C); no copy where x is channels-last
-        energy = gram(nodes).float()
-        if self.affinity == "cosine":
-            norms = energy.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
-            energy = energy * norms[:, :, None] * norms[:, None, :] / self.TEMPERATURE
-        affinity = torch.softmax(energy.amax(2, keepdim=True) - energy, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            affinity = self.compare_channels(nodes.float())
         attended = torch.baddbmm(nodes, nodes, (self.gamma * affinity).to(nodes.dtype).transpose(1, 2))
         return attended.transpose(1, 2).unflatten(2, x.shape[2:]), affinity
 
-
-def gram(nodes: Tensor) -> Tensor:
-    """(B, N, C) -> X^T X (B, C, C), whose gradient X (G + G^T) is taken in one product, where autograd would take two."""
-    products = torch.bmm(nodes.transpose(1, 2), nodes.detach())
-    if products.requires_grad:
-        products.register_hook(lambda grad: grad + grad.transpose(1, 2))
-    return products
+    def compare_channels(self, nodes: Tensor) -> Tensor:
+        """(B, N, C) float32 -> A (B, C, C)."""
+        energy = torch.bmm(nodes.transpose(1, 2), nodes)
+        if self.affinity == "cosine":
+            norms = energy.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
+            energy = energy * norms[:, :, None] * norms[:, None, :] / self.TEMPERATURE
+        return torch.softmax(energy.amax(2, keepdim=True) - energy, 2)
 
 
 class GraphReasoning(nn.Module):
@@ -92,7 +117,7 @@ class GraphReasoning(nn.Module):
     the nodes. global -> local has one key, so that its attention is 1 and needs neither theta nor phi; local -> global has
     one query, whose answer every local node receives. Both cost O(N) and equal N x N attention over a broadcast mean.
 
-    Two deviations keep it stable (README, Results): products are divided by the square root of theta's width, and each
+    Two deviations keep it stable (docs/experiments.md): products are divided by the square root of theta's width, and each
     message is normalised over its channels (to mean 0, variance 1), so that a gamma is the size of its message.
     `plain` leaves both out, as the paper does.
     """
@@ -133,9 +158,9 @@ class GraphReasoning(nn.Module):
 
     def local_to_local(self, nodes: Tensor) -> Tensor:
         """(B, N, C) -> y_i = sum_j softmax_j(scale theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
-        queries, keys, values = (of[:, None] for of in (self.local_theta(nodes), self.local_phi(nodes), nodes))
-        mixed = F.scaled_dot_product_attention(queries, keys, values, scale=self.scale)  # fused kernels want a head: (B, 1, N, ...)
-        return self.local_g(mixed[:, 0])
+        queries, keys, values = self.local_theta(nodes), self.local_phi(nodes), nodes
+        heads = (each[:, None] for each in (queries, keys, values))  # fused kernels want a head: (B, 1, N, ...)
+        return self.local_g(F.scaled_dot_product_attention(*heads, scale=self.scale)[:, 0])
 
     def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
         """(B, N, C) nodes queried by their (B, C) mean -> the weighted mean of the nodes, (B, C)."""
@@ -166,42 +191,44 @@ class NonLocal(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """A ResNet whose first layers are one copy for each modality; stride 1 in the last stage; BNNeck.
+    """A backbone whose first layers are one copy for each modality; BNNeck (Luo et al., TMM 2020) behind the pooling.
 
     weights: a torchvision state dict of the backbone (its classifier is left out), None for a random start.
     """
 
-    def __init__(self, method: str | Method, arch: str, num_classes: int, weights: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, method: str | Method, arch: str, num_classes: int,
+                 weights: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.method = METHODS[method] if isinstance(method, str) else method
-        backbone = build_backbone(arch, weights)
-        own = ("conv1", "bn1", "relu", "maxpool", *STAGES[:self.method.own_stages])
-        self.streams = nn.ModuleDict({modality: nn.Sequential(OrderedDict(
-            (name, copy.deepcopy(getattr(backbone, name))) for name in own)) for modality in MODALITIES})
-        self.shared = nn.ModuleDict({name: getattr(backbone, name) for name in STAGES[self.method.own_stages:]})
+        backbone = BACKBONES[arch]
+        stem, stages = build_backbone(arch, weights)
+        own = {**stem, **{stage: stages[stage] for stage in STAGES[:self.method.own_stages]}}
+        self.streams = nn.ModuleDict({modality: nn.Sequential(OrderedDict(copy.deepcopy(own))) for modality in MODALITIES})
+        self.shared = nn.ModuleDict({stage: stages[stage] for stage in STAGES[self.method.own_stages:]})
         self.non_local = nn.ModuleDict({stage: nn.ModuleList(
-            NonLocal(out_channels(backbone, stage)) for _ in range(min(blocks, len(getattr(backbone, stage)))))
+            NonLocal(backbone.width(stage)) for _ in range(min(blocks, len(stages[stage]))))
             for stage, blocks in self.method.non_local})
         self.similarity = nn.ModuleDict({modality: ModalitySimilarity(self.method.similarity)
                                          for modality in MODALITIES if self.method.similarity})
-        self.graph = GraphReasoning(out_channels(backbone, "layer2"), self.method.graph) if self.method.graph else None
-        self.dim = out_channels(backbone, "layer4")
+        self.graph = GraphReasoning(backbone.width("layer2"), self.method.graph) if self.method.graph else None
+        self.dim = backbone.width("layer4")
         self.bottleneck = nn.BatchNorm1d(self.dim)
         self.bottleneck.bias.requires_grad_(False)
         self.classifier = nn.Linear(self.dim, num_classes, bias=False)
         nn.init.normal_(self.bottleneck.weight, 1.0, 0.01)
         nn.init.normal_(self.classifier.weight, 0, 0.001)
 
-    def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None) -> Output:
-        """Normalised images of either modality or of both, (B, 3, height, width) each, through one pass."""
-        maps, affinities = [], []
-        for modality, images in zip(MODALITIES, (visible, infrared)):
-            if images is not None:
-                x = self.streams[modality](images)
-                if self.similarity:
-                    x, affinity = self.similarity[modality](x)
-                    affinities.append(affinity)
-                maps.append(x)
+    def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None, **others: Tensor) -> Output:
+        """Normalised images of one view or of several, (B, 3, height, width) each, by name, through one pass."""
+        given = {"visible": visible, "infrared": infrared, **others}
+        maps, affinities = [], {}
+        for name, view in self.method.views.items():
+            if given.get(name) is None:
+                continue
+            x = self.streams[view.modality](given[name])
+            if self.similarity:
+                x, affinities[name] = self.similarity[view.modality](x)
+            maps.append(x)
         x = torch.cat(maps) if len(maps) > 1 else maps[0]
         for stage in self.shared:
             x = self.run_stage(stage, x)
@@ -210,7 +237,7 @@ class TwoStream(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             feats = pool(x.float(), self.method.pooling)
             neck = self.bottleneck(feats)
-            return Output(feats, neck, self.classifier(neck), tuple(affinities))
+            return Output(feats, neck, self.classifier(neck), affinities)
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
         """One shared stage, with the non-local blocks that follow its last blocks."""
@@ -226,14 +253,15 @@ class TwoStream(nn.Module):
     def parameter_groups(self, lr: float, pretrained: bool, optim: str = "sgd") -> list[dict]:
         """Optimiser groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one at all of it.
 
-        A gamma's gradient is a sum over all of its message, so that SGD at the full rate takes it from 0 to 0.6 within two
-        epochs; it learns at a fiftieth (README, Results). Adam, whose steps do not grow with the gradient, needs no less.
+        AGW's non-local blocks go with the backbone, as in its published code. A gamma's gradient is a sum over all of
+        its message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it learns at a fiftieth
+        (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no less.
         """
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "gamma": [], "new": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                of_backbone = name.startswith(("streams.", "shared."))
-                groups["backbone" if of_backbone else "gamma" if name.endswith("gamma") else "new"].append(parameter)
+                backbone = name.startswith(("streams.", "shared.", "non_local."))
+                groups["backbone" if backbone else "gamma" if name.endswith("gamma") else "new"].append(parameter)
         rates = {"backbone": 0.1 if pretrained else 1.0, "gamma": GAMMA_RATES[optim], "new": 1.0}
         return [{"params": parameters, "lr": lr * rates[kind]} for kind, parameters in groups.items() if parameters]
 
@@ -258,25 +286,3 @@ def pool(x: Tensor, kind: str, power: float = 3.0) -> Tensor:
     if kind == "average":
         return x.mean((2, 3))
     return (x.pow(power).mean((2, 3)) + 1e-12).pow(1 / power)
-
-
-def build_backbone(arch: str, weights: dict[str, Tensor] | None) -> nn.Module:
-    """A torchvision ResNet with stride 1 in the last stage, so that its map stays twice as fine.
-
-    Raises KeyError for weights that lack a layer, RuntimeError for weights of another shape.
-    """
-    import torchvision  # takes as long to import as torch itself: only where a network is built
-    backbone = getattr(torchvision.models, arch)(weights=None)
-    block = backbone.layer4[0]
-    for layer in (block.conv1, block.conv2, block.downsample[0]):
-        layer.stride = (1, 1)
-    if weights is not None:
-        wanted = [name for name in backbone.state_dict() if not name.startswith("fc.") and "num_batches" not in name]
-        backbone.load_state_dict({name: weights[name] for name in wanted}, strict=False)
-    return backbone
-
-
-def out_channels(backbone: nn.Module, stage: str) -> int:
-    """Channels of a stage's output."""
-    block = getattr(backbone, stage)[-1]
-    return (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels

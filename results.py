@@ -5,42 +5,72 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_manager import Protocol
-from extraction import FEATURES, headline
+from data_manager import Search
 from utils import UserError, atomic_path, write_json
 
 FORMAT = 1
+COMPARABLE = ("name", "trials", "images")  # what records must share
 FOLDER = "results"  # of records, below the current folder, unless --out names another
-MEASURES = ("rank-1", "rank-5", "rank-10", "rank-20", "mAP", "mINP")
+FEATURES = ("pool", "bnneck")  # after pooling, after BNNeck
+RANKS = (1, 5, 10, 20)
+MEASURES = (*(f"rank-{k}" for k in RANKS), "mAP", "mINP")
 
 
-def describe_protocol(protocols: Sequence[Protocol], root: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one search, as fractions: Rank-k is cmc[k - 1]."""
+
+    cmc: tuple[float, ...]
+    mAP: float
+    mINP: float
+
+    def headline(self) -> dict[str, float]:
+        """Rank-1/5/10/20, mAP and mINP by name."""
+        return {**{f"rank-{k}": self.cmc[k - 1] for k in RANKS}, "mAP": self.mAP, "mINP": self.mINP}
+
+    def record(self) -> dict[str, Any]:
+        """What results.json holds of them."""
+        return {"cmc": list(self.cmc), "mAP": self.mAP, "mINP": self.mINP}
+
+
+def describe_protocol(searches: Sequence[Search], root: str) -> dict[str, Any]:
     """What makes two results comparable: the search in words, its trials, and a SHA-256 of its images and persons."""
     digest = hashlib.sha256()
-    for protocol in protocols:
-        for side in (protocol.query, protocol.gallery):
+    for search in searches:
+        for side in (search.query, search.gallery):
             for path, pid, camid in zip(side.paths, side.pids, side.camids):
                 digest.update(f"{Path(path).relative_to(root).as_posix()} {pid} {camid}\n".encode("utf-8", "surrogateescape"))
-    return {"name": protocols[0].name, "trials": [protocol.trial for protocol in protocols], "images": digest.hexdigest()}
+    return {"name": searches[0].name, "trials": [search.trial for search in searches], "images": digest.hexdigest()}
 
 
-def count(protocol: Protocol) -> dict[str, int]:
+def count(search: Search) -> dict[str, int]:
     """Images and persons on either side of a search."""
-    return {f"{side}_{what}": number for side, images in (("query", protocol.query), ("gallery", protocol.gallery))
+    return {f"{side}_{what}": number for side, images in (("query", search.query), ("gallery", search.gallery))
             for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
 
 
-def summarise(trials: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Mean and (population) standard deviation over trials of each measure of each feature, fractions."""
-    table = {feature: np.array([[headline(trial[feature])[name] for name in MEASURES] for trial in trials]) for feature in FEATURES}
-    return {kind: {feature: dict(zip(MEASURES, of(rows, axis=0).tolist())) for feature, rows in table.items()}
-            for kind, of in (("mean", np.mean), ("std", np.std))}
+    tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials]) for feature in FEATURES}
+    return {name: {feature: dict(zip(MEASURES, statistic(table, axis=0).tolist())) for feature, table in tables.items()}
+            for name, statistic in (("mean", np.mean), ("std", np.std))}
+
+
+def headline(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The measures of one feature of one trial of a record."""
+    return Scores(**scores).headline()
+
+
+def show_percent(values: Mapping[str, float]) -> str:
+    """Named fractions as per cent on one line."""
+    return " ".join(f"{name} {value:.2%}" for name, value in values.items())
 
 
 def lines(record: dict[str, Any]) -> list[str]:
@@ -52,8 +82,8 @@ def lines(record: dict[str, Any]) -> list[str]:
             values = [f"{100 * headline(trial[feature])[name]:15.2f}" for name in MEASURES]
             rows.append(" ".join([f"{feature + ' trial ' + str(trial['trial']):<24}", *values]) + extras)
     for feature in FEATURES:
-        values = [f"{100 * record['mean'][feature][name]:6.2f} ± {100 * record['std'][feature][name]:5.2f}" for name in MEASURES]
-        rows.append(" ".join([f"{feature + ' mean ± std':<24}", *(f"{value:>15}" for value in values)]) + extras)
+        values = [f"{show_spread(record, feature, name):>15}" for name in MEASURES]
+        rows.append(" ".join([f"{feature + ' mean ± std':<24}", *values]) + extras)
     return rows
 
 
@@ -83,54 +113,58 @@ def write(record: dict[str, Any], folder: Path) -> None:
                     writer.writerow([*head, kind, *record[kind][feature].values()])
 
 
-def read(path: str) -> dict[str, Any]:
-    """A `results.json`; raises `UserError` if it is none."""
+@dataclass(frozen=True)
+class Summary:
+    """What `--compare` reads of a record."""
+
+    path: str
+    protocol: Mapping[str, Any]
+    method: str
+    files: str
+    extras: str
+    values: Mapping[str, Mapping[str, str]]  # by feature and measure: mean ± standard deviation
+
+
+def read(path: str) -> Summary:
+    """The summary of a `results.json`; raises `UserError` if it is none."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
-            raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} expected; test that checkpoint "
-                            "again")
-        require_readable(record)
+            raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} expected; test that "
+                            "checkpoint again")
+        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, record["checkpoint"]["method"],
+                       ", ".join(record["checkpoint"]["files"]), "".join(f" + {extra}" for extra in record["extras"]),
+                       {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in FEATURES})
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"[:100]
         raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
-    return record
 
 
-def require_readable(record: dict[str, Any]) -> None:
-    """Raise KeyError, TypeError or ValueError unless what `compare` reads of a record is there and of its kind."""
-    protocol, checkpoint = record["protocol"], record["checkpoint"]
-    lists = [protocol["trials"], checkpoint["files"], record["extras"]]
-    if not all(isinstance(value, list) for value in lists):
-        raise TypeError("trials, files or extras are no list")
-    numbers = [record[kind][feature][name] for kind in ("mean", "std") for feature in FEATURES for name in MEASURES]
-    texts = [protocol["name"], protocol["images"], checkpoint["method"], *checkpoint["files"], *record["extras"]]
-    for values, wanted in ((numbers, (int, float)), (protocol["trials"], int), (texts, str)):
-        if odd := [value for value in values if not isinstance(value, wanted) or isinstance(value, bool)]:
-            raise TypeError(f"{odd[0]!r} is of a wrong type")
-    if odd := [value for value in numbers if not 0 <= value <= 1]:  # NaN is in no range; no deviation of fractions exceeds 1
-        raise ValueError(f"{odd[0]!r} found, a fraction expected")
+def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
+    """Mean ± standard deviation of one measure, in per cent."""
+    return f"{100 * record['mean'][feature][name]:6.2f} ± {100 * record['std'][feature][name]:5.2f}"
 
 
 def compare(paths: Sequence[str]) -> list[str]:
-    """The means of several results side by side; raises `UserError` unless all are of one protocol and one set of images."""
-    records = [read(path) for path in paths]
-    for path, record in zip(paths[1:], records[1:]):
-        for key in ("name", "trials", "images"):
-            one, other = records[0]["protocol"][key], record["protocol"][key]
-            if one != other:
-                one, other = (value[:12] if key == "images" else value for value in (one, other))
-                raise UserError(f"--compare: {paths[0]} has {key} {one}, {path} has {other}; results of different protocols cannot "
-                                "be compared; test both in the same way")
-    rows = [records[0]["protocol"]["name"]]
-    for number, (path, record) in enumerate(zip(paths, records), 1):
-        extras = "".join(f" + {extra}" for extra in record["extras"])
-        rows.append(f"[{number}] {path}: {record['checkpoint']['method']}{extras}, {', '.join(record['checkpoint']['files'])}")
+    """The means of several results side by side.
+
+    Raises `UserError` unless all are of one protocol and one set of images.
+    """
+    summaries = [read(path) for path in paths]
+    first = summaries[0]
+    for other in summaries[1:]:
+        for key in COMPARABLE:
+            if first.protocol[key] != other.protocol[key]:
+                mine, theirs = (str(side.protocol[key])[:40] for side in (first, other))
+                raise UserError(f"--compare: {first.path} has {key} {mine}, {other.path} has {theirs}; results of different "
+                                "protocols cannot be compared; test both in the same way")
+    rows = [first.protocol["name"]]
+    rows += [f"[{number}] {each.path}: {each.method}{each.extras}, {each.files}"
+             for number, each in enumerate(summaries, 1)]
     for feature in FEATURES:
         rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
-        for name in MEASURES:
-            values = [f"{100 * r['mean'][feature][name]:6.2f} ± {100 * r['std'][feature][name]:5.2f}" for r in records]
-            rows.append(" ".join([f"{name:<8}", *(f"{value:>15}" for value in values)]))
+        rows += [" ".join([f"{name:<8}", *(f"{each.values[feature][name]:>15}" for each in summaries)])
+                 for name in MEASURES]
     return rows

@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NoReturn
 
+import filelock
 from tqdm import tqdm
 
 
@@ -38,17 +39,29 @@ class Interrupted(BaseException):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit status 2, and which takes no abbreviated flags."""
+    """An argument parser whose errors are one line and exit status 2, and which takes no abbreviated flags.
+
+    `fixed` and `machine` name the arguments that a checkpoint fixes, and those that it does not say (see options.py).
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         self.declared: dict[str, argparse.Action] = {}
+        self.fixed: set[str] = set()
+        self.machine: set[str] = set()
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
-    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
+    def add_argument(self, *names: Any, fixed: bool = False, machine: bool = False, **kwargs: Any) -> argparse.Action:
         """Declare an argument, and remember how it was declared."""
         action = super().add_argument(*names, **kwargs)
         self.declared[action.dest] = action
+        for chosen, among in ((fixed, self.fixed), (machine, self.machine)):
+            if chosen:
+                among.add(action.dest)
         return action
+
+    def flag(self, name: str) -> str:
+        """An argument as the command line spells it."""
+        return self.declared[name].option_strings[0]
 
     def allows(self, name: str, value: Any) -> bool:
         """Whether the command line could have given an argument this value."""
@@ -219,35 +232,24 @@ def filled(text: str) -> str:
     return text
 
 
+def choices(known: Iterable[str]) -> Callable[[str], str]:
+    """An argparse type: one or more of some names, separated by commas."""
+
+    def parse(text: str) -> str:
+        odd = [name for name in text.split(",") if name not in known]
+        if odd:
+            raise argparse.ArgumentTypeError(f"{odd[0]!r} found, names of {', '.join(known)} expected, with commas between")
+        return text
+
+    return parse
+
+
 def add_data_arguments(parser: Parser) -> None:
-    """Declare the image size and the worker processes, which every script that reads images takes."""
-    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", help="image width")
-    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", help="image height")
-    parser.add_argument("--workers", type=integer(1, 256), default=4, metavar="N", help="parallel readers of images")
-
-
-def add_shared_arguments(parser: Parser, datasets: Iterable[str], methods: Iterable[str], archs: Iterable[str]) -> None:
-    """Declare the arguments that train.py and test.py share."""
-    add_data_arguments(parser)
-    parser.add_argument("--dataset", choices=datasets, default="sysu", help="data set")
-    parser.add_argument("--data-path", type=filled, metavar="DIR",
-                        help="folder of the data set (default: data/SYSU-MM01 or data/RegDB)")
-    parser.add_argument("--method", choices=methods, default="cgrnet", help="network and losses")
-    parser.add_argument("--arch", choices=archs, default="resnet50", help="backbone")
-    parser.add_argument("--trial", type=integer(1, 10), default=1, metavar="T", help="RegDB: split, 1 to 10")
-    parser.add_argument("--resume", "-r", type=filled, metavar="PATH", help="checkpoint to go on from, or to test")
-    parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
-    parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
-                        help="bfloat16 autocast; auto: where the device has it natively")
-    parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", help="images a step in evaluation")
-    parser.add_argument("--mode", choices=("all", "indoor"), default="all", help="SYSU-MM01: cameras searched")
-    parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
-                        help="SYSU-MM01: gallery images a person and camera")
-    parser.add_argument("--gallery", choices=("random", "official"), default="random",
-                        help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
-    parser.add_argument("--direction", choices=("i2v", "v2i"),
-                        help="infrared query in visible gallery, or the reverse (default: i2v for sysu, v2i for regdb)")
-    parser.add_argument("--tvsearch", action="store_true", help="RegDB: the old name of --direction i2v")
+    """Declare the image size and the readers, which every script that reads images takes."""
+    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", fixed=True, help="image width")
+    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", fixed=True, help="image height")
+    parser.add_argument("--workers", type=integer(0, 256), default=4, metavar="N", machine=True,
+                        help="parallel readers of images (0: none but the program itself)")
 
 
 def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
@@ -362,3 +364,104 @@ class Log:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.epochs}: a line that is no record of an epoch found; remove the file, or choose another "
                             "--log_path") from None
+
+
+class RunFiles:
+    """The files of one training run, which one process at a time may write; of processes that train together, the first.
+
+    Enter it as a context. resumed_at: the epoch that a checkpoint of the run goes on with. Raises `UserError` naming the flag where a folder cannot be written or another process is at
+    work on the run's files.
+    """
+
+    def __init__(self, name: str, model_path: str, log_path: str | Path, vis_log_path: str, writes: bool = True,
+                 resumed_at: int | None = None) -> None:
+        self.name, self.writes, self.folder = name, writes, Path(model_path)
+        self.log, self.board = Log(None), None
+        self.first_epoch = resumed_at or 0
+        self.saved = resumed_at is not None  # whether a checkpoint of this run is there to go back to
+        self.held: contextlib.ExitStack = contextlib.ExitStack()
+        self.flags = {"--model_path": model_path, "--log_path": log_path, "--vis_log_path": Path(vis_log_path) / name}
+
+    def __enter__(self) -> RunFiles:
+        if not self.writes:
+            return self
+        folders = {flag: make_folder(path, flag) for flag, path in self.flags.items()}
+        with contextlib.ExitStack() as held:
+            for flag in ("--model_path", "--log_path"):
+                held.enter_context(self.lock(folders[flag], flag))
+            self.log = Log(folders["--log_path"], self.name)
+            self.clear()
+            self.board = open_board(folders["--vis_log_path"], self.first_epoch)
+            held.callback(self.close_board)
+            self.held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.held.close()
+
+    def close_board(self) -> None:
+        """Close TensorBoard's file; that it cannot be written was said before."""
+        with contextlib.suppress(OSError):
+            self.board.close()
+
+    @contextlib.contextmanager
+    def lock(self, folder: Path, flag: str) -> Iterator[None]:
+        """Keep other processes off this run's files in a folder; the file of the lock stays, as taking it away races."""
+        lock = filelock.FileLock(folder / f".{self.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(f"{flag} {folder}: a living process is training {self.name} there; wait for it, or choose "
+                            f"another {flag} or --seed") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def clear(self) -> None:
+        """Remove the checkpoints that a killed process left half-written."""
+        for stray in self.folder.iterdir():
+            if stray.name.startswith(f".{self.name}_") and stray.name.endswith(".tmp"):
+                stray.unlink()
+
+    def earlier(self) -> list[Path]:
+        """What a run of this name has left here, and a new one overwrites."""
+        return [path for path in (self.path("last"), self.log.epochs) if path is not None and path.exists()]
+
+    def path(self, kind: str) -> Path:
+        """The file of `last`, `best` or `epoch_N`."""
+        return self.folder / f"{self.name}_{kind}.t"
+
+    def write_epoch(self, record: dict[str, Any]) -> None:
+        """Write an epoch's figures to the text log, the JSON lines and TensorBoard."""
+        if not self.writes:
+            return
+        self.log(show(record))
+        self.log.epoch(record)
+        try:
+            for name, value in record.items():
+                self.board.add_scalar(name, value, record["epoch"])
+            self.board.flush()
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise UserError(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); make room, or "
+                            "choose a folder that can") from None
+
+
+def open_board(folder: Path, first_epoch: int) -> Any:
+    """A writer of TensorBoard's files from an epoch on; `UserError` says what to install where it cannot be had."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        return SummaryWriter(str(folder), purge_step=first_epoch)
+    except OSError as error:
+        raise UserError(f"--vis_log_path {folder}: cannot be written ({error.strerror or one_line(error)}); make room, or "
+                        "choose a folder that can") from None
+    except Exception as error:  # of whatever TensorBoard and protobuf do to each other
+        raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); run: pip install "
+                        "--upgrade tensorboard protobuf") from None
+
+
+def show(values: dict[str, float]) -> str:
+    """Named numbers on one line."""
+    return " ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
+                    for name, value in values.items())

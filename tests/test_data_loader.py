@@ -1,10 +1,7 @@
 """Sampler, augmentation, and arrays against plain forms."""
 import contextlib
 import json
-import multiprocessing
-import os
-import signal
-from concurrent.futures import ThreadPoolExecutor
+import threading
 
 import numpy as np
 import pytest
@@ -12,10 +9,11 @@ import torch
 from PIL import Image, ImageOps
 
 from datasets import arrays as train_arrays
-from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment, augment_one_by_one, batches,
-                         crop_and_mirror, load_train_images, normalise)
+from data_loader import (AUGMENTATIONS, MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment,
+                         augment_one_by_one, batches, crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
 from datasets.images import read_image
+from model import METHODS
 from utils import UserError
 
 
@@ -102,7 +100,7 @@ def test_augmentation_has_the_distribution_of_single_image_transforms():
     image = np.zeros((height, width, 3), np.uint8)
     image[12, 4] = 255
     generator = torch.Generator().manual_seed(0)
-    found = augment(torch.from_numpy(image).expand(count, -1, -1, -1), generator)[:, 0]
+    found = augment(torch.from_numpy(image).expand(count, -1, -1, -1), ("standard",), "visible", generator)[:, 0]
     found = (found > 1).float().mean(0).numpy()
     rng = np.random.default_rng(0)
     padded, expected = np.pad(image[..., 0], PADDING), np.zeros((height, width))
@@ -122,16 +120,27 @@ def test_batches_carry_the_pixels_that_the_sampler_names():
               for m, v in LABELS.items()}
     images = {m: TrainImages(pixels[m], LABELS[m]) for m in LABELS}
     sampler = IdentitySampler(LABELS, 2, 3, 5)
-    loader = TrainBatches(images, sampler, torch.device("cpu"), False, seed=5)
+    loader = TrainBatches(images, sampler, METHODS["base"].views, torch.device("cpu"), False, seed=5)
     epoch = list(loader.epoch(2))
-    for (visible, infrared, labels), index in zip(epoch, sampler.epoch(2), strict=True):
-        for half, row in ((visible, index[0]), (infrared, index[1])):
+    for (views, labels), index in zip(epoch, sampler.epoch(2), strict=True):
+        for half, row in ((views["visible"], index[0]), (views["infrared"], index[1])):
             value = (half[:, 0] * STD[0] + MEAN[0]).mul(255).flatten(1).amax(1).round().long().numpy()
             seen = value > 0  # a crop may show padding only
             assert np.array_equal(value[seen], row[seen] + 100)
         assert np.array_equal(labels.numpy(), LABELS["visible"][index[0]])
     for again, before in zip(loader.epoch(2, start=2), epoch[2:], strict=True):
-        assert torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
+        assert all(torch.equal(again[0][name], before[0][name]) for name in ("visible", "infrared"))
+
+
+def test_augmentations_come_in_order_and_without_standard_the_image_is_only_normalised(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "add", lambda images, modality, generator: images + 1)
+    monkeypatch.setitem(AUGMENTATIONS, "double", lambda images, modality, generator: images * 2)
+    images = torch.randint(256, (3, 5, 4, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(images, (), "visible", generator), normalise(images))
+    assert torch.equal(augment(images, ("add", "double"), "visible", generator), (normalise(images) + 1) * 2)
+    standard = augment(images, ("standard",), "visible", generator.manual_seed(1))
+    assert torch.equal(augment(images, ("add", "standard"), "visible", generator.manual_seed(1)), standard + 1)
 
 
 def test_regdb_is_decoded_to_arrays(regdb):
@@ -169,30 +178,28 @@ def test_stale_arrays_are_refused(sysu, script):
         load_train_images(split, str(sysu), 32, 16, 1)
 
 
-def test_test_images_come_in_order_and_errors_name_the_file(regdb):
+@pytest.mark.parametrize("workers", [0, 1, 2, 9])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_test_images_come_in_order(regdb, workers, batch_size):
     paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
-    for workers in (1, 2):
-        found = torch.cat(list(batches(paths, 32, 16, 5, workers)))
-        assert np.array_equal(found, np.stack([read_image(path, 32, 16) for path in paths]))
+    found = list(batches(paths, 32, 16, batch_size, workers))
+    assert list(map(len, found)) == [len(paths[start:start + batch_size]) for start in range(0, len(paths), batch_size)]
+    assert np.array_equal(torch.cat(found), np.stack([read_image(path, 32, 16) for path in paths]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_named_and_no_reader_is_left(regdb, workers):
+    paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
     open(paths[7], "w").close()
+    before = threading.active_count()
     with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
-        list(batches(paths, 32, 16, 5, 1))
+        list(batches(paths, 32, 16, 5, workers))
+    assert threading.active_count() == before
 
 
-def test_test_images_are_read_in_any_thread(regdb):
-    paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 3
-    with ThreadPoolExecutor(1) as pool:
-        assert sum(map(len, pool.submit(list, batches(paths, 32, 16, 8, 2)).result())) == len(paths) > 64
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_is_the_parents(regdb, signum):
-    paths, others = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20, set(multiprocessing.active_children())
+def test_readers_end_with_the_one_who_asks(regdb):
+    paths, before = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20, threading.active_count()
     with contextlib.closing(batches(paths, 32, 16, 8, 2)) as reading:
-        found = [next(reading)]
-        readers = set(multiprocessing.active_children()) - others
-        assert 1 <= len(readers) <= 2  # no more than there are cores
-        for reader in readers:
-            os.kill(reader.pid, signum)
-        found += reading
-    assert sum(map(len, found)) == len(paths) and not readers & set(multiprocessing.active_children())
+        next(reading)
+        assert threading.active_count() > before
+    assert threading.active_count() == before

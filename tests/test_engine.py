@@ -1,5 +1,4 @@
 """Every way of computing a step trains: float32, bfloat16, compiled, on each device that is there."""
-import argparse
 import platform
 import shutil
 import subprocess
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import engine
 from data_loader import IdentitySampler, TrainBatches, TrainImages
-from devices import Meters, allow_tf32, precision
-from loss import method_loss
-from model import METHODS, MODALITIES
-from utils import Log
+from devices import allow_tf32
+from engine import Meters, build_optimiser, train_steps
+from loss import Criterion
+from model import METHODS, MODALITIES, Method, TwoStream
 
 PERSONS, IMAGES, HEIGHT, WIDTH = 4, 4, 32, 24
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(not torch.cuda.is_available(),
@@ -35,28 +33,29 @@ def stripes() -> dict[str, TrainImages]:
     return images
 
 
-def make_training(method: str, device: torch.device, on_device: bool):
-    """Network, batches, optimiser and arguments of a small run."""
+def make_training(method: Method, device: torch.device, on_device: bool):
+    """Network, losses, batches and optimiser of a small run."""
     torch.manual_seed(0)
     allow_tf32()
-    args = argparse.Namespace(method=method, arch="resnet18", pretrained="none", init=None, resume=None, sync_bn=False, lr=0.003,
-                              optim="sgd", margin=0.3, print_freq=50)
-    net = engine.build_network(args, None, PERSONS, Log(None), device)
-    images = stripes()
+    net = TwoStream(method, "resnet18", PERSONS).to(device, memory_format=torch.channels_last)
+    criterion, images = Criterion(method.losses, PERSONS, net.dim).to(device), stripes()
     sampler = IdentitySampler({modality: side.labels for modality, side in images.items()}, PERSONS, 2, seed=0)
-    return net, TrainBatches(images, sampler, device, on_device, seed=0), engine.build_optimiser(net, args), args
+    batches = TrainBatches(images, sampler, method.views, device, on_device, seed=0)
+    return net, criterion, batches, build_optimiser(net, criterion, 0.003, False, "sgd")
 
 
-def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool, epochs: int = 12) -> list[float]:
+def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool,
+          epochs: int = 12) -> list[float]:
     """The mean loss of each of a few epochs of two steps."""
-    net, batches, optimiser, args = make_training(method, device, on_device)
+    net, *rest = make_training(METHODS[method], device, on_device)
     names, losses = list(net.state_dict()), []
     if compiled:
         net.compile()
     for epoch in range(epochs):
         meters = Meters()
-        engine.train_one_epoch(net, batches, optimiser, epoch, 0, meters, args, device, bf16, argparse.Namespace(signum=None),
-                               Log(None))
+        for values in train_steps(net, *rest, epoch, bf16=bf16):
+            meters.add(values)
+        assert meters.read() is None
         losses.append(meters.means()["loss"])
     assert list(net.state_dict()) == names  # checkpoint keys stay clean
     return losses
@@ -82,21 +81,14 @@ def test_a_compiled_network_trains_as_an_eager_one(compiled, device):
 @pytest.mark.parametrize("on_device", [True, False])
 def test_no_step_makes_the_host_wait_for_the_device(on_device):
     device = torch.device("cuda", 0)
-    net, batches, optimiser, args = make_training("cgrnet", device, on_device)
-    meters = Meters()
+    training, meters = make_training(METHODS["cgrnet"], device, on_device), Meters()
     for epoch in range(3):
-        for visible, infrared, labels in batches.epoch(epoch):
-            torch.cuda.set_sync_debug_mode("error" if epoch else "default")
-            try:
-                with precision(device, True):
-                    output = net(visible, infrared)
-                total, parts = method_loss("cgrnet", output, labels.repeat(2), args.margin)
-                optimiser.zero_grad(set_to_none=True)
-                total.backward()
-                optimiser.step()
-                meters.add({"loss": total, **parts})
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+        try:
+            for values in train_steps(*training, epoch, bf16=True):
+                meters.add(values)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert meters.read() is None
 
 

@@ -4,19 +4,20 @@ import pytest
 from PIL import Image
 
 import figures
-from data_manager import Images, Protocol
+from datasets.sysu import SysuSearch
+from datasets.types import Images
 from eval_metrics import distance_matrix
-from extraction import FEATURES
+from results import FEATURES
 from utils import UserError
 
 NAMES = ["cmc.png", "distances.png", "ranking.png"]
 
 
-def make_search(root, q_pids, g_pids, q_camids=None, g_camids=None, exclude=((3, 2),), width=8, seed=0):
-    """A search on images of one colour a person, and its features: a direction a person, and noise."""
+def make_search(root, q_pids, g_pids, q_camids=None, g_camids=None, width=8, seed=0):
+    """A search on images of one colour a person, and the distances of features: a direction a person, and noise."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((max(*q_pids, *g_pids) + 1, width))
-    sides, taken = [], {}
+    sides, found = [], []
     for modality, pids, camids, camera in (("infrared", q_pids, q_camids, 3), ("visible", g_pids, g_camids, 1)):
         paths = [root / f"{modality} {number} é.png" for number in range(len(pids))]
         for path, pid in zip(paths, pids):
@@ -25,8 +26,9 @@ def make_search(root, q_pids, g_pids, q_camids=None, g_camids=None, exclude=((3,
         feats = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).astype(np.float32)
         camids = np.full(len(pids), camera) if camids is None else np.array(camids)
         sides.append(Images(tuple(map(str, paths)), np.array(pids), camids, modality))
-        taken[modality] = {"rows": {str(path): row for row, path in enumerate(paths)}, "pool": feats, "bnneck": feats}
-    return Protocol(*sides, exclude, True, 0, "SYSU-MM01 all-search, single-shot, random gallery, i2v"), taken
+        found.append(feats)
+    search = SysuSearch(*sides, 0, "SYSU-MM01 all-search, single-shot, random gallery, i2v", count_persons=True)
+    return search, distance_matrix(*found)
 
 
 def make_record(trials=2, extras=(), size=(64, 32)):
@@ -38,18 +40,13 @@ def make_record(trials=2, extras=(), size=(64, 32)):
 
 
 
-def arguments(protocol, taken):
-    same = protocol.query.pids[:, None] == protocol.gallery.pids
-    return distance_matrix(taken["infrared"]["bnneck"], taken["visible"]["bnneck"]), np.ones_like(same), same
-
-
 def test_three_images_are_written_whole_and_are_the_same_each_time(tmp_path):
-    protocol, taken = make_search(tmp_path, [1, 1, 2, 3, 4], [1, 2, 3, 4])
+    search, dist_mat = make_search(tmp_path, [1, 1, 2, 3, 4], [1, 2, 3, 4])
     out = tmp_path / "out"
     out.mkdir()
     drawn = []
     for _ in range(2):
-        figures.draw(out, make_record(extras=["flip", "k-reciprocal re-ranking"]), taken, protocol)
+        figures.draw(out, make_record(extras=["flip", "k-reciprocal re-ranking"]), search, dist_mat, True)
         drawn.append([(out / name).read_bytes() for name in NAMES])
     assert sorted(path.name for path in out.iterdir()) == NAMES and drawn[0] == drawn[1]
     for name in NAMES:
@@ -61,29 +58,28 @@ def test_three_images_are_written_whole_and_are_the_same_each_time(tmp_path):
 @pytest.mark.parametrize("q_pids, g_pids, size", [([1], [1], (288, 144)), ([1], [2, 1, 3], (144, 288)), ([1, 2], [1], (16, 400)),
                                                   ([1, 2, 3], [3, 2], (400, 16))])
 def test_small_searches_and_odd_shapes(tmp_path, q_pids, g_pids, size, recwarn):
-    protocol, taken = make_search(tmp_path, q_pids, g_pids)
-    figures.draw(tmp_path, make_record(1, size=size), taken, protocol)
+    search, dist_mat = make_search(tmp_path, q_pids, g_pids)
+    figures.draw(tmp_path, make_record(1, size=size), search, dist_mat, False)
     assert all((tmp_path / name).stat().st_size for name in NAMES) and not recwarn.list
 
 
-def test_rerank_is_seen_in_distances(tmp_path, monkeypatch):
-    protocol, taken = make_search(tmp_path, [1, 2], [1, 2, 3])
-    seen = []
-    for name in ("draw_cmc", "draw_ranking", "draw_distances"):
+def test_rerank_is_named(tmp_path, monkeypatch):
+    search, dist_mat = make_search(tmp_path, [1, 2], [1, 2, 3])
+    words = []
+    for name in ("draw_cmc", "draw_ranking"):
         monkeypatch.setattr(figures, name, lambda *_: figures.Figure(figsize=(1, 1)))
-    for name in ("distance_matrix", "k_reciprocal_distance"):
-        monkeypatch.setattr(figures.eval_metrics, name, lambda q, g, name=name: seen.append(name) or 1 - q @ g.T)
-    figures.draw(tmp_path, make_record(extras=["flip"]), taken, protocol)
-    figures.draw(tmp_path, make_record(extras=["k-reciprocal re-ranking"]), taken, protocol)
-    assert seen == ["distance_matrix", "k_reciprocal_distance"]
+    monkeypatch.setattr(figures, "draw_distances", lambda title, word, *_: words.append(word) or figures.Figure((1, 1)))
+    for reranked in (False, True):
+        figures.draw(tmp_path, make_record(), search, dist_mat, reranked)
+    assert words == ["cosine distance", "re-ranked distance"]
 
 
 def test_excluded_images_are_shown_nowhere(tmp_path, monkeypatch):
-    protocol, taken = make_search(tmp_path, [1, 1, 2], [1, 2, 1, 2], q_camids=[3, 6, 3], g_camids=[2, 2, 1, 1])
+    search, dist_mat = make_search(tmp_path, [1, 1, 2], [1, 2, 1, 2], q_camids=[3, 6, 3], g_camids=[2, 2, 1, 1])
     given = {}
     for name in ("draw_cmc", "draw_ranking", "draw_distances"):
         monkeypatch.setattr(figures, name, lambda *words, name=name: given.update({name: words}) or figures.Figure(figsize=(1, 1)))
-    figures.draw(tmp_path, make_record(), taken, protocol)
+    figures.draw(tmp_path, make_record(), search, dist_mat, False)
     expected = [[False, False, True, True], [True] * 4, [False, False, True, True]]
     assert given["draw_ranking"][2].tolist() == given["draw_distances"][3].tolist() == expected
     title = make_record()["protocol"]["name"]
@@ -91,9 +87,9 @@ def test_excluded_images_are_shown_nowhere(tmp_path, monkeypatch):
 
 
 def test_a_ranking_shows_signs_cameras_and_distances(tmp_path):
-    protocol, taken = make_search(tmp_path, [1], [2, 1, 1], g_camids=[1, 4, 5])
+    search, dist_mat = make_search(tmp_path, [1], [2, 1, 1], g_camids=[1, 4, 5])
     dist_mat, shown, same = np.array([[0.25, 0.25, -1e-9]], np.float32), np.ones((1, 3), bool), np.array([[False, True, True]])
-    figure = figures.draw_ranking("title, trial 0", dist_mat, shown, same, protocol, 64, 32)
+    figure = figures.draw_ranking("title, trial 0", dist_mat, shown, same, search, 64, 32)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == ["title, trial 0", "query", "1", "2", "3", "person 1, camera 3\nfirst match: rank 1",
                      "✓ camera 5\n0.000", "✗ camera 1\n0.250", "✓ camera 4\n0.250"]
@@ -103,8 +99,9 @@ def test_a_ranking_shows_signs_cameras_and_distances(tmp_path):
 
 
 def test_at_most_ten_gallery_images_of_seven_persons(tmp_path):
-    protocol, taken = make_search(tmp_path, list(range(30)), list(range(30)))
-    figure = figures.draw_ranking("title", *arguments(protocol, taken), protocol, 16, 8)
+    search, dist_mat = make_search(tmp_path, list(range(30)), list(range(30)))
+    same = search.query.pids[:, None] == search.gallery.pids
+    figure = figures.draw_ranking("title", dist_mat, search.seen(), same, search, 16, 8)
     assert len(figure.axes[0].images) == figures.QUERIES * (1 + figures.SHOWN)
 
 
@@ -176,10 +173,10 @@ def test_a_long_title_is_wrapped_not_cut(tmp_path):
 
 
 def test_an_image_that_has_gone_is_named_and_no_figure_half_written(tmp_path):
-    protocol, taken = make_search(tmp_path, [1], [1, 2])
+    search, dist_mat = make_search(tmp_path, [1], [1, 2])
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "visible 0 é.png").unlink()
     with pytest.raises(UserError, match="visible 0 é.png: no such image"):
-        figures.draw(out, make_record(), taken, protocol)
+        figures.draw(out, make_record(), search, dist_mat, False)
     assert not any(path.name.startswith(".") for path in out.iterdir())

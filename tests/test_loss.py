@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss import LOSSES, batch_hard_triplet, method_loss, modality_similarity, weighted_triplet
+from loss import Criterion, batch_hard_triplet, modality_similarity, weighted_triplet
 from model import METHODS, Output
 
 
@@ -26,17 +26,37 @@ def test_batch_hard_triplet(seed):
     assert batch_hard_triplet(feats, labels, 0.3).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_weighted_triplet(seed):
-    feats, labels = batch(seed)
-    expected = 0.0
+def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor) -> float:
+    """A loop over what AGW's code does: each kind's weights from distances in which the other kind's are 0."""
+    total = 0.0
     for i in range(len(feats)):
-        positives = [0.0 if i == j else math.dist(feats[i], feats[j]) for j in range(len(feats)) if labels[i] == labels[j]]
-        negatives = [math.dist(feats[i], feats[j]) for j in range(len(feats)) if labels[i] != labels[j]]
-        far = sum(d * math.exp(d) for d in positives) / sum(math.exp(d) for d in positives)
-        near = sum(d * math.exp(-d) for d in negatives) / sum(math.exp(-d) for d in negatives)
-        expected += math.log(1 + math.exp(far - near)) / len(feats)
-    assert weighted_triplet(feats, labels).item() == pytest.approx(expected, rel=1e-5)
+        far, near = [], []
+        for kept, sign, same in ((far, 1, True), (near, -1, False)):
+            masked = [sign * (0.0 if i == j else math.dist(feats[i], feats[j])) if (labels[i] == labels[j]) == same else 0.0
+                      for j in range(len(feats))]
+            largest = max(masked)
+            own = [value for j, value in enumerate(masked) if (labels[i] == labels[j]) == same]
+            exponentials = [math.exp(value - largest) for value in own]
+            kept += [sign * value * e / (sum(exponentials) + 1e-6) for value, e in zip(own, exponentials)]
+        total += math.log(1 + math.exp(sum(far) - sum(near))) / len(feats)
+    return total
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_weighted_triplet_is_that_of_the_published_code(seed, scale):
+    feats, labels = batch(seed)
+    found = weighted_triplet(scale * feats, labels).item()
+    assert found == pytest.approx(published_weighted_triplet(scale * feats, labels), rel=1e-4)
+
+
+def test_weights_of_far_negatives_nearly_vanish_as_published():
+    """56 negatives at a distance of 20, positives at 0: their weights sum to 0.1, so that the loss sees 2, not 20."""
+    labels = torch.arange(8).repeat_interleave(8)
+    feats = 20 / 2 ** 0.5 * torch.eye(8)[labels]
+    seen = -math.log(math.expm1(weighted_triplet(feats, labels).item()))
+    weights = 56 * math.exp(-20) / (56 * math.exp(-20) + 1e-6)
+    assert 0.09 < weights < 0.11 and seen == pytest.approx(20 * weights, rel=1e-3)
 
 
 def test_modality_similarity():
@@ -54,14 +74,15 @@ def test_identical_features_keep_finite_gradients():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_method_loss_is_the_weighted_sum_of_the_table(method):
+def test_a_criterion_is_the_weighted_sum_of_its_row(method):
     feats, labels = batch(0)
-    logits, affinities = torch.randn(12, 3), tuple(torch.rand(2, 6, 4, 4))
-    total, parts = method_loss(method, Output(feats, feats, logits, affinities), labels, 0.3)
-    assert parts.keys() == LOSSES[method].keys()
+    logits, affinities = torch.randn(12, 3), dict(zip(("visible", "infrared"), torch.rand(2, 6, 4, 4)))
+    losses = METHODS[method].losses
+    total, parts = Criterion(losses, 3, 5)(Output(feats, feats, logits, affinities), labels[:6])
+    assert parts.keys() == losses.keys()
     plain = {"id": F.cross_entropy(logits, labels), "triplet": batch_hard_triplet(feats, labels, 0.3),
-             "weighted_triplet": weighted_triplet(feats, labels), "similarity": modality_similarity(*affinities)}
-    torch.testing.assert_close(total, sum(weight * plain[name] for name, weight in LOSSES[method].items()))
+             "weighted_triplet": weighted_triplet(feats, labels), "similarity": modality_similarity(*affinities.values())}
+    torch.testing.assert_close(total, sum(loss.weight * plain[name] for name, loss in losses.items()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

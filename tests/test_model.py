@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from loss import method_loss
-from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, folded, gram, pool
+from loss import Criterion
+from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, View, folded, pool
 
 
 def randomise(module: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -90,11 +90,26 @@ def test_modality_similarity_equals_a_loop_over_channels(affinity):
                                        atol=1e-5)
 
 
-def test_gram_has_the_gradient_of_finite_differences():
+@pytest.mark.parametrize("affinity", ["cosine", "energy"])
+def test_affinities_are_those_of_float32_under_autocast(affinity):
     torch.manual_seed(3)
-    nodes = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(gram(nodes), nodes.transpose(1, 2) @ nodes)
-    assert torch.autograd.gradcheck(gram, nodes, check_undefined_grad=False)
+    module, x = ModalitySimilarity(affinity), torch.randn(2, 6, 3, 2).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(x)[1]
+    torch.testing.assert_close(found, module(x.float())[1])
+    assert found.dtype == torch.float32
+
+
+def test_three_views_go_through_the_streams_of_their_modalities():
+    views = {"visible": View("visible"), "grey": View("visible"), "infrared": View("infrared")}
+    torch.manual_seed(3)
+    net = TwoStream(dataclasses.replace(METHODS["cgrnet"], views=views), "resnet18", 5).eval()
+    images = dict(zip(views, torch.randn(3, 2, 3, 48, 24)))
+    found = net(**images)
+    assert found.affinities.keys() == views.keys()
+    for number, (name, view) in enumerate(views.items()):
+        alone = net(**{view.modality: images[name]})
+        torch.testing.assert_close(found.feats[2 * number:2 * number + 2], alone.feats, rtol=1e-4, atol=1e-5)
 
 
 def test_non_local_equals_the_full_matrix_of_products():
@@ -137,8 +152,7 @@ def test_gradients_reach_every_parameter(method, bf16):
     visible, infrared = torch.randn(2, 8, 3, 64, 32)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         output = net(visible, infrared)
-    labels = torch.arange(4).repeat_interleave(2).repeat(2)
-    method_loss(method, output, labels, 0.3)[0].backward()
+    Criterion(net.method.losses, 4, net.dim)(output, torch.arange(4).repeat_interleave(2))[0].backward()
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
@@ -191,6 +205,13 @@ def test_a_pretrained_backbone_learns_at_a_tenth():
     assert {id(p) for group in (backbone, gamma, new) for p in group["params"]} == trained
     assert any(p is net.graph.gamma for p in gamma["params"]) and any(p is net.classifier.weight for p in new["params"])
     assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1
+
+
+def test_non_local_blocks_learn_with_the_backbone_as_published():
+    net = TwoStream("agw", "resnet18", 3)
+    backbone, new = net.parameter_groups(0.1, pretrained=True)
+    assert {id(p) for p in net.non_local.parameters()} <= {id(p) for p in backbone["params"]}
+    assert [group["lr"] for group in (backbone, new)] == pytest.approx([0.01, 0.1])
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])

@@ -9,6 +9,8 @@ import torch
 from conftest import SMALL
 
 from engine import build_optimiser, learning_rate_factor
+from loss import Criterion
+from model import TwoStream
 
 
 def records(cwd):
@@ -122,13 +124,12 @@ def test_a_short_run_of_the_step_schedule_is_warned_of(regdb, script):
 
 
 def test_optimisers_take_their_groups():
-    from argparse import Namespace
-
-    from model import TwoStream
     net = TwoStream("base", "resnet18", 3)
+    criterion = Criterion(net.method.losses, 3, net.dim)
     for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
-        optimiser = build_optimiser(net, Namespace(lr=0.1, optim=name, pretrained="imagenet", init=None))
-        assert isinstance(optimiser, kind) and [g["initial_lr"] for g in optimiser.param_groups] == [pytest.approx(0.01), 0.1]
+        optimiser = build_optimiser(net, criterion, 0.1, True, name)
+        assert isinstance(optimiser, kind)
+        assert [group["initial_lr"] for group in optimiser.param_groups] == [pytest.approx(0.01), 0.1]
 
 
 def test_pretrained_file_and_what_is_said_without_one(regdb, script, tmp_path):

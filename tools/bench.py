@@ -27,15 +27,15 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import engine
-from tools import plain
+from backbones import BACKBONES
 from data_loader import IdentitySampler, TrainBatches, TrainImages
-from devices import Meters, choose_device, keep_freed_memory, precision, prepare, use_bf16
+from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
+from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
-from extraction import Extraction, extract_features
-from loss import method_loss
-from model import ARCHS, METHODS, MODALITIES, Method, TwoStream
-from utils import Log, Parser, add_data_arguments, integer, run, versions, write_json
+from loss import Criterion
+from model import METHODS, MODALITIES, Method, TwoStream
+from tools import plain
+from utils import Parser, add_data_arguments, integer, run, versions, write_json
 
 CLASSES = 395  # training persons of SYSU-MM01
 STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`
@@ -47,6 +47,7 @@ QUERIES, GALLERY, PERSONS = 3803, 301, 96  # SYSU-MM01's test, all-search
 PREPROCESSED = 4000  # images; SYSU-MM01 has 34,167
 DISTINCT = 64  # image files that differ; the others are links to them
 CPU = torch.device("cpu")
+LR, TEST_BATCH = 0.001, 64
 Result = dict[str, Any]
 
 
@@ -107,19 +108,24 @@ def count_flops(piece: Callable[[], Any]) -> int:
 def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Training steps with all their input: train.py's epoch against the plain recipe's."""
     images, sampler = made_training(args, STEPS[device.type])
-    loader, net = plain.training_loader(images, sampler, args.workers), TwoStream(args.method, args.arch, CLASSES).to(device)
-    optimiser = torch.optim.SGD(net.parameter_groups(args.lr, True), momentum=0.9, nesterov=True, weight_decay=5e-4)
-    baseline = functools.partial(plain.train_epoch, net, args.method, loader, optimiser, args.margin, device)
-    flops = count_flops(forward_and_backward(args.method, args.method, 2, args, device, False)) * args.batch_size // 2
+    loader = plain.training_loader(images, sampler, args.workers)
+    net, criterion = made_network(METHODS[args.method], args.arch, device)
+    optimiser = torch.optim.SGD(net.parameter_groups(LR, True), momentum=0.9, nesterov=True, weight_decay=5e-4)
+    baseline = functools.partial(plain.train_epoch, net, criterion, loader, optimiser, device)
+    flops = count_flops(forward_and_backward(METHODS[args.method], 2, args, device, False)) * args.batch_size // 2
     for name, bf16 in precisions(device):
-        net = engine.build_network(args, None, CLASSES, Log(None), device)
-        rest = (TrainBatches(images, sampler, device, device.type == "cuda", 0), engine.build_optimiser(net, args), 0, 0)
+        net, criterion = made_network(METHODS[args.method], args.arch, device, torch.channels_last)
+        batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", 0)
+        optimiser = build_optimiser(net, criterion, LR, True, "sgd")
 
-        def ours(net=net, rest=rest, bf16=bf16) -> None:
-            engine.train_one_epoch(net, *rest, Meters(), args, device, bf16, argparse.Namespace(signum=None), Log(None))
+        def ours(net=net, criterion=criterion, batches=batches, optimiser=optimiser, bf16=bf16) -> None:
+            meters = Meters()
+            for values in train_steps(net, criterion, batches, optimiser, 0, 0, bf16):
+                meters.add(values)
+            meters.read()
 
-        result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device, sampler.steps * args.step_images,
-                         plain_memory=True)
+        result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device,
+                         sampler.steps * args.step_images, plain_memory=True)
         yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
 
 
@@ -127,7 +133,7 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     """Training batches on the device and nothing else: `TrainBatches` against the plain recipe's."""
     images, sampler = made_training(args, BATCHES[device.type])
     loader, count = plain.training_loader(images, sampler, args.workers), sampler.steps * args.step_images
-    ours = TrainBatches(images, sampler, device, device.type == "cuda", 0)
+    ours = TrainBatches(images, sampler, METHODS["base"].views, device, device.type == "cuda", 0)
     result = compare("input", lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
                      lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count, plain_memory=True)
     yield with_floor(result, count * args.img_h * args.img_w * 3 * (1 + 4), "B", device)  # uint8 read, float32 written
@@ -136,16 +142,16 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
 def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Features of image files: `extract_features` against PIL transforms and a contiguous float32 network."""
     count = TEST_IMAGES[device.type]
-    plain_net, net = (TwoStream(args.method, args.arch, CLASSES).to(device, memory_format=form)
+    plain_net, net = (made_network(METHODS[args.method], args.arch, device, form)[0]
                       for form in (torch.contiguous_format, torch.channels_last))
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder), [f"{number}.jpg" for number in range(count)])
-        loader = plain.file_loader(paths, args.img_h, args.img_w, args.test_batch, args.workers)
+        loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
         for name, bf16 in precisions(device):
-            how = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16)
-            result = compare(f"extract {name}", lambda: plain.features(plain_net, loader, device),
-                             lambda how=how: extract_features(net, paths, "visible", how), args.repeats, args.warmup, device, count,
-                             plain_memory=True)
+            settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, device, bf16)
+            sides = (functools.partial(plain.features, plain_net, loader, device),
+                     functools.partial(extract_features, net, paths, "visible", settings))
+            result = compare(f"extract {name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
@@ -194,10 +200,10 @@ def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator
 
 def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Forward, loss and backward of cgrnet against the same network without graph reasoning and similarity module."""
-    without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None)
+    without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None, losses=METHODS["base"].losses)
     for name, bf16 in precisions(device):
-        pieces = [forward_and_backward(method, loss, args.batch_size, args, device, bf16)
-                  for method, loss in ((without, "base"), (METHODS["cgrnet"], "cgrnet"))]
+        pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
+                  for method in (without, METHODS["cgrnet"])]
         result = compare(f"graph {name}", *pieces, args.repeats, args.warmup, device, args.step_images)
         extra = 100 / result["ratio"] - 100
         result = {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
@@ -244,19 +250,26 @@ def made_files(root: Path, names: list[str]) -> list[str]:
     return list(map(str, paths))
 
 
-def forward_and_backward(method: str | Method, loss: str, persons: int, args: argparse.Namespace, device: torch.device,
+def made_network(method: Method, arch: str, device: torch.device,
+                 memory_format: torch.memory_format = torch.contiguous_format) -> tuple[TwoStream, Criterion]:
+    """A network with random weights, and its losses."""
+    net = TwoStream(method, arch, CLASSES).to(device, memory_format=memory_format)
+    return net, Criterion(method.losses, CLASSES, net.dim).to(device)
+
+
+def forward_and_backward(method: Method, persons: int, args: argparse.Namespace, device: torch.device,
                          bf16: bool) -> Callable[[], None]:
     """A step without input and optimiser, on noise."""
-    net = TwoStream(method, args.arch, CLASSES).to(device, memory_format=torch.channels_last).train()
+    net, criterion = made_network(method, args.arch, device, torch.channels_last)
     shape = (2, persons * args.num_pos, 3, args.img_h, args.img_w)
     images = [half.contiguous(memory_format=torch.channels_last) for half in torch.randn(shape, device=device)]
-    labels = torch.arange(persons, device=device).repeat_interleave(args.num_pos).repeat(2)
+    labels = torch.arange(persons, device=device).repeat_interleave(args.num_pos)
 
     def piece() -> None:
         with precision(device, bf16):
-            output = net(*images)
+            output = net.train()(*images)
         net.zero_grad()
-        method_loss(loss, output, labels, args.margin)[0].backward()
+        criterion(output, labels)[0].backward()
 
     return piece
 
@@ -279,7 +292,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
     add_data_arguments(parser)
     parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
-    parser.add_argument("--arch", choices=ARCHS, default="resnet50", help="backbone")
+    parser.add_argument("--arch", choices=BACKBONES, default="resnet50", help="backbone")
     parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
     parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch")
     parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", help="images of each identity and modality")
@@ -287,8 +300,6 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before those")
     parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU (default: its own choice)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
-    parser.set_defaults(lr=0.001, margin=0.3, optim="sgd", pretrained="none", init=None, sync_bn=False, print_freq=50,
-                        test_batch=64)
     args = parser.parse_args(words)
     args.workers, args.step_images = min(args.workers, os.cpu_count() or 1), 2 * args.batch_size * args.num_pos
     return args

@@ -1,4 +1,4 @@
-"""The plain ways of reading, training, extracting and scoring, as this field publishes them: what bench.py measures against."""
+"""The plain ways of reading, training, extracting and scoring, as this field publishes them: what tools.bench measures against."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from data_loader import MEAN, PADDING, STD, IdentitySampler, TrainImages
-from loss import method_loss
+from loss import Criterion
 from model import MODALITIES, TwoStream
 
 
@@ -46,14 +46,14 @@ def file_loader(paths: list[str], height: int, width: int, batch_size: int, work
     return DataLoader(PlainImages([(path, 0) for path in paths], Image.open, resize), batch_size, num_workers=workers)
 
 
-def train_epoch(net: TwoStream, method: str, loader: DataLoader, optimiser: torch.optim.Optimizer, margin: float,
+def train_epoch(net: TwoStream, criterion: Criterion, loader: DataLoader, optimiser: torch.optim.Optimizer,
                 device: torch.device) -> None:
     """Training steps that read every figure when they have it."""
     net.train()
     for batch in loader:
         visible, infrared, labels = (part.to(device) for part in batch)
         output = net(visible, infrared)
-        total, parts = method_loss(method, output, labels.repeat(2), margin)
+        total, parts = criterion(output, labels)
         optimiser.zero_grad()
         total.backward()
         optimiser.step()

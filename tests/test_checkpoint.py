@@ -12,8 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-import foreign
-from checkpoint import load_file
+from checkpoint import is_published, load_file, load_published
 from utils import UserError
 
 WORDS = {"visible": "visible", "infrared": "thermal"}
@@ -210,8 +209,8 @@ def test_agw_gives_the_features_of_the_published_network(tmp_path):
     theirs = randomise(PublishedAGW("resnet50", 395, True))
     torch.save(as_file(theirs), tmp_path / "a.t", _use_new_zipfile_serialization=False)  # as torch did then
     content = load_file(tmp_path / "a.t", "--resume")
-    assert foreign.is_foreign(content)
-    ours, facts, report = foreign.load(content, "a.t")
+    assert is_published(content["net"])
+    ours, facts, report = load_published(content, "a.t")
     assert not ours.training
     assert facts == {"method": "agw", "arch": "resnet50", "dataset": "sysu"}
     assert "visible_module.visible.layer1-4, fc; base_resnet.base.conv1, bn1, fc" in report[1]
@@ -222,7 +221,7 @@ def test_agw_gives_the_features_of_the_published_network(tmp_path):
 
 def test_base_gives_the_features_of_the_published_network():
     theirs = randomise(PublishedAGW("resnet18", 12, False))
-    ours, facts, _ = foreign.load(as_file(theirs), "a.t")
+    ours, facts, _ = load_published(as_file(theirs), "a.t")
     assert facts == {"method": "base", "arch": "resnet18"}  # 12 classes say nothing of the data set
     assert_same_features(ours, theirs)
 
@@ -231,8 +230,8 @@ def test_base_gives_the_features_of_the_published_network():
 def test_cgrnet_gives_the_features_of_the_published_network(tmp_path, cgrnet, prefix):
     torch.save(as_file(cgrnet, prefix), tmp_path / "a.t")
     content = load_file(tmp_path / "a.t", "--resume")
-    assert foreign.is_foreign(content)
-    ours, facts, _ = foreign.load(content, "a.t")
+    assert is_published(content["net"])
+    ours, facts, _ = load_published(content, "a.t")
     assert facts == {"method": "cgrnet", "arch": "resnet18", "dataset": "regdb"}
     assert ours.graph is None
     assert_same_features(ours, cgrnet)
@@ -244,9 +243,9 @@ def test_cgrnet_gives_the_features_of_the_published_network(tmp_path, cgrnet, pr
 
 # ------------------------------------------------------------------------------------------------------------- keys
 def test_reports_used_unused_and_missing_keys(content):
-    _, _, report = foreign.load(content, "a.t")
+    _, _, report = load_published(content, "a.t")
     used, unused, missing = report
-    count = len(foreign.load(content, "a.t")[0].state_dict())
+    count = len(load_published(content, "a.t")[0].state_dict())
     assert used == f"used: {count} keys (cgrnet, resnet18, 206 classes)"
     assert unused.startswith(f"unused: {len(content['net']) - count} keys (")
     for words in ("visible_module.visible.layer1-4, fc;", "base_resnet.base.conv1, bn1, layer1-2, fc;", "local2global",
@@ -261,13 +260,13 @@ def test_reports_used_unused_and_missing_keys(content):
 def test_a_missing_used_key_is_an_error_that_names_file_and_key(content, name):
     del content["net"][name]
     with pytest.raises(UserError, match=f"a.t: lacks {name}"):
-        foreign.load(content, "a.t")
+        load_published(content, "a.t")
 
 
 def test_a_whole_module_missing_is_an_error(content):
     content["net"] = {name: value for name, value in content["net"].items() if not name.startswith("common_block.")}
     with pytest.raises(UserError, match="a.t: lacks common_block.base.layer2.0.conv1.weight"):
-        foreign.load(content, "a.t")
+        load_published(content, "a.t")
 
 
 def test_unused_keys_may_be_missing_and_may_hold_anything(content):
@@ -275,12 +274,12 @@ def test_unused_keys_may_be_missing_and_may_hold_anything(content):
     del net["visible_module.visible.fc.weight"], net["base_resnet.base.layer1.0.conv1.weight"]
     net["local2local.gamma"] = torch.full((1,), float("nan"))
     net["visible_block.base.layer3.0.conv1.weight"] = torch.zeros(2)
-    foreign.load(content, "a.t")
+    load_published(content, "a.t")
 
 
 def test_counts_of_batches_need_not_be_there(content, cgrnet):
     content["net"] = {name: value for name, value in content["net"].items() if not name.endswith("num_batches_tracked")}
-    ours, _, report = foreign.load(content, "a.t")
+    ours, _, report = load_published(content, "a.t")
     count = sum(name.endswith("num_batches_tracked") for name in ours.state_dict())
     assert count and report[2] == f"missing: {count} keys that testing does not read (num_batches_tracked)"
     assert_same_features(ours, cgrnet)
@@ -297,13 +296,12 @@ def test_counts_of_batches_need_not_be_there(content, cgrnet):
 def test_refuses_weights_that_would_give_other_features(content, name, value, message):
     content["net"][name] = value
     with pytest.raises(UserError, match=f"a.t: .*{message}"):
-        foreign.load(content, "a.t")
+        load_published(content, "a.t")
 
 
-@pytest.mark.parametrize("content", [None, [], {}, {"net": None}, {"net": {}}, {"net": {"conv1.weight": 1, 3: 4}},
-                                     {"visible_module.visible.conv1.weight": 1}])
-def test_other_content_is_not_foreign(content):
-    assert not foreign.is_foreign(content)
+@pytest.mark.parametrize("weights", [None, [], {}, {"conv1.weight": 1, 3: 4}])
+def test_other_content_is_not_published(weights):
+    assert not is_published(weights)
 
 
 # ------------------------------------------------------------------------------------------------- what a file may hold
