@@ -1,4 +1,6 @@
-"""The backbones that a two-stream network is built of, one row of `BACKBONES` each, and where their first weights come from."""
+"""The backbones of a two-stream network, one row of `BACKBONES` each, and where their first weights come
+from.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,8 +20,9 @@ Parts = tuple[dict[str, nn.Module], dict[str, nn.Module]]
 class Backbone:
     """A network of torchvision, cut into a stem and four stages.
 
-    split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets the stride
-    of the last stage to 1. widths: channels of each stage's output. head: the prefix of its classifier's keys.
+    split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets
+    the stride of the last stage to 1. widths: channels of each stage's output. head: the prefix of its
+    classifier's keys.
     """
 
     split: Callable[[nn.Module], Parts]
@@ -40,17 +43,29 @@ def split_resnet(network: nn.Module) -> Parts:
     return stem, {stage: getattr(network, stage) for stage in STAGES}
 
 
+def split_mobilenet_v2(network: nn.Module) -> Parts:
+    """MobileNetV2: stem = the first convolution and the block without expansion, stages of 24, 32, 96, 1,280
+    channels.
+    """
+    blocks = network.features
+    blocks[14].conv[1][0].stride = (1, 1)
+    ends = (2, 4, 7, 14, 19)
+    stages = {stage: nn.Sequential(*blocks[first:last]) for stage, first, last in zip(STAGES, ends, ends[1:])}
+    return {"conv": blocks[0], "block": blocks[1]}, stages
+
+
 BACKBONES = {
     "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048)),
     "resnet18": Backbone(split_resnet, (64, 128, 256, 512)),
+    "mobilenet_v2": Backbone(split_mobilenet_v2, (24, 32, 96, 1280), head="classifier."),
 }
 
 
 def build_backbone(arch: str, weights: dict[str, Tensor] | None = None) -> Parts:
     """The stem's and the stages' modules of a backbone.
 
-    weights: a torchvision state dict, whose classifier is left out; None for a random start. Raises KeyError for weights
-    that lack a layer, RuntimeError for weights of another shape.
+    weights: a torchvision state dict, whose classifier is left out; None for a random start. Raises KeyError
+    for weights that lack a layer, RuntimeError for weights of another shape.
     """
     import torchvision  # takes as long to import as torch itself: only where a network is built
     network = getattr(torchvision.models, arch)(weights=None)
@@ -87,6 +102,7 @@ def fetch_imagenet(arch: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=path.stem.split("-")[-1])
         except (OSError, RuntimeError) as error:
-            raise UserError(f"--pretrained imagenet: {enum.url} cannot be fetched ({one_line(error)[:120]}); put that "
-                            f"file at {path}, or use --pretrained FILE or --pretrained none") from None
+            raise UserError(f"--pretrained imagenet: {enum.url} cannot be fetched ({one_line(error)[:120]}); "
+                            f"put that file at {path}, or use --pretrained FILE or --pretrained "
+                            "none") from None
     return path

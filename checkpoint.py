@@ -1,8 +1,9 @@
-"""Files of weights, ours and those of other code: written whole or not at all, read without running what they hold.
+"""Files of weights, ours and those of other code: written whole or not at all, read without running what they
+hold.
 
-Other code: the AGW line (AGW, CAJ and their `base`) and the published CGRNet, read by their keys. Each of their modules
-carries a whole ResNet of which their forward pass uses some stages; those are taken, the rest is counted. What their
-forward pass does not use is built without: the published CGRNet has no graph.
+Other code: the AGW line (AGW, CAJ and their `base`) and the published CGRNet, read by their keys. Each of
+their modules carries a whole ResNet of which their forward pass uses some stages; those are taken, the rest
+is counted. What their forward pass does not use is built without: the published CGRNet has no graph.
 """
 from __future__ import annotations
 
@@ -31,9 +32,10 @@ OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
 class Checkpoint:
     """What a file of train.py holds.
 
-    args: the run's arguments; trial: the data set's split; epoch: the next one; step, sums: of an epoch that was begun;
-    best: scores of the best epoch so far; fingerprint: of the training images; processes: that train together;
-    criterion, optimiser: what losses learn, and the optimiser's state, which is None in a file of weights alone (`best`).
+    args: the run's arguments; trial: the data set's split; epoch: the next one; step, sums: of an epoch that
+    was begun; best: scores of the best epoch so far; fingerprint: of the training images; processes: that
+    train together; criterion, optimiser: what losses learn, and the optimiser's state, which is None in a
+    file of weights alone (`best`).
     """
 
     net: dict[str, Tensor]
@@ -56,19 +58,22 @@ class Checkpoint:
         return {name: self.args.get(name) for name in ("dataset", "method", "arch", "img_w", "img_h")}
 
     def network(self, path: str | Path, flag: str = "--resume") -> TwoStream:
-        """The network; raises `UserError` if the weights are not those of the method and backbone that the file names."""
+        """The network; raises `UserError` if the weights are not those of the method and backbone that the
+        file names.
+        """
         for name, known in (("method", METHODS), ("arch", BACKBONES)):
             if self.args.get(name) not in known:
-                raise UserError(f"{flag} {path}: {name} {str(self.args.get(name))[:40]!r} found in it, one of "
-                                f"{', '.join(known)} expected; use a file that train.py wrote")
+                raise UserError(f"{flag} {path}: {name} {str(self.args.get(name))[:40]!r} found in it, one "
+                                f"of {', '.join(known)} expected; use a file that train.py wrote")
         net = TwoStream(self.args["method"], self.args["arch"], self.num_classes)
         restore(net, self.net, path, flag)
         return net
 
 
-# -------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one, whole.
+    """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one,
+    whole.
 
     Raises `UserError` naming the file where the disk or the folder refuses it.
     """
@@ -79,8 +84,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
         reason = getattr(error, "strerror", None) or one_line(error)[:200]
-        raise UserError(f"{path}: cannot be written ({reason}); the previous checkpoint, if any, is intact; make room or "
-                        "choose another --model_path") from None
+        raise UserError(f"{path}: cannot be written ({reason}); the previous checkpoint, if any, is intact; "
+                        "make room or choose another --model_path") from None
 
 
 def load_file(path: str | Path, flag: str) -> Any:
@@ -105,18 +110,20 @@ def load_file(path: str | Path, flag: str) -> Any:
 def why_refused(path: Path, error: Exception) -> str:
     """Say in words what a file that torch could not load holds."""
     if named := re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed global", str(error)):
-        return (f"refused, it refers to {named[1] or named[2]}, which could run code when loaded; tensors, plain types and "
-                "NumPy arrays expected; use a file from a source you trust")
+        return (f"refused, it refers to {named[1] or named[2]}, which could run code when loaded; tensors, "
+                "plain types and NumPy arrays expected; use a file from a source you trust")
     cause = re.search(r"WeightsUnpickler error: (.*?)(?: Check the documentation|$)", one_line(error))
     reason = cause[1] if cause else f"{type(error).__name__}: {one_line(error)}"
     with open(path, "rb") as file:
         start = file.read(16)
-    return (f"{path.stat().st_size} bytes that begin with {start!r} found, a whole checkpoint of tensors, plain types and "
-            f"NumPy arrays of numbers expected ({reason[:160]}); use another file")
+    return (f"{path.stat().st_size} bytes that begin with {start!r} found, a whole checkpoint of tensors, "
+            f"plain types and NumPy arrays of numbers expected ({reason[:160]}); use another file")
 
 
 def numpy_globals() -> list[Any]:
-    """What a pickled NumPy array or number of bool, integer or float type refers to, under NumPy 1 and 2; no more."""
+    """What a pickled NumPy array or number of bool, integer or float type refers to, under NumPy 1 and 2; no
+    more.
+    """
     core = getattr(np, "_core", None) or np.core
     reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
     dtypes = {type(np.dtype(kind)) for kind in ("?", *np.typecodes["AllInteger"], *np.typecodes["Float"])}
@@ -135,16 +142,16 @@ def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Che
     if not is_own(content):
         raise UserError(f"{flag} {path}: {describe(content)} found, {OURS}")
     if content["format"] != FORMAT:
-        raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the version of the code "
-                        "that wrote it")
+        raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the "
+                        "version of the code that wrote it")
     names = {entry.name for entry in dataclasses.fields(Checkpoint)}
     checkpoint = Checkpoint(**{name: value for name, value in content.items() if name in names})
     require_finite(checkpoint.net, path, flag)
     head = checkpoint.net.get("classifier.weight")
     if head is None or len(head) != checkpoint.num_classes:
         found = "no classifier.weight" if head is None else f"a classifier of shape {tuple(head.shape)}"
-        raise UserError(f"{flag} {path}: {checkpoint.num_classes} classes and {found} found, one row for each class "
-                        "expected; use a file that train.py wrote")
+        raise UserError(f"{flag} {path}: {checkpoint.num_classes} classes and {found} found, one row for "
+                        "each class expected; use a file that train.py wrote")
     return checkpoint
 
 
@@ -167,7 +174,8 @@ def require_finite(weights: Mapping[str, Any], path: str | Path, flag: str) -> N
     """Raise `UserError` if a weight is no tensor, or holds NaN or an infinity."""
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use another file")
+            raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use "
+                            "another file")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{flag} {path}: {name} holds NaN or infinite values; use an earlier checkpoint")
 
@@ -175,19 +183,22 @@ def require_finite(weights: Mapping[str, Any], path: str | Path, flag: str) -> N
 def restore(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path, flag: str) -> None:
     """Load weights that must fit the network key by key; `UserError` names the first that does not."""
     own = net.state_dict()
-    for kind, names in (("lacks", own.keys() - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):
+    for kind, names in (("lacks", own.keys() - weights.keys()), ("has an "
+                                                                 "unexpected", weights.keys() - own.keys())):
         if names:
-            raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the same method "
-                            "and architecture expected")
+            raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the "
+                            "same method and architecture expected")
     for name, value in weights.items():
         if value.shape != own[name].shape:
-            raise UserError(f"{flag} {path}: {name} has shape {tuple(value.shape)}, {tuple(own[name].shape)} expected; a "
-                            "file of the same architecture and class count expected")
+            raise UserError(f"{flag} {path}: {name} has shape {tuple(value.shape)}, {tuple(own[name].shape)} "
+                            "expected; a file of the same architecture and class count expected")
     net.load_state_dict(weights)
 
 
 def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
-    """Delete all but the newest `keep` epoch_N files of a run up to this epoch; later ones are of an earlier run."""
+    """Delete all but the newest `keep` epoch_N files of a run up to this epoch; later ones are of an earlier
+    run.
+    """
     name = re.compile(re.escape(run) + r"_epoch_(\d+)\.t")
     numbered = sorted((int(match[1]), path) for path in folder.iterdir()
                       if (match := name.fullmatch(path.name)) and int(match[1]) <= epoch)
@@ -197,13 +208,14 @@ def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
 
 def warn_of_best(path: str | Path) -> None:
     """Warn that a checkpoint was chosen by scores on the images that it is about to be tested on."""
-    warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in this field; a "
-         "last file is not")
+    warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in "
+         "this field; a last file is not")
 
 
-# ------------------------------------------------------------------------------------------------ first weights
+# ---------------------------------------------------------------------------------------------- first weights
 def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
-    """The backbone's first weights: None for `none`, torchvision's ImageNet-1k V1 for `imagenet`, or a file of that form.
+    """The backbone's first weights: None for `none`, torchvision's ImageNet-1k V1 for `imagenet`, or a file
+    of that form.
 
     Raises `UserError` that says where to put which file when it cannot be fetched, or what does not fit.
     """
@@ -214,25 +226,27 @@ def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
     for name, shape in shapes.items():
         value = weights.get(name) if isinstance(weights, dict) else None
         if not isinstance(value, Tensor) or value.shape != shape:
-            raise UserError(f"--pretrained {source}: {path} holds {describe(weights)} without {name} of shape "
-                            f"{tuple(shape)}; torchvision's state dict of {arch} expected")
+            raise UserError(f"--pretrained {source}: {path} holds {describe(weights)} without {name} of "
+                            f"shape {tuple(shape)}; torchvision's state dict of {arch} expected")
     require_finite({name: weights[name] for name in shapes}, path, "--pretrained")
     return weights
 
 
 def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
-    """`--init`: take the weights of a file that fit by name and shape; returns a line that says what came and what not.
+    """`--init`: take the weights of a file that fit by name and shape; returns a line that says what came and
+    what not.
 
-    Reads checkpoints of train.py, published files, and bare state dicts of either. A stage that the file shares and the
-    network has once for each modality (`cgrnet` from `base`) goes to both streams. Raises `UserError` unless the whole
-    backbone is there, or if the file was trained on another split of this data set, whose training persons are among the
-    test persons of this one.
+    Reads checkpoints of train.py, published files, and bare state dicts of either. A stage that the file
+    shares and the network has once for each modality (`cgrnet` from `base`) goes to both streams. Raises
+    `UserError` unless the whole backbone is there, or if the file was trained on another split of this data
+    set, whose training persons are among the test persons of this one.
     """
     content = load_file(path, "--init")
     if is_own(content) and DATASETS[dataset].splits > 1 and content["args"].get("dataset") == dataset:
         if content.get("trial") != trial:
-            raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons are among the "
-                            f"test persons of trial {trial}; take a file of the same trial, or of another data set")
+            raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons "
+                            f"are among the test persons of trial {trial}; take a file of the same trial, or "
+                            "of another data set")
     weights = content.get("net", content) if isinstance(content, dict) else {}
     weights = without_prefix({name: value for name, value in weights.items() if isinstance(value, Tensor)})
     if is_published(weights):
@@ -245,16 +259,18 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
     backbone = [name for name in own if name.startswith(("streams.", "shared."))]
     missing = [name for name in backbone if name not in fitting and not name.endswith("num_batches_tracked")]
     if missing:
-        raise UserError(f"--init {path}: {describe(content)} without {missing[0]} of shape {tuple(own[missing[0]].shape)} "
-                        f"found ({len(missing)} such of {len(backbone)}); the whole backbone of this network expected; "
-                        "take a file of the same architecture whose layers fit, or leave --init out")
+        raise UserError(f"--init {path}: {describe(content)} without {missing[0]} of shape "
+                        f"{tuple(own[missing[0]].shape)} found ({len(missing)} such of {len(backbone)}); the "
+                        "whole backbone of this network expected; take a file of the same architecture whose "
+                        "layers fit, or leave --init out")
     net.load_state_dict(fitting, strict=False)
     left = sorted((own.keys() | weights.keys()) - fitting.keys() - {sources[name] for name in fitting})
-    return (f"{len(fitting)} of {len(own)} tensors and 100 % of the backbone's parameters came from the file; "
+    return (f"{len(fitting)} of {len(own)} tensors and 100 % of the backbone's parameters came from the "
+            "file; "
             + (f"left out: {', '.join(left)}" if left else "every key used"))
 
 
-# -------------------------------------------------------------------------------------------------- other code
+# ------------------------------------------------------------------------------------------------- other code
 SIGNS = ("visible_module.visible.", "thermal_module.thermal.", "base_resnet.base.")  # of a published file
 AGW = {  # our modules -> theirs; the longest name that fits counts
     "streams.visible": "visible_module.visible", "streams.infrared": "thermal_module.thermal",
@@ -272,7 +288,9 @@ PUBLISHED = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=No
 
 
 def is_published(weights: Any) -> bool:
-    """Whether this is a state dict with keys of the AGW line, with or without the prefix of data-parallel training."""
+    """Whether this is a state dict with keys of the AGW line, with or without the prefix of data-parallel
+    training.
+    """
     return isinstance(weights, dict) and any(name.startswith(SIGNS) for name in without_prefix(weights))
 
 
@@ -282,10 +300,11 @@ def without_prefix(weights: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[str, Any], list[str]]:
-    """The network of a published checkpoint in eval mode, what its keys say of it, and lines on what was used.
+    """The network of a published checkpoint in eval mode, what its keys say of it, and lines on what was
+    used.
 
-    Raises `UserError` for a key that the forward pass needs and that is missing, of another shape or not finite, and for
-    keys of modules that it does not know.
+    Raises `UserError` for a key that the forward pass needs and that is missing, of another shape or not
+    finite, and for keys of modules that it does not know.
     """
     found = without_prefix(content["net"])
     weights, method, arch, classes = translated(found, path, "--resume")
@@ -293,10 +312,12 @@ def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[
     net = TwoStream(PUBLISHED[method], arch, classes)
     net.load_state_dict(weights, strict=False)
     missing, unused = len(net.state_dict()) - len(weights), unused_names(found, method, arch)
-    trained_on = [("dataset", name) for name, data in DATASETS.items() if data.published.get("training persons") == classes]
+    trained_on = [("dataset", name) for name, data in DATASETS.items() if data.published.get("training "
+                                                                                             "persons") == classes]
     report = [f"used: {len(weights)} keys ({method}, {arch}, {classes} classes)",
               f"unused: {len(unused)} keys ({summarise(unused)})" if unused else "unused: none",
-              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing else "missing: none"]
+              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing else "missing: "
+                                                                                                          "none"]
     return net.eval(), {"method": method, "arch": arch, **dict(trained_on)}, report
 
 
@@ -307,8 +328,8 @@ def translated(found: dict[str, Any], path: str, flag: str) -> tuple[dict[str, T
     """
     head = found.get("classifier.weight")
     if not isinstance(head, Tensor) or head.ndim != 2:
-        raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells the number of "
-                        "classes; a complete checkpoint expected")
+        raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells "
+                        "the number of classes; a complete checkpoint expected")
     tops = {name.split(".")[0] for name in found}
     method = "cgrnet" if tops & {name.split(".")[0] for name in CGRNET_ONLY.values()} else (
         "agw" if any(name.startswith("NL_") for name in tops) else "base")
@@ -318,16 +339,18 @@ def translated(found: dict[str, Any], path: str, flag: str) -> tuple[dict[str, T
         if name not in found:
             if name.endswith("num_batches_tracked"):  # a count that testing does not read
                 continue
-            raise UserError(f"{flag} {path}: lacks {name}, which {method} on {arch} needs; a complete checkpoint expected")
+            raise UserError(f"{flag} {path}: lacks {name}, which {method} on {arch} needs; a complete "
+                            "checkpoint expected")
         if getattr(found[name], "shape", None) != shape:
             what = f"has shape {tuple(found[name].shape)}" if isinstance(found[name], Tensor) else (
                 f"is a {type(found[name]).__name__}")
-            raise UserError(f"{flag} {path}: {name} {what}, a tensor of shape {tuple(shape)} expected for {method} on "
-                            f"{arch}; use another file")
+            raise UserError(f"{flag} {path}: {name} {what}, a tensor of shape {tuple(shape)} expected for "
+                            f"{method} on {arch}; use another file")
     for name in unused_names(found, method, arch):
         if not name.startswith(tuple(f"{spare}." for spare in SPARE)) or top(name) in map(top, shapes):
-            raise UserError(f"{flag} {path}: {name} found, which {method} on {arch} has no place for; a published file of "
-                            f"AGW, CAJ or CGRNet on {' or '.join(BACKBONES)} expected: this is another network")
+            raise UserError(f"{flag} {path}: {name} found, which {method} on {arch} has no place for; a "
+                            f"published file of AGW, CAJ or CGRNet on {' or '.join(BACKBONES)} expected: "
+                            "this is another network")
     return {ours: found[name] for name, (ours, _) in shapes.items() if name in found}, method, arch, len(head)
 
 

@@ -1,4 +1,5 @@
-"""Pixels: training arrays, the identity sampler, augmentations of whole batches, and the reader of test images.
+"""Pixels: training arrays, the identity sampler, augmentations of whole batches, and the reader of test
+images.
 
 To add an augmentation, write a function of (images, modality, generator) and put it into `AUGMENTATIONS`.
 """
@@ -34,9 +35,11 @@ class TrainImages:
 
 def load_train_images(split: TrainSplit, root: str, height: int, width: int, workers: int, *,
                       silent: bool = False) -> dict[str, TrainImages]:
-    """The training images of both modalities: pre-processed arrays where the data set has them, else decoded now.
+    """The training images of both modalities: pre-processed arrays where the data set has them, else decoded
+    now.
 
-    Raises `UserError` naming the file and the command that renews it if the arrays do not fit the images or the size.
+    Raises `UserError` naming the file and the command that renews it if the arrays do not fit the images or
+    the size.
     """
     if train_arrays.present(root, height, width):
         arrays = train_arrays.open_arrays(split, root, height, width)
@@ -46,12 +49,14 @@ def load_train_images(split: TrainSplit, root: str, height: int, width: int, wor
     return {modality: TrainImages(torch.from_numpy(pixels), labels) for modality, (pixels, labels) in arrays.items()}
 
 
-# ------------------------------------------------------------------------------------------------------- sampler
+# ---------------------------------------------------------------------------------------------------- sampler
 class IdentitySampler:
-    """Batches of N identities x P visible and P infrared images; the i-th of each modality show the same person.
+    """Batches of N identities x P visible and P infrared images; the i-th of each modality show the same
+    person.
 
-    An epoch shows as many images as the larger modality has. Its batches depend on (seed, epoch) alone, so that any epoch
-    can be drawn again. With several processes, each takes its own identities out of one joint draw.
+    An epoch shows as many images as the larger modality has. Its batches depend on (seed, epoch) alone, so
+    that any epoch can be drawn again. With several processes, each takes its own identities out of one joint
+    draw.
     """
 
     def __init__(self, labels: dict[str, np.ndarray], identities: int, images: int, seed: int, processes: int = 1) -> None:
@@ -59,8 +64,9 @@ class IdentitySampler:
         self.classes = len(next(iter(self.places.values())))
         self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
         if identities > self.classes:
-            raise UserError(f"--batch-size {identities}: {self.classes} training persons found, at least as many as the batch "
-                            f"has identities expected; give --batch-size {self.classes} or less")
+            raise UserError(f"--batch-size {identities}: {self.classes} training persons found, at least as "
+                            f"many as the batch has identities expected; give --batch-size {self.classes} or "
+                            "less")
         self.steps = -(-max(map(len, labels.values())) // (identities * images * processes))
 
     def epoch(self, epoch: int, rank: int = 0) -> np.ndarray:
@@ -93,12 +99,12 @@ def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray
     return np.concatenate(rounds)[:count]
 
 
-# ------------------------------------------------------------------------------------------------ augmentation
+# ----------------------------------------------------------------------------------------------- augmentation
 def augment(images: Tensor, names: Sequence[str], modality: str, generator: torch.Generator) -> Tensor:
     """Augment a batch of one modality in the ways that are named, one after the other, and normalise it.
 
-    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device. `generator` belongs to
-    that device.
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device. `generator`
+    belongs to that device.
     """
     if "standard" not in names:
         images = normalise(images)
@@ -110,8 +116,8 @@ def augment(images: Tensor, names: Sequence[str], modality: str, generator: torc
 def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
     """Pad by 10 pixels of zeros, crop at random, mirror half of the images, normalise.
 
-    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, equal in distribution to the same steps on
-    single images.
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, equal in distribution to the
+    same steps on single images.
     """
     batch, device = len(images), images.device
     offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=device)
@@ -156,7 +162,9 @@ def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, by ImageNet's mean and standard deviation."""
+    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, by ImageNet's mean and standard
+    deviation.
+    """
     scale, shift = scale_and_shift(images.device, images.shape[2])
     lines = images.flatten(2).float()
     return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).permute(0, 3, 1, 2)
@@ -164,7 +172,9 @@ def normalise(images: Tensor) -> Tensor:
 
 @functools.lru_cache
 def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each value of a line of pixels, made once: a copy from the host would make the device wait."""
+    """Factor and offset of each value of a line of pixels, made once: a copy from the host would make the
+    device wait.
+    """
     return (torch.tensor([1 / (255 * std) for std in STD] * width, device=device),
             torch.tensor([-mean / std for mean, std in zip(MEAN, STD)] * width, device=device))
 
@@ -172,9 +182,9 @@ def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
 class TrainBatches:
     """Batches of an epoch on the device: ({view: images}, labels), one read ahead of the step that uses it.
 
-    Pixels live on the device where `on_device`; else a thread gathers them into (pinned) memory and copies them, on CUDA
-    on a stream of its own, while the device computes. Every view of a modality shows the same images. Augmentation of a
-    step depends on (seed, epoch, step, rank) alone.
+    Pixels live on the device where `on_device`; else a thread gathers them into (pinned) memory and copies
+    them, on CUDA on a stream of its own, while the device computes. Every view of a modality shows the same
+    images. Augmentation of a step depends on (seed, epoch, step, rank) alone.
     """
 
     def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, views: Mapping[str, View],
@@ -243,13 +253,14 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
     return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] / 2
 
 
-# ---------------------------------------------------------------------------------------------------- test images
+# ------------------------------------------------------------------------------------------------ test images
 def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
             pin: bool = False) -> Iterator[Tensor]:
-    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
+    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot
+    read.
 
-    workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. `pin`: in pinned memory, for a
-    GPU.
+    workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. `pin`: in pinned
+    memory, for a GPU.
     """
     def read(batch: Sequence[str]) -> list[Future]:
         return [pool.submit(read_image, path, height, width) for path in batch]

@@ -31,7 +31,9 @@ class Processes:
 
 
 def start_processes(device: torch.device) -> Processes:
-    """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU); a run of one without torchrun."""
+    """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU); a run of one without
+    torchrun.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -45,7 +47,8 @@ def stop_processes() -> None:
 
 
 def choose_device(gpu: str) -> torch.device:
-    """The device that `--gpu` names; under torchrun, that of the local rank. Without CUDA, one line and the CPU.
+    """The device that `--gpu` names; under torchrun, that of the local rank. Without CUDA, one line and the
+    CPU.
 
     Raises `UserError` for a device that is not there.
     """
@@ -59,7 +62,8 @@ def choose_device(gpu: str) -> torch.device:
             warn(f"--gpu {gpu}: no CUDA device here, running on the CPU (--gpu cpu asks for that)")
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
-        raise UserError(f"--gpu {index}: {torch.cuda.device_count()} CUDA device(s) found, counted from 0; name one of them")
+        raise UserError(f"--gpu {index}: {torch.cuda.device_count()} CUDA device(s) found, counted from 0; "
+                        "name one of them")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -72,7 +76,9 @@ def seed_everything(seed: int) -> None:
 
 
 def allow_tf32() -> None:
-    """TF32 for float32 convolutions and products outside autocast; what needs more digits asks for them itself."""
+    """TF32 for float32 convolutions and products outside autocast; what needs more digits asks for them
+    itself.
+    """
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -88,8 +94,9 @@ def prepare(device: torch.device) -> None:
 def keep_freed_memory(keep: bool = True) -> None:
     """Have the C library keep freed memory for the next tensor, or not; does nothing where it is not glibc.
 
-    glibc gives tensors of over 32 MB back to the system as they are freed, and takes zeroed pages for the next, one fault each:
-    up to a third of a step (docs/speed.md). Not to keep is what its own, growing thresholds come to, see mallopt(3).
+    glibc gives tensors of over 32 MB back to the system as they are freed, and takes zeroed pages for the
+    next, one fault each: up to a third of a step (docs/speed.md). Not to keep is what its own, growing
+    thresholds come to, see mallopt(3).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -117,8 +124,8 @@ def without_tf32() -> Iterator[None]:
 def use_bf16(device: torch.device, amp: str, width: int = 288) -> bool:
     """Whether to autocast to bfloat16: `auto` says yes where the device multiplies it natively.
 
-    Not so on a CPU for images of up to 16 pixels in width: with strides of 2, oneDNN's bfloat16 convolution of their maps of
-    two columns gives wrong numbers (torch 2.15 on AMX).
+    Not so on a CPU for images of up to 16 pixels in width: with strides of 2, oneDNN's bfloat16 convolution
+    of their maps of two columns gives wrong numbers (torch 2.15 on AMX).
     """
     if amp != "auto":
         return amp == "bf16"

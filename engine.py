@@ -26,12 +26,13 @@ from utils import Interrupted, Log, UserError, show, warn
 NEARLY_IDENTICAL = 0.9999  # length of the mean of unit features
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
 def learning_rate_factor(epoch: int, epochs: int, schedule: str) -> float:
     """Factor on the learning rate of an epoch.
 
-    `step`, the paper's, whatever the length: linear warm-up over epochs 0-9, then 1, 0.1 from 20 and 0.01 from 50 of 80.
-    `cosine`, for runs of any length: linear warm-up over the first eighth, times half a cosine from 1 to 0.
+    `step`, the paper's, whatever the length: linear warm-up over epochs 0-9, then 1, 0.1 from 20 and 0.01
+    from 50 of 80. `cosine`, for runs of any length: linear warm-up over the first eighth, times half a cosine
+    from 1 to 0.
     """
     if schedule == "cosine":
         return min(1.0, 8 * (epoch + 1) / epochs) * (1 + math.cos(math.pi * epoch / epochs)) / 2
@@ -61,7 +62,8 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
-    """Put back what an optimiser had accumulated, for the same parameters in the same order; rates stay as they are.
+    """Put back what an optimiser had accumulated, for the same parameters in the same order; rates stay as
+    they are.
 
     Raises ValueError for another number of parameters.
     """
@@ -75,8 +77,8 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
 class Meters:
     """Scalars of each step of an epoch, kept on the device until they are read.
 
-    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went wrong. What is
-    read is the mean over all processes, which read together.
+    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went
+    wrong. What is read is the mean over all processes, which read together.
     """
 
     def __init__(self, sums: dict[str, float] | None = None, steps: int = 0) -> None:
@@ -92,7 +94,9 @@ class Meters:
         self.steps += 1
 
     def read(self) -> int | None:
-        """Fetch the rows since the last call; returns the index among the epoch's steps of the first not finite."""
+        """Fetch the rows since the last call; returns the index among the epoch's steps of the first not
+        finite.
+        """
         if not self.rows:
             return None
         rows = torch.stack(self.rows).double()
@@ -152,7 +156,8 @@ class NotFinite(Exception):
 
 def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimiser: torch.optim.Optimizer,
                 epoch: int, start: int = 0, bf16: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Train from step `start` of an epoch on; yields each step's losses and accuracy, 0-dim tensors on the device.
+    """Train from step `start` of an epoch on; yields each step's losses and accuracy, 0-dim tensors on the
+    device.
 
     Nothing here makes the host wait for the device.
     """
@@ -170,10 +175,11 @@ def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimi
 
 def train_one_epoch(steps: Iterator[dict[str, Tensor]], total: int, meters: Meters, stop: StopRequest, log: Log,
                     epoch: int, read_every: int) -> int:
-    """Take the steps of an epoch, with a progress bar; returns the steps done, fewer where a signal asked to stop.
+    """Take the steps of an epoch, with a progress bar; returns the steps done, fewer where a signal asked to
+    stop.
 
-    The meters, which begin at the steps done before, are read every `read_every` steps, when the host waits for the
-    device. Raises `NotFinite` if a loss is not finite.
+    The meters, which begin at the steps done before, are read every `read_every` steps, when the host waits
+    for the device. Raises `NotFinite` if a loss is not finite.
     """
     bar = tqdm(total=total, initial=meters.steps, desc=f"epoch {epoch}", unit="step", leave=False,
                disable=log.silent or None)
@@ -234,9 +240,9 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settin
                      check: Callable[[], None] = lambda: None) -> Features:
     """Features of image files of one modality.
 
-    With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called between batches, as
-    often in every process, and may raise to stop. With several processes each takes every n-th image and all of them
-    return all features.
+    With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called
+    between batches, as often in every process, and may raise to stop. With several processes each takes every
+    n-th image and all of them return all features.
     """
     net = folded(net)
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -288,20 +294,23 @@ def search_features(net: nn.Module, searches: Sequence[Search], settings: Extrac
 
 
 def check_features(found: dict[str, Features]) -> None:
-    """Refuse features that are not finite; warn of those whose mean is almost as long as each of them, which is 1."""
+    """Refuse features that are not finite; warn of those whose mean is almost as long as each of them, which
+    is 1.
+    """
     alike = []
     for kind, modality in itertools.product(FEATURES, found):
         feats = getattr(found[modality], kind)
         broken = np.flatnonzero(~np.isfinite(feats).all(1))
         if len(broken):
-            raise UserError(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite; use sound weights, or "
-                            "--amp off")
+            raise UserError(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite; use "
+                            "sound weights, or --amp off")
         length = float(np.linalg.norm(feats.mean(0, dtype=np.float64)))
         if len(feats) > 1 and length > NEARLY_IDENTICAL:
             alike.append(f"{kind} of {modality} images ({length:.6f})")
     if alike and not (dist.is_initialized() and dist.get_rank()):
-        warn(f"all features are nearly identical (length of their mean, 1 if they are the same): {', '.join(alike)}; what "
-             "they find is little more than chance: train longer, or with a lower --lr, or from pretrained weights")
+        warn("all features are nearly identical (length of their mean, 1 if they are the same): "
+             f"{', '.join(alike)}; what they find is little more than chance: train longer, or with a lower "
+             "--lr, or from pretrained weights")
 
 
 def distances(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> np.ndarray:

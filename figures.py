@@ -65,7 +65,8 @@ def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
         axes.plot(ranks, mean, linestyle=style, color=colour, marker=marker, markersize=3.5, linewidth=1.4, clip_on=False, zorder=3,
                   label=f"{WORDS[feature]}: {', '.join(numbers)}")
         lowest = min(lowest, (mean - std).min())
-    axes.set(xlabel="rank", ylabel="matching rate (%)", xlim=(0.5, len(ranks) + 0.5), ylim=(max(0, 10 * (lowest // 10) - 20), 100),
+    axes.set(xlabel="rank", ylabel="matching rate "
+                                   "(%)", xlim=(0.5, len(ranks) + 0.5), ylim=(max(0, 10 * (lowest // 10) - 20), 100),
              xticks=[1, *range(5, len(ranks) + 1, 5)])
     several = f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1 else f"trial {trials[0]['trial']}"
     axes.legend(loc="best", fontsize=8, title=several, title_fontsize=8)
@@ -84,7 +85,9 @@ def first_match(dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray) -> np
 
 
 def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
-    """Queries of different persons, spread evenly from the best to the worst rank of the first match (0: left out)."""
+    """Queries of different persons, spread evenly from the best to the worst rank of the first match (0: left
+    out).
+    """
     order = np.argsort(ranks, kind="stable")[(ranks == 0).sum():]
     chosen: dict[int, int] = {}
     for part in np.array_split(order, QUERIES):
@@ -96,7 +99,8 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
 
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search, height: int,
                  width: int) -> Figure:
-    """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under each.
+    """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under
+    each.
 
     height, width: pixels, which give the aspect. Queries without a match are not shown.
     """
@@ -124,7 +128,8 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
         write(x, top - 0.08, str(number) if number else "query", fontsize=9, va="baseline")
     for row, query in enumerate(chosen):
         pid, camera = search.query.pids[query], search.query.camids[query]
-        place(search.query, query, row, 0, f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}", "black", "-")
+        place(search.query, query, row, 0, f"person {pid}, camera {camera}\nfirst match: rank "
+                                           f"{ranks[query]}", "black", "-")
         seen = np.flatnonzero(shown[query])
         for number, index in enumerate(seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]], 1):
             sign, colour, style = MATCH if same[query, index] else MISS
@@ -136,7 +141,9 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
 
 
 def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray) -> Figure:
-    """Histograms (densities) of the distances from queries to the gallery images of the same and of other persons."""
+    """Histograms (densities) of the distances from queries to the gallery images of the same and of other
+    persons.
+    """
     figure, axes = curve_axes(title)
     low, high = float(dist_mat.min()), float(dist_mat.max())
     few = np.count_nonzero(shown & same)

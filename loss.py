@@ -1,8 +1,8 @@
 """Losses on a batch of several views of the same persons, all in float32, and the criterion that weighs them.
 
-To add one, put a function of (output, labels, **parameters) or a class into `LOSSES`, and its name into a row of
-METHODS. A class is a module made with (classes, feature size, **parameters) and called with (output, labels); the
-optimiser and the checkpoint hold its parameters.
+To add one, put a function of (output, labels, **parameters) or a class into `LOSSES`, and its name into a row
+of METHODS. A class is a module made with (classes, feature size, **parameters) and called with (output,
+labels); the optimiser and the checkpoint hold its parameters.
 """
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Criterion(nn.Module):
         self.learnt = nn.ModuleDict({name: term for name, term in self.terms.items() if isinstance(term, nn.Module)})
 
     def forward(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum, and each loss unweighted; labels (B,) int64 are those of one view, the same for every view."""
+        """The sum, and each loss unweighted; labels (B,) int64 are those of one view, the same for every
+        view.
+        """
         labels = labels.repeat(len(output.logits) // len(labels))
         with torch.autocast(labels.device.type, enabled=False):
             parts = {name: term(output, labels) for name, term in self.terms.items()}
@@ -71,7 +73,8 @@ LOSSES: dict[str, Callable[..., Any]] = {
 def euclidean_distances(feats: Tensor) -> Tensor:
     """Pairwise Euclidean distances (B, B) float32 of feats (B, D); the diagonal, without a gradient, is 1e-6.
 
-    TF32 and bfloat16 would leave too few digits of a difference of squares: on CUDA the product is taken in float64.
+    TF32 and bfloat16 would leave too few digits of a difference of squares: on CUDA the product is taken in
+    float64.
     """
     feats = feats.float()
     precise = feats.double() if feats.is_cuda else feats
@@ -84,7 +87,8 @@ def euclidean_distances(feats: Tensor) -> Tensor:
 def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Triplet loss with the farthest positive and the nearest negative of each anchor (Hermans et al., 2017).
 
-    feats (B, D), labels (B,), margin in units of distance; returns the mean over anchors, a scalar. Needs two persons.
+    feats (B, D), labels (B,), margin in units of distance; returns the mean over anchors, a scalar. Needs two
+    persons.
     """
     distances = euclidean_distances(feats)
     same = labels[:, None] == labels[None, :]
@@ -94,10 +98,12 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
-    """Weighted regularised triplet loss (Ye et al., TPAMI 2021): softplus(sum w_p d_p - sum w_n d_n), mean over anchors.
+    """Weighted regularised triplet loss (Ye et al., TPAMI 2021): softplus(sum w_p d_p - sum w_n d_n), mean
+    over anchors.
 
-    Far positives and near negatives weigh most. The weights are those of the published code (`published_weights`), which
-    for negatives are far from the softmax of the paper. An anchor is a positive of itself. feats (B, D), labels (B,).
+    Far positives and near negatives weigh most. The weights are those of the published code
+    (`published_weights`), which for negatives are far from the softmax of the paper. An anchor is a positive
+    of itself. feats (B, D), labels (B,).
     """
     distances = euclidean_distances(feats)
     same = (labels[:, None] == labels[None, :]).to(distances.dtype)
@@ -109,8 +115,9 @@ def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
 def published_weights(values: Tensor, mask: Tensor) -> Tensor:
     """Weights (B, B) of the entries of `values` where `mask` (B, B) is 1, as AGW's published code takes them.
 
-    exp(v - m) / (sum exp(v - m) + 1e-6), where m is the largest entry of each row with the others' entries set to 0. For
-    negated distances m is 0, so that 56 negatives at a distance of 20 have weights of a sum of 0.1, not 1.
+    exp(v - m) / (sum exp(v - m) + 1e-6), where m is the largest entry of each row with the others' entries
+    set to 0. For negated distances m is 0, so that 56 negatives at a distance of 20 have weights of a sum of
+    0.1, not 1.
     """
     largest = (values * mask).amax(1, keepdim=True)
     weights = torch.exp(values - largest) * mask
@@ -120,6 +127,7 @@ def published_weights(values: Tensor, mask: Tensor) -> Tensor:
 def modality_similarity(visible: Tensor, infrared: Tensor) -> Tensor:
     """Mean absolute difference of the channel affinities (B, C, C) of image pairs that show the same persons.
 
-    Rows of an affinity sum to 1, so that the loss is at most 2 / C: 0.008 for the 256 channels of ResNet-50's stage 1.
+    Rows of an affinity sum to 1, so that the loss is at most 2 / C: 0.008 for the 256 channels of ResNet-50's
+    stage 1.
     """
     return (visible.float() - infrared.float()).abs().mean()

@@ -1,4 +1,6 @@
-"""Two-stream networks for visible-infrared re-identification: `base`, `agw` and `cgrnet`, one row of a table each."""
+"""Two-stream networks for visible-infrared re-identification: `base`, `agw` and `cgrnet`, one row of a table
+each.
+"""
 from __future__ import annotations
 
 import copy
@@ -22,7 +24,9 @@ GAMMA_RATES = {"sgd": 0.02, "adam": 1.0}  # see `TwoStream.parameter_groups`
 
 @dataclass(frozen=True)
 class View:
-    """One input of a network: images of a modality, augmented in one way (names of data_loader.AUGMENTATIONS)."""
+    """One input of a network: images of a modality, augmented in one way (names of
+    data_loader.AUGMENTATIONS).
+    """
 
     modality: str
     augment: tuple[str, ...] = ("standard",)
@@ -40,8 +44,9 @@ class Loss:
 class Method:
     """What one method trains: the network, the views that it is given, and the losses.
 
-    own_stages: stages that each modality keeps to itself after the stem. non_local: (stage, number of its last blocks
-    that a non-local block follows). Each modality has a view of its own name, through which its test images go too.
+    own_stages: stages that each modality keeps to itself after the stem. non_local: (stage, number of its
+    last blocks that a non-local block follows). Each modality has a view of its own name, through which its
+    test images go too.
     """
 
     losses: Mapping[str, Loss]
@@ -65,8 +70,8 @@ METHODS = {
 class Output(NamedTuple):
     """What the network gives for B images, view after view.
 
-    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32; affinities: by view,
-    (images of the view, K, K) float32, empty for a method without the similarity module.
+    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32;
+    affinities: by view, (images of the view, K, K) float32, empty for a method without the similarity module.
     """
 
     feats: Tensor
@@ -76,12 +81,13 @@ class Output(NamedTuple):
 
 
 class ModalitySimilarity(nn.Module):
-    """Channel attention of one modality: X + gamma A X, where A (B, C, C) compares the channels of X (B, C, H, W).
+    """Channel attention of one modality: X + gamma A X, where A (B, C, C) compares the channels of X (B, C,
+    H, W).
 
-    A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019), in float32 also under
-    autocast. `energy` takes E = X X^T as the paper does; a sum over thousands of positions, it saturates to one-hot rows
-    that carry next to no gradient. `cosine`, the default, divides by the norms of both channels and by a temperature of
-    0.1. gamma starts at 0.
+    A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019), in float32
+    also under autocast. `energy` takes E = X X^T as the paper does; a sum over thousands of positions, it
+    saturates to one-hot rows that carry next to no gradient. `cosine`, the default, divides by the norms of
+    both channels and by a temperature of 0.1. gamma starts at 0.
     """
 
     TEMPERATURE = 0.1
@@ -111,15 +117,17 @@ class ModalitySimilarity(nn.Module):
 
 
 class GraphReasoning(nn.Module):
-    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG, gammas from 0.
+    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG, gammas
+    from 0.
 
-    local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the weighted mean of
-    the nodes. global -> local has one key, so that its attention is 1 and needs neither theta nor phi; local -> global has
-    one query, whose answer every local node receives. Both cost O(N) and equal N x N attention over a broadcast mean.
+    local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the
+    weighted mean of the nodes. global -> local has one key, so that its attention is 1 and needs neither
+    theta nor phi; local -> global has one query, whose answer every local node receives. Both cost O(N) and
+    equal N x N attention over a broadcast mean.
 
-    Two deviations keep it stable (docs/experiments.md): products are divided by the square root of theta's width, and each
-    message is normalised over its channels (to mean 0, variance 1), so that a gamma is the size of its message.
-    `plain` leaves both out, as the paper does.
+    Two deviations keep it stable (docs/experiments.md): products are divided by the square root of theta's
+    width, and each message is normalised over its channels (to mean 0, variance 1), so that a gamma is the
+    size of its message. `plain` leaves both out, as the paper does.
     """
 
     def __init__(self, channels: int, messages: str = "normalised", reduction: int = 16) -> None:
@@ -171,10 +179,11 @@ class GraphReasoning(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """The non-local block of AGW (Ye et al., TPAMI 2021): theta, phi and g to one channel, dot products divided by N.
+    """The non-local block of AGW (Ye et al., TPAMI 2021): theta, phi and g to one channel, dot products
+    divided by N.
 
-    Without a softmax the N x N matrix has rank one, so that its product with g is taken in O(N). The last BatchNorm
-    starts at zero: the block is the identity then.
+    Without a softmax the N x N matrix has rank one, so that its product with g is taken in O(N). The last
+    BatchNorm starts at zero: the block is the identity then.
     """
 
     def __init__(self, channels: int) -> None:
@@ -191,7 +200,8 @@ class NonLocal(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """A backbone whose first layers are one copy for each modality; BNNeck (Luo et al., TMM 2020) behind the pooling.
+    """A backbone whose first layers are one copy for each modality; BNNeck (Luo et al., TMM 2020) behind the
+    pooling.
 
     weights: a torchvision state dict of the backbone (its classifier is left out), None for a random start.
     """
@@ -251,11 +261,13 @@ class TwoStream(nn.Module):
         return x
 
     def parameter_groups(self, lr: float, pretrained: bool, optim: str = "sgd") -> list[dict]:
-        """Optimiser groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one at all of it.
+        """Optimiser groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one
+        at all of it.
 
-        AGW's non-local blocks go with the backbone, as in its published code. A gamma's gradient is a sum over all of
-        its message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it learns at a fiftieth
-        (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no less.
+        AGW's non-local blocks go with the backbone, as in its published code. A gamma's gradient is a sum
+        over all of its message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it
+        learns at a fiftieth (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no
+        less.
         """
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "gamma": [], "new": []}
         for name, parameter in self.named_parameters():
@@ -267,7 +279,9 @@ class TwoStream(nn.Module):
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """A copy for inference in which each BatchNorm2d is part of the convolution that it stands behind, one pass less each."""
+    """A copy for inference in which each BatchNorm2d is part of the convolution that it stands behind, one
+    pass less each.
+    """
     net = copy.deepcopy(net).eval()
     for module in list(net.modules()):
         children = list(module.named_children())  # in all of our modules, neighbours there are neighbours in `forward`
@@ -279,7 +293,8 @@ def folded(net: nn.Module) -> nn.Module:
 
 
 def pool(x: Tensor, kind: str, power: float = 3.0) -> Tensor:
-    """(B, C, H, W) float32 -> (B, C): mean, or generalised mean (GeM, Radenovic et al., TPAMI 2019) with p = 3.
+    """(B, C, H, W) float32 -> (B, C): mean, or generalised mean (GeM, Radenovic et al., TPAMI 2019) with p =
+    3.
 
     The constant of 1e-12 within the root is that of AGW.
     """

@@ -1,8 +1,8 @@
 """Every flag of train.py and test.py, declared once, and which of them a checkpoint fixes.
 
-A flag is `fixed` where it makes a run what it is: a checkpoint says it, and the command line cannot contradict. It is of
-the `machine` where a run may go on elsewhere with another value: a checkpoint does not say it. All others come from the
-checkpoint unless the command line says otherwise.
+A flag is `fixed` where it makes a run what it is: a checkpoint says it, and the command line cannot
+contradict. It is of the `machine` where a run may go on elsewhere with another value: a checkpoint does not
+say it. All others come from the checkpoint unless the command line says otherwise.
 """
 from __future__ import annotations
 
@@ -42,14 +42,19 @@ def train_parser() -> Parser:
                         help="take the weights of a checkpoint, and nothing else of it")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, fixed=True,
                         help="seed of everything that is drawn")
-    parser.add_argument("--eval-every", type=integer(1), default=2, metavar="N", help="epochs between evaluations")
-    parser.add_argument("--save_epoch", type=integer(1), default=20, metavar="N", help="epochs between epoch_N files")
+    parser.add_argument("--eval-every", type=integer(1), default=2, metavar="N", help="epochs between "
+                                                                                      "evaluations")
+    parser.add_argument("--save_epoch", type=integer(1), default=20, metavar="N", help="epochs between "
+                                                                                       "epoch_N files")
     parser.add_argument("--keep", type=integer(1), metavar="N", help="keep only the newest N epoch_N files")
-    parser.add_argument("--model_path", type=filled, default="save_model/", metavar="DIR", help="folder of checkpoints")
-    parser.add_argument("--log_path", type=filled, default="log/", metavar="DIR", help="folder of text and JSON logs")
+    parser.add_argument("--model_path", type=filled, default="save_model/", metavar="DIR", help="folder of "
+                                                                                                "checkpoints")
+    parser.add_argument("--log_path", type=filled, default="log/", metavar="DIR", help="folder of text and "
+                                                                                       "JSON logs")
     parser.add_argument("--vis_log_path", type=filled, default="log/vis_log/", metavar="DIR",
                         help="folder of TensorBoard logs")
-    parser.add_argument("--print-freq", type=integer(1), default=50, metavar="N", help="steps between lines of progress")
+    parser.add_argument("--print-freq", type=integer(1), default=50, metavar="N", help="steps between lines "
+                                                                                       "of progress")
     parser.add_argument("--data-device", choices=("auto", "gpu", "cpu"), default="auto", machine=True,
                         help="where training pixels live; auto: on the GPU if they take at most half of its free memory")
     parser.add_argument("--compile", action="store_true", machine=True, help="torch.compile the network")
@@ -64,12 +69,14 @@ def test_parser() -> Parser:
     add_shared_arguments(parser, "test")
     parser.set_defaults(amp="off")  # others check their numbers against these
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
-    parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the distances")
+    parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the "
+                                                                                           "distances")
     parser.add_argument("--save-features", type=filled, metavar="FILE.npz",
                         help="write the features of the first trial")
     parser.add_argument("--out", type=filled, metavar="DIR",
                         help="write results.json, results.csv and figures there, not one JSON file into results")
-    parser.add_argument("--compare", nargs="+", metavar="results.json", help="print results of one protocol side by side")
+    parser.add_argument("--compare", nargs="+", metavar="results.json", help="print results of one protocol "
+                                                                             "side by side")
     return parser
 
 
@@ -84,14 +91,16 @@ def add_shared_arguments(parser: Parser, script: str) -> None:
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", fixed=True, help="backbone")
     parser.add_argument("--resume", "-r", type=filled, metavar="PATH", machine=True,
                         help="checkpoint to go on from, or to test")
-    parser.add_argument("--gpu", default="0", metavar="N|cpu", machine=True, help="CUDA device number, or cpu")
+    parser.add_argument("--gpu", default="0", metavar="N|cpu", machine=True, help="CUDA device number, or "
+                                                                                  "cpu")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
                         help="bfloat16 autocast; auto: where the device has it natively")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", machine=True,
                         help="images a step in evaluation")
     parser.add_argument("--direction", choices=("i2v", "v2i"),
                         help="infrared query in visible gallery, or the reverse (default: " +
-                             ", ".join(f"{data.direction} for {name}" for name, data in DATASETS.items()) + ")")
+                             ", ".join(f"{data.direction} for "
+                                       f"{name}" for name, data in DATASETS.items()) + ")")
     add_dataset_flags(parser, script)
 
 
@@ -105,10 +114,10 @@ def reconcile(parser: Parser, args: argparse.Namespace, given: set[str], saved: 
             continue
         flag, value = parser.flag(name), saved[name]
         if not parser.allows(name, value):
-            raise UserError(f"--resume {path}: {flag} {str(value)[:40]} found in it, a value of that flag expected; use a "
-                            "file that train.py wrote")
+            raise UserError(f"--resume {path}: {flag} {str(value)[:40]} found in it, a value of that flag "
+                            "expected; use a file that train.py wrote")
         if name not in given:
             setattr(args, name, value)
         elif own != value and name in parser.fixed:
-            raise UserError(f"{flag} {own}: the checkpoint {path} was trained with {flag} {value}; leave the flag out, or "
-                            "use another checkpoint")
+            raise UserError(f"{flag} {own}: the checkpoint {path} was trained with {flag} {value}; leave the "
+                            "flag out, or use another checkpoint")

@@ -41,12 +41,15 @@ class Scores:
 
 
 def describe_protocol(searches: Sequence[Search], root: str) -> dict[str, Any]:
-    """What makes two results comparable: the search in words, its trials, and a SHA-256 of its images and persons."""
+    """What makes two results comparable: the search in words, its trials, and a SHA-256 of its images and
+    persons.
+    """
     digest = hashlib.sha256()
     for search in searches:
         for side in (search.query, search.gallery):
             for path, pid, camid in zip(side.paths, side.pids, side.camids):
-                digest.update(f"{Path(path).relative_to(root).as_posix()} {pid} {camid}\n".encode("utf-8", "surrogateescape"))
+                digest.update(f"{Path(path).relative_to(root).as_posix()} {pid} "
+                              f"{camid}\n".encode("utf-8", "surrogateescape"))
     return {"name": searches[0].name, "trials": [search.trial for search in searches], "images": digest.hexdigest()}
 
 
@@ -130,10 +133,11 @@ def read(path: str) -> Summary:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
-            raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} expected; test that "
-                            "checkpoint again")
+            raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} "
+                            "expected; test that checkpoint again")
         return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, record["checkpoint"]["method"],
-                       ", ".join(record["checkpoint"]["files"]), "".join(f" + {extra}" for extra in record["extras"]),
+                       ", ".join(record["checkpoint"]["files"]), "".join(" + "
+                                                                         f"{extra}" for extra in record["extras"]),
                        {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in FEATURES})
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
@@ -158,8 +162,9 @@ def compare(paths: Sequence[str]) -> list[str]:
         for key in COMPARABLE:
             if first.protocol[key] != other.protocol[key]:
                 mine, theirs = (str(side.protocol[key])[:40] for side in (first, other))
-                raise UserError(f"--compare: {first.path} has {key} {mine}, {other.path} has {theirs}; results of different "
-                                "protocols cannot be compared; test both in the same way")
+                raise UserError(f"--compare: {first.path} has {key} {mine}, {other.path} has {theirs}; "
+                                "results of different protocols cannot be compared; test both in the same "
+                                "way")
     rows = [first.protocol["name"]]
     rows += [f"[{number}] {each.path}: {each.method}{each.extras}, {each.files}"
              for number, each in enumerate(summaries, 1)]

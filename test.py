@@ -4,7 +4,8 @@
     python test.py --resume 'save_model/..._trial_{}_best.t'      RegDB: the mean of its ten models
     python test.py --compare a/results.json b/results.json
 
-The record of a test goes to results/, below the current folder, under the checkpoint's name and the protocol's, or to --out.
+The record of a test goes to results/, below the current folder, under the checkpoint's name and the
+protocol's, or to --out.
 """
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ LONGEST = 100  # bytes of a checkpoint's name that still leave room for the prot
 
 @dataclass(frozen=True)
 class Model:
-    """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images of a test."""
+    """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
+    of a test.
+    """
 
     net: TwoStream
     path: str
@@ -76,33 +79,40 @@ def main() -> None:
     write(args, "trial" in given, record, *first)
 
 
-# -------------------------------------------------------------------------------------------------- what to test
+# ----------------------------------------------------------------------------------------------- what to test
 def parse_arguments(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
-    """The arguments, and the names of those that the command line gives; raises `UserError` where they contradict."""
+    """The arguments, and the names of those that the command line gives; raises `UserError` where they
+    contradict.
+    """
     args, given = parse_given(parser)
     if args.compare:
         if given != {"compare"}:
             flag = next(word for word in sys.argv[1:] if word.startswith("-") and not word.startswith("--compare"))
-            raise UserError(f"{flag.split('=')[0]}: --compare reads results and tests nothing; leave one of the two out")
+            raise UserError(f"{flag.split('=')[0]}: --compare reads results and tests nothing; leave one of "
+                            "the two out")
     elif not args.resume:
         raise UserError("--resume: no checkpoint given; name one")
     if args.save_features and (not args.save_features.endswith(".npz") or Path(args.save_features).is_dir()):
-        raise UserError(f"--save-features {args.save_features}: the name of a file that ends in .npz expected")
+        raise UserError(f"--save-features {args.save_features}: the name of a file that ends in .npz "
+                        "expected")
     return args, given
 
 
 def checkpoints(args: argparse.Namespace) -> list[str]:
-    """The files to test, one or one for each trial; `UserError` if one is not there or cannot name its results."""
+    """The files to test, one or one for each trial; `UserError` if one is not there or cannot name its
+    results.
+    """
     paths = [args.resume]
     if "{}" in args.resume:
         paths = [args.resume.replace("{}", str(trial)) for trial in range(1, TRIALS + 1)]
     for path in paths:
         if not Path(path).is_file():
-            raise UserError(f"--resume {path}: no such file; name a checkpoint{' for every trial' if paths[1:] else ''}")
+            raise UserError(f"--resume {path}: no such file; name a "
+                            f"checkpoint{' for every trial' if paths[1:] else ''}")
     length = len(os.fsencode(Path(args.resume).stem))
     if not args.out and length > LONGEST:
-        raise UserError(f"--resume {args.resume}: a name of {length} bytes found, {LONGEST} at most expected to call the "
-                        "results by; choose a folder for them with --out")
+        raise UserError(f"--resume {args.resume}: a name of {length} bytes found, {LONGEST} at most expected "
+                        "to call the results by; choose a folder for them with --out")
     return paths
 
 
@@ -123,7 +133,8 @@ def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], m
                     place: int | None) -> list[Search]:
     """What to test a model on, the n-th of ten or the only one (None); `UserError` where flags contradict it."""
     if "dataset" not in model.facts and "dataset" not in given:
-        raise UserError(f"--resume {model.path}: does not say which data set it was trained on; give --dataset")
+        raise UserError(f"--resume {model.path}: does not say which data set it was trained on; give "
+                        "--dataset")
     options.reconcile(parser, args, given, model.facts, model.path)
     resolve_arguments(args)
     data = DATASETS[args.dataset]
@@ -138,38 +149,43 @@ def trial_of(args: argparse.Namespace, given: set[str], model: Model) -> int:
     """The split to test a model on; raises `UserError` rather than test it on persons that it was trained on."""
     if model.trial is None:
         if "trial" not in given:
-            raise UserError(f"--resume {model.path}: does not say which trial it was trained on; give that with --trial")
+            raise UserError(f"--resume {model.path}: does not say which trial it was trained on; give that "
+                            "with --trial")
         return args.trial
     if "trial" not in given or args.trial == model.trial or args.force_trial:
         return args.trial if "trial" in given else model.trial
-    raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, whose training "
-                    f"persons are among the test persons of trial {args.trial}; leave --trial out (--force-trial tests all "
-                    "the same)")
+    raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, "
+                    f"whose training persons are among the test persons of trial {args.trial}; leave --trial "
+                    "out (--force-trial tests all the same)")
 
 
 def require_trial(args: argparse.Namespace, given: set[str], model: Model, place: int) -> None:
     """Raise `UserError` unless the file of the n-th trial was trained on it."""
     data = DATASETS[args.dataset]
     if data.splits == 1:
-        raise UserError(f"--resume {args.resume}: {{}} stands for ten trials, each with a model, but {data.title} has one "
-                        "model; name its file")
+        raise UserError(f"--resume {args.resume}: {{}} stands for ten trials, each with a model, but "
+                        f"{data.title} has one model; name its file")
     if "trial" in given:
-        raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; leave one of them out")
+        raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; leave one of "
+                        "them out")
     if model.trial not in (None, place) and not args.force_trial:
-        raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {place} expected by its place; "
-                        "rename the file (--force-trial tests all the same)")
+        raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {place} expected by "
+                        "its place; rename the file (--force-trial tests all the same)")
 
 
 def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
-    """Warn of scores that say less than they seem to: of a best file, and of a split whose persons the model knows."""
+    """Warn of scores that say less than they seem to: of a best file, and of a split whose persons the model
+    knows.
+    """
     if model.chosen and not known_best:
         warn_of_best(model.path)
     if model.trial not in (None, search.trial):
-        warn(f"--force-trial: {model.path} was trained on trial {model.trial}, whose training persons are among the test "
-             f"persons of trial {search.trial}; these scores say nothing of persons that it does not know")
+        warn(f"--force-trial: {model.path} was trained on trial {model.trial}, whose training persons are "
+             f"among the test persons of trial {search.trial}; these scores say nothing of persons that it "
+             "does not know")
 
 
-# -------------------------------------------------------------------------------------------- features and scores
+# ---------------------------------------------------------------------------------------- features and scores
 def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
     bf16 = use_bf16(device, args.amp, args.img_w)
@@ -182,7 +198,7 @@ def score_trial(features: dict[str, Features], search: Search, rerank: str) -> d
     return {"trial": search.trial, **scores, "counts": results.count(search)}
 
 
-# --------------------------------------------------------------------------------------------------------- report
+# ----------------------------------------------------------------------------------------------------- report
 def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]) -> list[str]:
     """What was done beyond the protocol, in words."""
     words = ["flip"] if args.flip else []

@@ -60,7 +60,8 @@ def main() -> None:
         if saved is not None:
             go_on_from(saved, args.resume, criterion, optimiser, sampler)
         bf16 = use_bf16(device, args.amp, args.img_w)
-        describe_run(state, files, split, searches[0], net, sampler, f"{device}, {'bf16' if bf16 else 'float32'}")
+        describe_run(state, files, split, searches[0], net, sampler, f"{device}, "
+                                                                     f"{'bf16' if bf16 else 'float32'}")
         if files.writes:
             warn_of_surprises(args, files, split, searches[0], resumed=saved is not None)
         batches = load_batches(args, split, sampler, net.method, device, processes, files.log)
@@ -90,7 +91,7 @@ def main() -> None:
     stop_processes()
 
 
-# --------------------------------------------------------------------------------------------------- the beginning
+# ---------------------------------------------------------------------------------------------- the beginning
 def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     """The arguments, and the checkpoint to go on from: what it says and no flag does comes from the file.
 
@@ -102,16 +103,17 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     if args.test_only and not args.resume:
         raise UserError("--test-only: no --resume given; name the checkpoint to test")
     if args.resume and args.init:
-        raise UserError("--resume goes on with a run and --init begins a new one from its weights; give one of them")
+        raise UserError("--resume goes on with a run and --init begins a new one from its weights; give one "
+                        "of them")
     if args.init and "pretrained" in given and args.pretrained != "none":
-        raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to begin with; "
-                        "give one")
+        raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to "
+                        "begin with; give one")
     if args.resume:
         saved = load_checkpoint(args.resume)
         options.reconcile(parser, args, given, saved.args, args.resume)
         if args.epochs < saved.epoch:
-            raise UserError(f"--epochs {args.epochs}: the checkpoint {args.resume} has {saved.epoch} epochs behind it; "
-                            "give at least as many")
+            raise UserError(f"--epochs {args.epochs}: the checkpoint {args.resume} has {saved.epoch} epochs "
+                            "behind it; give at least as many")
     return resolve_arguments(args), saved
 
 
@@ -127,17 +129,18 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
         return fresh
     advice = "use the data of that run, or begin a new run with --init"
     if saved.optimiser is None:
-        raise UserError(f"--resume {args.resume}: weights only found (a best file), a last or epoch_N file expected; "
-                        "resume that, or begin a new run with --init")
+        raise UserError(f"--resume {args.resume}: weights only found (a best file), a last or epoch_N file "
+                        "expected; resume that, or begin a new run with --init")
     if saved.num_classes != fresh.num_classes:
-        raise UserError(f"--resume {args.resume}: a classifier of {saved.num_classes} persons found, {fresh.num_classes} "
-                        f"are in --data-path {args.data_path}; {advice}")
+        raise UserError(f"--resume {args.resume}: a classifier of {saved.num_classes} persons found, "
+                        f"{fresh.num_classes} are in --data-path {args.data_path}; {advice}")
     if saved.fingerprint != fresh.fingerprint:
         raise UserError(f"--resume {args.resume}: trained on data {saved.fingerprint[:12]}, but --data-path "
                         f"{args.data_path} is {fresh.fingerprint[:12]}; {advice}")
     if saved.processes != processes.count:  # what a step sees, and where it stands, depend on their number
-        raise UserError(f"--resume {args.resume}: a run of {saved.processes} process(es) found, {processes.count} started; "
-                        f"go on with torchrun --nproc-per-node {saved.processes}, or begin a new run with --init")
+        raise UserError(f"--resume {args.resume}: a run of {saved.processes} process(es) found, "
+                        f"{processes.count} started; go on with torchrun --nproc-per-node {saved.processes}, "
+                        "or begin a new run with --init")
     return replace(fresh, epoch=saved.epoch, step=saved.step, sums=saved.sums, best=saved.best)
 
 
@@ -175,8 +178,8 @@ def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: i
         net = TwoStream(method_of(args), args.arch, classes, pretrained_weights(args.pretrained, args.arch))
     if args.sync_bn:
         if device.type != "cuda":
-            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the CPU; leave it "
-                            "out, or go on with such a run on CUDA")
+            raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the "
+                            "CPU; leave it out, or go on with such a run on CUDA")
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return net.to(device, memory_format=torch.channels_last)
 
@@ -190,8 +193,9 @@ def go_on_from(saved: Checkpoint, path: str, criterion: Criterion, optimiser: to
         if not 0 <= saved.step <= sampler.steps or saved.epoch < 0:
             raise ValueError(f"epoch {saved.epoch}, step {saved.step} of {sampler.steps}")
     except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"--resume {path}: its optimiser or progress does not fit this run ({type(error).__name__}: "
-                        f"{one_line(error)[:160]}); use another file, or begin a new run with --init") from None
+        raise UserError(f"--resume {path}: its optimiser or progress does not fit this run "
+                        f"({type(error).__name__}: {one_line(error)[:160]}); use another file, or begin a "
+                        "new run with --init") from None
 
 
 def load_batches(args: argparse.Namespace, split: TrainSplit, sampler: IdentitySampler, method: Method,
@@ -213,10 +217,11 @@ def wrap(module: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-# -------------------------------------------------------------------------------------------------------- an epoch
+# --------------------------------------------------------------------------------------------------- an epoch
 def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, batches: TrainBatches, stop: StopRequest,
                 files: RunFiles, read_every: int) -> dict[str, float]:
-    """Take an epoch's steps, or what is left of them, and note in `state` how far they came; returns its figures.
+    """Take an epoch's steps, or what is left of them, and note in `state` how far they came; returns its
+    figures.
 
     Raises `UserError` that names the last good checkpoint if a loss is not finite.
     """
@@ -232,7 +237,8 @@ def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, bat
 
 
 def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop: StopRequest) -> dict[str, float]:
-    """Figures of the first search, as test.py finds them; several processes take the running statistics of the first.
+    """Figures of the first search, as test.py finds them; several processes take the running statistics of
+    the first.
 
     Raises `Interrupted` if a signal comes.
     """
@@ -269,8 +275,8 @@ def save_state(kind: str, state: Checkpoint, files: RunFiles, net: TwoStream, cr
         return
     for name, value in net.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"after epoch {state.epoch}: {name} is not finite; {last_good(files)}; lower --lr, or use "
-                            "--amp off")
+            raise UserError(f"after epoch {state.epoch}: {name} is not finite; {last_good(files)}; lower "
+                            "--lr, or use --amp off")
     save_checkpoint(files.path(kind), replace(state, net=net.state_dict(), criterion=criterion.state_dict(),
                                               optimiser=None if kind == "best" else optimiser.state_dict()))
     files.saved = files.saved or kind == "last"
@@ -285,11 +291,12 @@ def stopped(stop: StopRequest, state: Checkpoint, batches: TrainBatches, files: 
     """The end of a run that was asked to stop, with the command that goes on in the same way."""
     program = ["python"] if state.processes == 1 else ["torchrun", "--nproc-per-node", str(state.processes)]
     words = ["--resume", str(files.path("last")), "--data-path", state.args["data_path"], "--gpu", state.args["gpu"]]
-    return Interrupted(stop.signum, f"stopped in epoch {state.epoch} after step {state.step} of {len(batches)}; go on with: "
+    return Interrupted(stop.signum, f"stopped in epoch {state.epoch} after step {state.step} of "
+                                    f"{len(batches)}; go on with: "
                                     f"{shlex.join([*program, 'train.py', *words])}")
 
 
-# ------------------------------------------------------------------------------------------------ what is said of it
+# ----------------------------------------------------------------------------------------- what is said of it
 def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: Search, net: TwoStream,
                  sampler: IdentitySampler, where: str) -> None:
     """Log what is about to run on what."""
@@ -304,8 +311,8 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
     parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
     losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}
-    log(f"{method}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; {state.num_classes} classes, "
-        f"{sampler.steps} steps an epoch")
+    log(f"{method}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; "
+        f"{state.num_classes} classes, {sampler.steps} steps an epoch")
     log("best is chosen on the test images that it is reported on, as is usual in this field; last is not")
 
 
@@ -315,26 +322,26 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
     for line in DATASETS[args.dataset].surprises(args.data_path, split, search):
         warn(line)
     if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and not resumed:
-        warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten times that of a "
-             "pretrained one; if the loss does not fall, lower --lr")
+        warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten "
+             "times that of a pretrained one; if the loss does not fall, lower --lr")
     if args.schedule == "step" and args.epochs <= SHORT:
-        warn(f"--epochs {args.epochs}: --schedule step first lowers the rate in epoch 20, after the end of this run; "
-             "--schedule cosine fits any length")
+        warn(f"--epochs {args.epochs}: --schedule step first lowers the rate in epoch 20, after the end of "
+             "this run; --schedule cosine fits any length")
     if not resumed and (earlier := files.earlier()):
-        warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume goes on with "
-             "it, another --model_path and --log_path keep it")
+        warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume "
+             "goes on with it, another --model_path and --log_path keep it")
     few = sum(int((np.bincount(split.labels(modality)) < args.num_pos).sum()) for modality in MODALITIES)
     if few:
-        warn(f"{few} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its images repeat in a "
-             "batch")
+        warn(f"{few} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its "
+             "images repeat in a batch")
 
 
 def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
     """Warn if an epoch's triplet loss is its margin: the network maps all images to one point."""
     margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
     if margin and abs(record["triplet"] - margin) < 0.005 * margin:
-        warn(f"epoch {record['epoch']}: the triplet loss stayed at its margin ({record['triplet']:.4f}): features do not "
-             "differ; lower --lr or use pretrained weights")
+        warn(f"epoch {record['epoch']}: the triplet loss stayed at its margin ({record['triplet']:.4f}): "
+             "features do not differ; lower --lr or use pretrained weights")
 
 
 def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search], device: torch.device,

@@ -1,5 +1,6 @@
-"""What every script shares and none should repeat: errors, arguments, atomic files, logs. Imports no torch, so that
-pre-processing stays small."""
+"""What every script shares and none should repeat: errors, arguments, atomic files, logs. Imports no torch,
+so that pre-processing stays small.
+"""
 from __future__ import annotations
 
 import argparse
@@ -27,11 +28,15 @@ from tqdm import tqdm
 
 
 class UserError(Exception):
-    """Something that the user can mend; its one line names the file or flag, what was found and what was expected."""
+    """Something that the user can mend; its one line names the file or flag, what was found and what was
+    expected.
+    """
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop; `signum` is the signal's number. No `except Exception` takes it for a fault."""
+    """A signal asked the program to stop; `signum` is the signal's number. No `except Exception` takes it for
+    a fault.
+    """
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -41,7 +46,8 @@ class Interrupted(BaseException):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and exit status 2, and which takes no abbreviated flags.
 
-    `fixed` and `machine` name the arguments that a checkpoint fixes, and those that it does not say (see options.py).
+    `fixed` and `machine` name the arguments that a checkpoint fixes, and those that it does not say (see
+    options.py).
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -123,8 +129,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except RuntimeError as error:  # torch's own, of a GPU or of the CPU
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
-        status, line = 2, (f"error: out of memory ({one_line(error)[:160]}); free some, or use a smaller --batch-size or "
-                           "--test-batch, or --data-device cpu")
+        status, line = 2, (f"error: out of memory ({one_line(error)[:160]}); free some, or use a smaller "
+                           "--batch-size or --test-batch, or --data-device cpu")
     if line:
         print(f"{program}: {line}", file=sys.stderr)
     sys.exit(status)
@@ -134,7 +140,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 def signals_held() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back until the end of a short block that must not be left half-way.
 
-    Processes that start in it have both blocked from their first instruction on: their parent alone answers to them.
+    Processes that start in it have both blocked from their first instruction on: their parent alone answers
+    to them.
     """
     held: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -157,7 +164,8 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
                  start: Callable[[], None] | None = None) -> Iterator[Any]:
     """Results of `function(*call)` in a pool of processes, in the order in which they come; to be closed.
 
-    Each process begins with `start()`, if given. Raises `UserError(ended)` if the system ends one, as where memory runs out.
+    Each process begins with `start()`, if given. Raises `UserError(ended)` if the system ends one, as where
+    memory runs out.
     """
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, (start,)) as pool:
         try:
@@ -173,7 +181,9 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
 
 
 def begin(start: Callable[[], None] | None) -> None:
-    """Begin a process of a pool, which leaves SIGINT to its parent; by SIGTERM, a pool that has lost a process ends the others."""
+    """Begin a process of a pool, which leaves SIGINT to its parent; by SIGTERM, a pool that has lost a
+    process ends the others.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -189,7 +199,7 @@ def explain_os_error(error: Exception) -> str:
     return f"{where}{error.strerror}; free space, or mend the path or its permissions"
 
 
-# ---------------------------------------------------------------------------------------------------- arguments
+# -------------------------------------------------------------------------------------------------- arguments
 def integer(minimum: int, maximum: int = 10 ** 6) -> Callable[[str], int]:
     """An argparse type: a whole number within [minimum, maximum]."""
 
@@ -199,7 +209,8 @@ def integer(minimum: int, maximum: int = 10 ** 6) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or not minimum <= value <= maximum:
-            raise argparse.ArgumentTypeError(f"{text!r} found, a whole number from {minimum} to {maximum} expected")
+            raise argparse.ArgumentTypeError(f"{text!r} found, a whole number from {minimum} to {maximum} "
+                                             "expected")
         return value
 
     return parse
@@ -238,7 +249,8 @@ def choices(known: Iterable[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         odd = [name for name in text.split(",") if name not in known]
         if odd:
-            raise argparse.ArgumentTypeError(f"{odd[0]!r} found, names of {', '.join(known)} expected, with commas between")
+            raise argparse.ArgumentTypeError(f"{odd[0]!r} found, names of {', '.join(known)} expected, with "
+                                             "commas between")
         return text
 
     return parse
@@ -246,14 +258,18 @@ def choices(known: Iterable[str]) -> Callable[[str], str]:
 
 def add_data_arguments(parser: Parser) -> None:
     """Declare the image size and the readers, which every script that reads images takes."""
-    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", fixed=True, help="image width")
-    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", fixed=True, help="image height")
+    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", fixed=True, help="image "
+                                                                                                           "width")
+    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", fixed=True, help="image "
+                                                                                                           "height")
     parser.add_argument("--workers", type=integer(0, 256), default=4, metavar="N", machine=True,
                         help="parallel readers of images (0: none but the program itself)")
 
 
 def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
-    """Parse the command line; also the names of the arguments that it gives, rather than leaves at their defaults."""
+    """Parse the command line; also the names of the arguments that it gives, rather than leaves at their
+    defaults.
+    """
     defaults = vars(parser.parse_args([]))
     missing = object()
     parsed = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(defaults, missing))))
@@ -261,10 +277,11 @@ def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
     return argparse.Namespace(**{name: parsed[name] if name in given else defaults[name] for name in defaults}), given
 
 
-# -------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does
+    not.
 
     An error of the file system names `path`.
     """
@@ -298,7 +315,8 @@ def make_folder(path: str | Path, flag: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose a folder that can") from None
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose a folder that "
+                        "can") from None
     return folder
 
 
@@ -312,7 +330,9 @@ def sha256(path: Path) -> str:
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, with `+` behind it where files were changed; `unknown` outside a checkout."""
+    """The commit of the code that runs, with `+` behind it where files were changed; `unknown` outside a
+    checkout.
+    """
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), *words], capture_output=True,
                               text=True, check=True, timeout=10).stdout.strip()
@@ -330,7 +350,9 @@ def versions() -> dict[str, str]:
 
 
 class Log:
-    """Lines to the terminal and to a text file, and one JSON line an epoch to a file beside it; silent without a folder."""
+    """Lines to the terminal and to a text file, and one JSON line an epoch to a file beside it; silent
+    without a folder.
+    """
 
     def __init__(self, folder: Path | None, name: str = "") -> None:
         self.silent = folder is None
@@ -362,15 +384,16 @@ class Log:
         try:
             return [line for line in self.epochs.read_text(encoding="utf-8").splitlines() if json.loads(line)["epoch"] < epoch]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.epochs}: a line that is no record of an epoch found; remove the file, or choose another "
-                            "--log_path") from None
+            raise UserError(f"{self.epochs}: a line that is no record of an epoch found; remove the file, or "
+                            "choose another --log_path") from None
 
 
 class RunFiles:
-    """The files of one training run, which one process at a time may write; of processes that train together, the first.
+    """The files of one training run, which one process at a time may write; of processes that train together,
+    the first.
 
-    Enter it as a context. resumed_at: the epoch that a checkpoint of the run goes on with. Raises `UserError` naming the flag where a folder cannot be written or another process is at
-    work on the run's files.
+    Enter it as a context. resumed_at: the epoch that a checkpoint of the run goes on with. Raises `UserError`
+    naming the flag where a folder cannot be written or another process is at work on the run's files.
     """
 
     def __init__(self, name: str, model_path: str, log_path: str | Path, vis_log_path: str, writes: bool = True,
@@ -406,13 +429,15 @@ class RunFiles:
 
     @contextlib.contextmanager
     def lock(self, folder: Path, flag: str) -> Iterator[None]:
-        """Keep other processes off this run's files in a folder; the file of the lock stays, as taking it away races."""
+        """Keep other processes off this run's files in a folder; the file of the lock stays, as taking it
+        away races.
+        """
         lock = filelock.FileLock(folder / f".{self.name}.lock")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise UserError(f"{flag} {folder}: a living process is training {self.name} there; wait for it, or choose "
-                            f"another {flag} or --seed") from None
+            raise UserError(f"{flag} {folder}: a living process is training {self.name} there; wait for it, "
+                            f"or choose another {flag} or --seed") from None
         try:
             yield
         finally:
@@ -444,21 +469,23 @@ class RunFiles:
             self.board.flush()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or one_line(error)
-            raise UserError(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); make room, or "
-                            "choose a folder that can") from None
+            raise UserError(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); "
+                            "make room, or choose a folder that can") from None
 
 
 def open_board(folder: Path, first_epoch: int) -> Any:
-    """A writer of TensorBoard's files from an epoch on; `UserError` says what to install where it cannot be had."""
+    """A writer of TensorBoard's files from an epoch on; `UserError` says what to install where it cannot be
+    had.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
         return SummaryWriter(str(folder), purge_step=first_epoch)
     except OSError as error:
-        raise UserError(f"--vis_log_path {folder}: cannot be written ({error.strerror or one_line(error)}); make room, or "
-                        "choose a folder that can") from None
+        raise UserError(f"--vis_log_path {folder}: cannot be written ({error.strerror or one_line(error)}); "
+                        "make room, or choose a folder that can") from None
     except Exception as error:  # of whatever TensorBoard and protobuf do to each other
-        raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); run: pip install "
-                        "--upgrade tensorboard protobuf") from None
+        raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); run: "
+                        "pip install --upgrade tensorboard protobuf") from None
 
 
 def show(values: dict[str, float]) -> str:

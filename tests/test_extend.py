@@ -1,0 +1,125 @@
+"""What people add, each from outside as a row of its table, and a step trained with it (CONTRIBUTING.md)."""
+import dataclasses
+
+import pytest
+import torch
+from conftest import SMALL, make_regdb
+from torch import nn
+
+import backbones
+import data_loader
+import data_manager
+import engine
+import loss
+import model
+import train
+from backbones import STAGES, Backbone
+from data_manager import DATASETS
+from model import METHODS, Loss, TwoStream, View
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Train for an epoch through train.py's main, in this process, where the tables have been added to."""
+    def call(*words):
+        data = make_regdb(tmp_path / "RegDB")
+        monkeypatch.chdir(tmp_path)
+        flags = ("train.py", "--dataset", "regdb", "--data-path", data, "--epochs", 1, *SMALL, *words)
+        monkeypatch.setattr("sys.argv", list(map(str, flags)))
+        monkeypatch.setattr("signal.signal", lambda *_: None)  # leave pytest's own handlers alone
+        train.main()
+        (last,) = (tmp_path / "save_model").glob("*_last.t")
+        return torch.load(last, weights_only=True)
+    return call
+
+
+class Centres(nn.Module):
+    """A loss that learns: the squared distance of features to their person's centre."""
+
+    def __init__(self, num_classes: int, dim: int, scale: float) -> None:
+        super().__init__()
+        self.centres, self.scale = nn.Parameter(torch.zeros(num_classes, dim)), scale
+
+    def forward(self, output, labels):
+        return self.scale * (output.feats - self.centres[labels]).square().mean()
+
+
+def test_a_loss_with_parameters_reaches_optimiser_and_checkpoint(trained, monkeypatch):
+    monkeypatch.setitem(loss.LOSSES, "centres", Centres)
+    monkeypatch.setitem(METHODS, "mine", dataclasses.replace(
+        METHODS["base"], losses={"id": Loss(), "centres": Loss(0.5, {"scale": 2.0})}))
+    content = trained("--method", "mine")
+    centres = content["criterion"]["learnt.centres.centres"]
+    assert centres.shape == (4, 512) and centres.abs().sum() > 0
+    assert content["optimiser"]["param_groups"][-1]["initial_lr"] == 0.02
+    net = TwoStream("mine", "resnet18", 4)
+    criterion = loss.Criterion(net.method.losses, 4, net.dim)
+    optimiser = engine.build_optimiser(net, criterion, 0.02, False, "sgd")
+    criterion.load_state_dict(content["criterion"])
+    engine.load_optimiser(optimiser, content["optimiser"])
+    assert torch.equal(criterion.learnt["centres"].centres, centres)
+
+
+def test_a_loss_that_is_a_function(trained, monkeypatch):
+    monkeypatch.setitem(loss.LOSSES, "size", lambda output, labels, power: output.feats.abs().pow(power).mean())
+    monkeypatch.setitem(METHODS, "mine", dataclasses.replace(
+        METHODS["base"], losses={"id": Loss(), "size": Loss(0.1, {"power": 2})}))
+    assert trained("--method", "mine")["criterion"] == {}
+
+
+def test_a_method_with_a_third_view_and_an_augmentation(trained, monkeypatch):
+    seen = []
+
+    def grey(images, modality, generator):
+        seen.append((modality, tuple(images.shape), generator.device.type))
+        return images.mean(1, keepdim=True).expand_as(images)
+
+    monkeypatch.setitem(data_loader.AUGMENTATIONS, "grey", grey)
+    views = {"visible": View("visible"), "grey": View("visible", ("standard", "grey")), "infrared": View("infrared")}
+    monkeypatch.setitem(METHODS, "three", dataclasses.replace(METHODS["cgrnet"], views=views))
+    content = trained("--method", "three")
+    assert set(seen) == {("visible", (4, 3, 32, 16), "cpu")}
+    assert content["args"]["method"] == "three"
+
+
+def test_augmentations_of_the_command_line_replace_the_methods_own(trained, monkeypatch):
+    seen = []
+    monkeypatch.setitem(data_loader.AUGMENTATIONS, "dark", lambda images, modality, _: seen.append(modality) or images / 2)
+    content = trained("--method", "base", "--augment", "standard,dark")
+    assert set(seen) == {"visible", "infrared"} and content["args"]["augment"] == "standard,dark"
+
+
+def test_a_module_of_a_method(trained, monkeypatch):
+    """A row that names a module of model.py: the graph without the similarity module, on a shared stage 1."""
+    monkeypatch.setitem(METHODS, "graph", dataclasses.replace(METHODS["base"], graph="plain"))
+    assert "graph.gamma" in trained("--method", "graph")["net"]
+
+
+def test_a_backbone(trained, monkeypatch):
+    def split(network):
+        return {"first": network.features[0]}, dict(zip(STAGES, (network.features[1:2], network.features[2:4],
+                                                               network.features[4:7], network.features[7:14])))
+
+    monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", Backbone(split, (16, 24, 32, 96), head="classifier."))
+    content = trained("--arch", "mobilenet_v2", "--method", "cgrnet")
+    assert content["net"]["classifier.weight"].shape == (4, 96)
+
+
+@pytest.mark.parametrize("arch", backbones.BACKBONES)
+def test_widths_are_those_of_the_stages_and_the_last_keeps_its_resolution(arch):
+    net = TwoStream("base", arch, 3).eval()
+    with torch.inference_mode():
+        x = net.streams["visible"](torch.zeros(1, 3, 64, 32))
+        for stage, width, size in zip(STAGES, backbones.BACKBONES[arch].widths, ((16, 8), (8, 4), (4, 2), (4, 2))):
+            x = net.run_stage(stage, x)
+            assert x.shape == (1, width, *size), stage
+
+
+def test_a_data_set(trained, monkeypatch):
+    class Renamed(type(DATASETS["regdb"])):
+        """RegDB under another name, with a flag of its own."""
+        name, title = "other", "Another"
+
+    monkeypatch.setitem(data_manager.DATASETS, "other", Renamed())
+    content = trained("--dataset", "other", "--trial", 2)
+    assert content["args"]["dataset"] == "other" and content["trial"] == 2
