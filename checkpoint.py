@@ -53,10 +53,6 @@ class Checkpoint:
     criterion: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Any] | None = None
 
-    def facts(self) -> dict[str, Any]:
-        """What the file says of its network: data set, method, backbone and image size."""
-        return {name: self.args.get(name) for name in ("dataset", "method", "arch", "img_w", "img_h")}
-
     def network(self, path: str | Path, flag: str = "--resume") -> TwoStream:
         """The network; raises `UserError` if the weights are not those of the method and backbone that the
         file names.

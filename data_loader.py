@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_manager import TrainSplit
 from datasets import arrays as train_arrays
+from datasets.arrays import Marks
 from datasets.images import read_image, read_images
-from model import MODALITIES, VISIBLE, View
+from datasets.types import MODALITIES, VISIBLE, TrainSplit, View
 from utils import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
@@ -33,20 +33,20 @@ class TrainImages:
     labels: np.ndarray
 
 
-def load_train_images(split: TrainSplit, root: str, height: int, width: int, workers: int, *,
-                      silent: bool = False) -> dict[str, TrainImages]:
-    """The training images of both modalities: pre-processed arrays where the data set has them, else decoded
-    now.
+def load_train_images(split: TrainSplit, root: str, height: int, width: int, workers: int,
+                      marks: Marks | None = None, *, silent: bool = False) -> dict[str, TrainImages]:
+    """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
 
-    Raises `UserError` naming the file and the command that renews it if the arrays do not fit the images or
-    the size.
+    marks: of the images, if they are known. Raises `UserError` naming the file and the command that renews it
+    if the arrays do not fit the images or the size.
     """
     if train_arrays.present(root, height, width):
-        arrays = train_arrays.open_arrays(split, root, height, width)
+        marks = marks or train_arrays.marks(split, root)
+        found = train_arrays.open_arrays(split, root, height, width, marks)
     else:
-        arrays = {side.modality: (read_images(side.paths, height, width, workers, title=side.modality, silent=silent),
-                                  split.labels(side.modality)) for side in (split.visible, split.infrared)}
-    return {modality: TrainImages(torch.from_numpy(pixels), labels) for modality, (pixels, labels) in arrays.items()}
+        found = {side.modality: (read_images(side.paths, height, width, workers, title=side.modality, silent=silent),
+                                 split.labels(side.modality)) for side in split.sides}
+    return {modality: TrainImages(torch.from_numpy(pixels), labels) for modality, (pixels, labels) in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- sampler

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_manager import DATASETS, Protocol
-from eval_metrics import evaluate
+from data_manager import DATASETS
 from datasets.images import read_image
+from datasets.types import Search
+from eval_metrics import evaluate
 from synthetic.pedestrians import render_regdb, render_sysu
 from utils import Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
 
@@ -123,7 +124,7 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
             draw.text((gap, top + 3), f"{DATASETS[name].title}, {side.modality}: one person a column, two images each", "black")
             top += line
             for column, pid in enumerate(split.pids[:persons]):
-                paths = [path for path, of in zip(side.paths, side.pids) if of == pid]
+                paths = [path for path, other in zip(side.paths, side.pids) if other == pid]
                 for row, path in enumerate((paths[0], paths[-1])):
                     tile = Image.fromarray(read_image(path, height, width))
                     sheet.paste(tile, (gap + column * (width + gap), top + row * (height + gap)))
@@ -159,7 +160,7 @@ def script(name: str, *words: object) -> None:
 def baselines(root: Path, name: str) -> list[tuple[str, dict[str, float]]]:
     """Scores of chance and of nearest neighbours by pixels and by colour histograms, in a data set's first search."""
     data = DATASETS[name]
-    search = data.protocols(str(root), trials=[1 if data.splits > 1 else 0])[0]
+    search = data.searches(root, direction=data.direction, trials=data.trials(1)[:1])[0]
     views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels, "colour histograms": histograms}
     rng = np.random.default_rng(0)
     chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values()) for _ in range(20)], 0)
@@ -172,10 +173,9 @@ def baselines(root: Path, name: str) -> list[tuple[str, dict[str, float]]]:
     return rows
 
 
-def scores(distances: np.ndarray, search: Protocol) -> dict[str, float]:
+def scores(distances: np.ndarray, search: Search) -> dict[str, float]:
     """Rank-1, Rank-10 and mAP of a distance matrix."""
-    cmc, mean_ap, _ = evaluate(distances, search.query.pids, search.gallery.pids, search.query.camids, search.gallery.camids,
-                               exclude=search.exclude, count_persons=search.count_persons)
+    cmc, mean_ap, _ = evaluate(distances, search.query.pids, search.gallery.pids, search.seen(), count_persons=search.count_persons)
     return {"rank-1": cmc[0], "rank-10": cmc[9], "mAP": mean_ap}
 
 

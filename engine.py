@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_loader import TrainBatches, batches, normalise
-from data_manager import Images, Search
+from datasets.types import MODALITIES, Images, Search
 from devices import precision, without_tf32
 from eval_metrics import distance_matrix, evaluate, k_reciprocal_distance
 from loss import Criterion
-from model import MODALITIES, TwoStream, folded
+from model import TwoStream, folded
 from results import FEATURES, Scores
 from utils import Interrupted, Log, UserError, show, warn
 

@@ -1,4 +1,4 @@
-"""Retrieval metrics: CMC, mAP and mINP with the exclusion rule of the protocols, and k-reciprocal re-ranking.
+"""Retrieval metrics: CMC, mAP and mINP of what each query sees, and k-reciprocal re-ranking.
 
 Distances are (Q, G), smaller is closer; every result is a fraction.
 """
@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
+
+from datasets import sysu
 
 BLOCK_BYTES = 1 << 19  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
 THREADS = min(4, os.cpu_count() or 1)  # blocks ranked at once: NumPy sorts and compares without the interpreter lock
@@ -38,10 +40,11 @@ def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
               max_rank: int = 20) -> tuple[np.ndarray, float, float]:
     """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (the same room), CMC counts each person once.
 
-    Arguments, results and errors are those of `evaluate`. The protocol is that of Wu et al., ICCV 2017.
+    Arguments, results and errors are those of `evaluate`; q_camids (Q,), g_camids (G,): integers. The protocol is that of
+    Wu et al., ICCV 2017.
     """
-    return evaluate(distmat, q_pids, g_pids, q_camids, g_camids, exclude=((3, 2),), count_persons=True,
-                    max_rank=max_rank)
+    cameras = _check_ids("q_camids", q_camids, len(q_pids)), _check_ids("g_camids", g_camids, len(g_pids))
+    return evaluate(distmat, q_pids, g_pids, sysu.seen(*cameras), count_persons=True, max_rank=max_rank)
 
 
 def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
@@ -50,14 +53,13 @@ def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
     return evaluate(distmat, q_pids, g_pids, max_rank=max_rank)
 
 
-def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike | None = None,
-             g_camids: ArrayLike | None = None, *, exclude: Sequence[tuple[int, int]] = (), count_persons: bool = False,
-             max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: ArrayLike | None = None, *,
+             count_persons: bool = False, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
     """CMC curve, mAP and mINP of a ranking.
 
     dist_mat: (Q, G) finite real numbers; equal distances rank in gallery order.
-    q_pids (Q,), g_pids (G,): integers. q_camids (Q,), g_camids (G,): integers, read only for `exclude`.
-    exclude: pairs (query camera, gallery camera); to such a query, such gallery images do not exist.
+    q_pids (Q,), g_pids (G,): integers.
+    seen: (Q, G) bool, which gallery images exist to each query (see `Search.seen`); all where it is left out.
     count_persons: CMC ranks the persons of the gallery, each where it first appears, rather than the images.
 
     Returns cmc (max_rank,) float64 with Rank-k in cmc[k - 1], mAP and mINP. A query whose n matches are at the image
@@ -66,14 +68,12 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
 
     Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query has a match.
     """
-    dist_mat, q_pids, g_pids = _check_ranking(dist_mat, q_pids, g_pids, max_rank)
-    if exclude or q_camids is not None or g_camids is not None:
-        q_camids = _check_ids("q_camids", q_camids, len(q_pids), "row")
-        g_camids = _check_ids("g_camids", g_camids, len(g_pids), "column")
+    dist_mat, q_pids, g_pids, seen = _check_ranking(dist_mat, q_pids, g_pids, seen, max_rank)
     threads = THREADS if dist_mat.size >= SMALL else 1
     block_size = min(BLOCK_BYTES, dist_mat.nbytes // (4 * threads)) // (4 * len(g_pids))
-    views = _views(q_camids, g_camids, exclude, dist_mat.shape)
-    jobs = list(_jobs(q_pids, g_pids, views, max(block_size, 1)))
+    gallery, own = _gallery(q_pids, g_pids)
+    sees_all = np.ones(len(q_pids), bool) if seen is None else seen.all(axis=1)
+    jobs = list(_jobs(gallery, own, seen, sees_all, max(block_size, 1)))
     if not any(job.matches.size for job in jobs):
         raise ValueError(f"q_pids: found no query with a match among the {len(g_pids)} gallery images it sees, "
                          "expected at least one")
@@ -82,12 +82,15 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
 
     def score(job: _Job) -> None:
         block = np.ascontiguousarray(dist_mat[job.queries])
-        if not np.isfinite(block).all():
+        nearest, farthest = block.min(), block.max()
+        if not (np.isfinite(nearest) and np.isfinite(farthest)):
             raise _not_finite(dist_mat)
         n_matches = len(job.matches)
         if n_matches:
+            if not sees_all[job.queries].all():
+                block = _hide(block, seen[job.queries], nearest, farthest)
             rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
-            ranks, first[job.queries] = rank(block, job, max_rank if count_persons else 0)
+            ranks, first[job.queries] = rank(block, job, gallery, max_rank if count_persons else 0)
             ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
             inp[job.queries] = n_matches / ranks[-1]
 
@@ -118,60 +121,64 @@ def _share(work: Callable[[_Job], None], jobs: list[_Job], threads: int) -> None
         other.result()
 
 
-class _Gallery(NamedTuple):
-    """The G' gallery images that some queries see, and whom they show."""
+def _hide(block: np.ndarray, seen: np.ndarray, nearest: np.generic, farthest: np.generic) -> np.ndarray:
+    """A block (n, G), whose distances lie from `nearest` to `farthest`, with images that are not seen beyond these."""
+    if block.dtype.kind != "f":
+        block, farthest = block.astype(np.float64), np.float64(farthest)
+    beyond = np.nextafter(farthest, block.dtype.type(np.inf))
+    if nearest >= 0 and np.isfinite(beyond):
+        return np.maximum(block, ~seen * beyond, out=block)  # as the next line, in a third of its time
+    np.putmask(block, ~seen, beyond)
+    return block
 
-    columns: np.ndarray  # (G',) of the matrix
-    persons: np.ndarray  # (G',) index from 0
+
+class _Gallery(NamedTuple):
+    """The G gallery images by the P persons that they show."""
+
+    persons: np.ndarray  # (G,) index from 0
     counts: np.ndarray  # (P,) images of each person
+    grouped: np.ndarray  # (G,) images, those of one person after another
     rounds: tuple[np.ndarray, np.ndarray]  # see `_in_rounds`
 
 
 class _Job(NamedTuple):
-    """Queries to rank together: they see the same gallery and have equally many matches in it."""
+    """Queries to rank together: they have equally many matches."""
 
     queries: np.ndarray  # (n,) rows of the matrix
     matches: np.ndarray  # (m, n) images of the gallery, each query's in gallery order
-    gallery: _Gallery
 
 
-def _views(q_camids: np.ndarray | None, g_camids: np.ndarray | None, exclude: Sequence[tuple[int, int]],
-           shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Split the queries by what they see: yields (queries, gallery columns) pairs that cover all queries."""
-    others = np.ones(shape[0], bool)
-    for camera in sorted({q_camid for q_camid, _ in exclude}):
-        queries = q_camids == camera
-        others &= ~queries
-        hidden = np.isin(g_camids, [g_camid for q_camid, g_camid in exclude if q_camid == camera])
-        yield np.flatnonzero(queries), np.flatnonzero(~hidden)
-    yield np.flatnonzero(others), np.arange(shape[1])
+def _gallery(q_pids: np.ndarray, g_pids: np.ndarray) -> tuple[_Gallery, np.ndarray]:
+    """The gallery by persons, and the person (Q,) of each query, P for one who is not in the gallery."""
+    pids, persons = np.unique(g_pids, return_inverse=True)
+    own = np.searchsorted(pids, q_pids)
+    own[pids.take(own, mode="clip") != q_pids] = len(pids)
+    counts, grouped = np.bincount(persons), np.argsort(persons, kind="stable")
+    return _Gallery(persons, counts, grouped, _in_rounds(persons, counts, grouped)), own
 
 
-def _jobs(q_pids: np.ndarray, g_pids: np.ndarray, views: Iterable[tuple[np.ndarray, np.ndarray]],
+def _jobs(gallery: _Gallery, own: np.ndarray, seen: np.ndarray | None, sees_all: np.ndarray,
           size: int) -> Iterator[_Job]:
-    """Split all queries by what they see and by their number of matches, and into blocks of at most `size`."""
-    pids, g_persons = np.unique(g_pids, return_inverse=True)
-    q_persons = np.searchsorted(pids, q_pids)
-    q_persons[pids.take(q_persons, mode="clip") != q_pids] = len(pids)  # one more person, without images
-    for queries, columns in views:
-        if not len(queries):
-            continue
-        persons, own = g_persons[columns], q_persons[queries]
-        counts = np.bincount(persons, minlength=len(pids) + 1)
-        grouped, starts = np.argsort(persons, kind="stable"), np.cumsum(counts) - counts
-        gallery = _Gallery(columns, persons, counts, _in_rounds(persons, counts, grouped))
-        order = np.lexsort((own, counts[own]))
-        n_matches = counts[own[order]]
-        for chosen in np.split(order, np.flatnonzero(np.diff(n_matches)) + 1):
-            nth = np.arange(counts[own[chosen[0]]])[:, None]
-            step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
-            for start in range(0, len(chosen), step):
-                block = chosen[start:start + step]
-                yield _Job(queries[block], grouped[starts[own[block]] + nth], gallery)
+    """Split all queries by their number of matches, and into blocks of at most `size`; those that see all come last."""
+    counts = np.append(gallery.counts, 0)
+    n_matches, ends = counts[own], counts.cumsum()[own]
+    queries = np.repeat(np.arange(len(own)), n_matches)  # each as often as it has matches
+    images = gallery.grouped[np.arange(len(queries)) + np.repeat(ends - n_matches.cumsum(), n_matches)]
+    if seen is not None:
+        visible = seen[queries, images]
+        images, n_matches = images[visible], np.bincount(queries[visible], minlength=len(own))
+    starts = n_matches.cumsum() - n_matches
+    order = np.lexsort((own, sees_all, n_matches))
+    for chosen in np.split(order, np.flatnonzero(np.diff(n_matches[order])) + 1):
+        nth = np.arange(n_matches[chosen[0]])[:, None]
+        step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
+        for start in range(0, len(chosen), step):
+            block = chosen[start:start + step]
+            yield _Job(block, images[starts[block] + nth])
 
 
 def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (G',) in rounds, the first of each person, the second of each that has two, and so on; the rounds' ends.
+    """Images (G,) in rounds, the first of each person, the second of each that has two, and so on; the rounds' ends.
 
     The persons with the most images come first, so that a person has the same place in each round.
     """
@@ -181,14 +188,15 @@ def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> 
     return grouped[np.lexsort((place[persons[grouped]], nth))], np.cumsum(np.bincount(nth))
 
 
-def _rank_by_counting(block: np.ndarray, job: _Job, max_persons: int) -> tuple[np.ndarray, np.ndarray]:
+def _rank_by_counting(block: np.ndarray, job: _Job, gallery: _Gallery,
+                      max_persons: int) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (m, n) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
 
     A match's rank is one more than the number of images ahead of it: of the images before all matches of the block's
     queries, those as near or nearer; of the images after them, the nearer ones; between, gallery order breaks the ties.
     max_persons: 0 if CMC counts images, otherwise the persons that are worth counting.
     """
-    table = np.ascontiguousarray(block.T[job.gallery.columns])  # (G', n): the passes below run along the queries
+    table = np.ascontiguousarray(block.T)  # (G, n): the passes below run along the queries
     queries = np.arange(table.shape[1])
     near = np.sort(table[job.matches, queries], axis=0)
     low, high = job.matches.min(), job.matches.max() + 1
@@ -203,7 +211,7 @@ def _rank_by_counting(block: np.ndarray, job: _Job, max_persons: int) -> tuple[n
             ahead[low:high] |= equal & (np.arange(low, high)[:, None] < job.matches[order[i], queries])
         ranks[i] = 1 + _count(ahead)
         if i == 0:
-            first = 1 + _count(_persons(ahead, job.gallery.rounds)) if max_persons else ranks[0]
+            first = 1 + _count(_persons(ahead, gallery.rounds)) if max_persons else ranks[0]
     return ranks, first
 
 
@@ -214,7 +222,7 @@ def _count(chosen: np.ndarray) -> np.ndarray:
 
 
 def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Which persons (P, n) the chosen images (G', n) show."""
+    """Which persons (P, n) the chosen images (G, n) show."""
     order, ends = rounds
     chosen = chosen[order]
     for start, stop in zip(ends[:-1], ends[1:]):
@@ -222,7 +230,7 @@ def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.nd
     return chosen[:ends[0]]
 
 
-def _rank_by_sorting(block: np.ndarray, job: _Job, max_persons: int,
+def _rank_by_sorting(block: np.ndarray, job: _Job, gallery: _Gallery, max_persons: int,
                      distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """As `_rank_by_counting`, in a time that does not depend on the number of matches.
 
@@ -230,9 +238,6 @@ def _rank_by_sorting(block: np.ndarray, job: _Job, max_persons: int,
     places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the gallery order has to
     decide: such rows are ranked again with `distinct` codes.
     """
-    gallery = job.gallery
-    if len(gallery.columns) < block.shape[1]:
-        block = block.take(gallery.columns, axis=1)
     codes = _codes(block, distinct)
     n, size = codes.shape
     rows = np.arange(0, n * size, size)
@@ -248,8 +253,8 @@ def _rank_by_sorting(block: np.ndarray, job: _Job, max_persons: int,
     ranks = places - rows + 1
     first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
     if tied.any():
-        again = _Job(job.queries[tied], job.matches[:, tied], gallery)
-        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], again, max_persons, distinct=True)
+        again = _Job(job.queries[tied], job.matches[:, tied])
+        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], again, gallery, max_persons, distinct=True)
     return ranks, first
 
 
@@ -407,8 +412,8 @@ def _jaccard_distance(query: sp.csr_array, gallery: sp.csr_array) -> np.ndarray:
     return result
 
 
-def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
-                   max_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: ArrayLike | None,
+                   max_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     dist_mat = np.asarray(dist_mat)
     if dist_mat.ndim != 2 or 0 in dist_mat.shape:
         raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), at least (1, 1)")
@@ -416,15 +421,19 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
         raise ValueError(f"dist_mat: found dtype {dist_mat.dtype}, expected real numbers")
     if max_rank < 1:
         raise ValueError(f"max_rank: found {max_rank}, expected at least 1")
-    return (dist_mat, _check_ids("q_pids", q_pids, dist_mat.shape[0], "row"),
-            _check_ids("g_pids", g_pids, dist_mat.shape[1], "column"))
+    if seen is not None:
+        seen = np.asarray(seen)
+        if seen.shape != dist_mat.shape or seen.dtype != bool:
+            raise ValueError(f"seen: found {seen.dtype} of shape {seen.shape}, expected bool of shape {dist_mat.shape}")
+    return (dist_mat, _check_ids("q_pids", q_pids, dist_mat.shape[0]), _check_ids("g_pids", g_pids, dist_mat.shape[1]),
+            seen)
 
 
-def _check_ids(name: str, ids: ArrayLike | None, length: int, line: str) -> np.ndarray:
+def _check_ids(name: str, ids: ArrayLike, length: int) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.shape != (length,):
-        found = "nothing" if ids.dtype == object and ids.shape == () else f"shape {ids.shape}"
-        raise ValueError(f"{name}: found {found}, expected ({length},), one for each {line} of dist_mat")
+        line = "row" if name.startswith("q") else "column"
+        raise ValueError(f"{name}: found shape {ids.shape}, expected ({length},), one for each {line} of dist_mat")
     if ids.dtype.kind not in "iub":
         raise ValueError(f"{name}: found dtype {ids.dtype}, expected integers")
     return ids.astype(np.int64)

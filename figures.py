@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from data_manager import Images, Search
 from datasets.images import read_image
+from datasets.types import Images, Search
 from results import FEATURES
 from utils import atomic_path
 

@@ -15,21 +15,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones import BACKBONES, STAGES, build_backbone
-from data_manager import INFRARED, VISIBLE
-
-MODALITIES = (VISIBLE, INFRARED)
+from datasets.types import MODALITIES, View
 
 GAMMA_RATES = {"sgd": 0.02, "adam": 1.0}  # see `TwoStream.parameter_groups`
-
-
-@dataclass(frozen=True)
-class View:
-    """One input of a network: images of a modality, augmented in one way (names of
-    data_loader.AUGMENTATIONS).
-    """
-
-    modality: str
-    augment: tuple[str, ...] = ("standard",)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from data_manager import DATASETS, Images, TrainSplit, surprises
+from data_manager import DATASETS
+from datasets.arrays import ARRAYS, MANIFEST, manifest, marks
 from datasets.images import read_image
-from datasets.arrays import ARRAYS, MANIFEST, manifest
+from datasets.types import Images, TrainSplit
 from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, one_line_warnings, run, warn,
                    write_json)
 
@@ -38,8 +39,8 @@ def main() -> None:
     """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
     args = build_parser().parse_args()
     root = Path(args.data_path)
-    split = DATASETS["sysu"].train_split(args.data_path, 1)
-    for line in surprises("sysu", args.data_path, split):
+    split = DATASETS["sysu"].train_split(args.data_path)
+    for line in DATASETS["sysu"].surprises(args.data_path, split):
         warn(line)
     with exclusive(root):
         write_arrays(root, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
@@ -61,9 +62,7 @@ def exclusive(root: Path) -> Iterator[None]:
         yield
     finally:
         clear(root)
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink()
+        lock.release()  # the file stays: to remove it would race with another process that opens it
 
 
 def clear(root: Path) -> None:
@@ -77,15 +76,14 @@ def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers
     """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes last."""
     parts: dict[Path, Path] = {}
     layouts: dict[str, Layout] = {}
-    sides = (split.visible, split.infrared)
     try:
-        for side in sides:
+        content = manifest(split, root, height, width, marks(split, root))  # before decoding: a change meanwhile is found out
+        for side in split.sides:
             images, labels = (root / f"{ARRAYS[side.modality]}_{kind}.npy" for kind in ("img", "label"))
             parts |= {final: root / f".{final.stem}.part" for final in (images, labels)}
             save(parts[labels], split.labels(side.modality))
             layouts[side.modality] = make_array(parts[images], (len(side), height, width, 3))
-        decode(sides, layouts, workers)
-        content = manifest(split, root, height, width)
+        decode(split.sides, layouts, workers)
         (root / MANIFEST).unlink(missing_ok=True)
         for final, part in parts.items():
             os.replace(part, final)

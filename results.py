@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_manager import Search
+from datasets.types import Search
 from utils import UserError, atomic_path, write_json
 
 FORMAT = 1

@@ -22,7 +22,8 @@ import torch
 import options
 import results
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
-from data_manager import DATASETS, TRIALS, Search, resolve_arguments
+from data_manager import DATASETS, resolve_arguments
+from datasets.types import TRIALS, Search
 from devices import choose_device, prepare, use_bf16
 from engine import Extraction, Features, distances, score, search_features
 from model import TwoStream
@@ -60,7 +61,7 @@ def main() -> None:
         make_folder(Path(args.save_features).parent, "--save-features")
     models, searches, trials, first = [], [], [], None
     for place, path in enumerate(paths, 1):
-        model = load_model(path)
+        model = load_model(path, parser)
         chosen = choose_searches(parser, args, given, model, place if len(paths) > 1 else None)
         warn_of_model(model, chosen[0], known_best=any(other.chosen for other in models))
         features = search_features(model.net.to(device, memory_format=torch.channels_last), chosen,
@@ -116,7 +117,7 @@ def checkpoints(args: argparse.Namespace) -> list[str]:
     return paths
 
 
-def load_model(path: str) -> Model:
+def load_model(path: str, parser: Parser) -> Model:
     """A checkpoint of this project, or one of the published AGW or CGRNet code, named as what it is."""
     content = load_file(path, "--resume")
     if not is_own(content) and isinstance(content, dict) and is_published(content.get("net")):
@@ -126,7 +127,8 @@ def load_model(path: str) -> Model:
     checkpoint = as_checkpoint(content, path)
     data = DATASETS.get(checkpoint.args.get("dataset"))
     trial = checkpoint.trial if data is not None and data.splits > 1 else None
-    return Model(checkpoint.network(path), path, checkpoint.facts(), trial, chosen=checkpoint.optimiser is None)
+    facts = {name: checkpoint.args[name] for name in parser.fixed & checkpoint.args.keys() if name != "trial"}
+    return Model(checkpoint.network(path), path, facts, trial, chosen=checkpoint.optimiser is None)
 
 
 def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,

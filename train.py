@@ -24,13 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 import options
 from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weights, remove_old_epochs, save_checkpoint,
                         warn_of_best)
-from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
-from data_manager import DATASETS, Search, TrainSplit, resolve_arguments
+from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_device, load_train_images
+from data_manager import DATASETS, resolve_arguments
+from datasets import arrays
+from datasets.types import MODALITIES, Search, TrainSplit
 from devices import Processes, choose_device, prepare, seed_everything, start_processes, stop_processes, use_bf16
 from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor, load_optimiser,
                     score, search_features, set_learning_rate, train_one_epoch, train_steps)
 from loss import Criterion
-from model import METHODS, MODALITIES, Method, TwoStream
+from model import METHODS, Method, TwoStream
 from results import FEATURES, show_percent
 from utils import Interrupted, Log, RunFiles, UserError, git_commit, one_line, parse_given, run, versions, warn
 
@@ -41,6 +43,8 @@ def main() -> None:
     """Train from the arguments of the command line."""
     args, saved = parse_arguments()
     device = choose_device(args.gpu)
+    if args.data_device == "gpu" and device.type == "cpu":
+        raise UserError("--data-device gpu: the run is on the CPU; leave it out")
     processes = start_processes(device)
     prepare(device)
     data = DATASETS[args.dataset]
@@ -49,7 +53,8 @@ def main() -> None:
     if args.test_only:
         return test_only(args, saved, searches, device, processes)
     split = data.train_split(args.data_path, args.trial)
-    state = begin(args, saved, split, processes)
+    marks = arrays.marks(split, args.data_path)
+    state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, marks), processes)
     with run_files(args, processes, saved) as files:
         seed_everything(args.seed)
         net = first_network(args, saved, len(split.pids), device, files.log)
@@ -64,7 +69,10 @@ def main() -> None:
                                                                      f"{'bf16' if bf16 else 'float32'}")
         if files.writes:
             warn_of_surprises(args, files, split, searches[0], resumed=saved is not None)
-        batches = load_batches(args, split, sampler, net.method, device, processes, files.log)
+        images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, marks,
+                                   silent=files.log.silent)
+        batches = TrainBatches(images, sampler, net.method.views, device, keep_on_device(args, images, device),
+                               args.seed, processes.rank)
         stop = StopRequest()
         save = partial(save_state, state=state, files=files, net=net, criterion=criterion, optimiser=optimiser)
         trained, weighed = wrap(net, args.compile, device), wrap(criterion, False, device)
@@ -117,14 +125,14 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     return resolve_arguments(args), saved
 
 
-def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit, processes: Processes) -> Checkpoint:
+def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit, fingerprint: str,
+          processes: Processes) -> Checkpoint:
     """Where a run stands: at its beginning, or where the checkpoint left it.
 
     Raises `UserError` unless that checkpoint can be gone on from with these images and processes.
     """
     fresh = Checkpoint(net={}, args=vars(args), num_classes=len(split.pids), trial=args.trial,
-                       fingerprint=fingerprint(split, args.data_path), processes=processes.count, versions=versions(),
-                       commit=git_commit())
+                       fingerprint=fingerprint, processes=processes.count, versions=versions(), commit=git_commit())
     if saved is None:
         return fresh
     advice = "use the data of that run, or begin a new run with --init"
@@ -198,14 +206,9 @@ def go_on_from(saved: Checkpoint, path: str, criterion: Criterion, optimiser: to
                         "new run with --init") from None
 
 
-def load_batches(args: argparse.Namespace, split: TrainSplit, sampler: IdentitySampler, method: Method,
-                 device: torch.device, processes: Processes, log: Log) -> TrainBatches:
-    """Read the training images."""
-    if args.data_device == "gpu" and device.type == "cpu":
-        raise UserError("--data-device gpu: the run is on the CPU; leave it out")
-    images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, silent=log.silent)
-    on_device = args.data_device == "gpu" or (args.data_device == "auto" and fits_on_device(images, device))
-    return TrainBatches(images, sampler, method.views, device, on_device, args.seed, processes.rank)
+def keep_on_device(args: argparse.Namespace, images: dict[str, TrainImages], device: torch.device) -> bool:
+    """Whether the training pixels live on the device."""
+    return args.data_device == "gpu" or (args.data_device == "auto" and fits_on_device(images, device))
 
 
 def wrap(module: nn.Module, compiled: bool, device: torch.device) -> nn.Module:

@@ -1,27 +1,104 @@
-"""The pre-processed training arrays on disk: their names, their manifest, and the checks before they are used. No torch."""
+"""The pre-processed training arrays on disk: their names, their manifest, and the checks before they are used. No torch.
+
+The manifest, written beside the arrays, says from which files they were made: of each image its path, its mark and when it
+was last modified. An image whose size and time are as recorded need not be opened to know its mark.
+"""
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shlex
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_manager import TrainSplit
 from datasets.images import FILTER
+from datasets.types import INFRARED, VISIBLE, TrainSplit
 from utils import UserError, one_line
 
-ARRAYS = {"visible": "train_rgb_resized", "infrared": "train_ir_resized"}
+ARRAYS = {VISIBLE: "train_rgb_resized", INFRARED: "train_ir_resized"}
 MANIFEST = "train_resized_img.json"
 FORMAT = 1
 
 
-def manifest(split: TrainSplit, root: str | Path, height: int, width: int) -> dict[str, Any]:
+# -------------------------------------------------------------------------------------------------------------- marks
+class Mark(NamedTuple):
+    """What tells a file from another: 'bytes-checksum' (see `read_mark`), and the time of its last change in ns."""
+
+    text: str
+    modified: int
+
+
+Marks = dict[str, list[Mark]]  # of the images of each modality, in their order
+
+
+def marks(split: TrainSplit, root: str | Path) -> Marks:
+    """The marks of all training images: from the manifest where a file's size and time are as recorded, else read."""
+    known = recorded_marks(Path(root))
+    return {side.modality: [mark_of(path, known.get((side.modality, relative(path, root)))) for path in side.paths]
+            for side in split.sides}
+
+
+def mark_of(path: str, known: Mark | None) -> Mark:
+    """A file's mark, which is read unless the known one speaks for the file."""
+    if known is not None:
+        status = os.stat(path)
+        if (f"{status.st_size}-", status.st_mtime_ns) == (known.text[:-8], known.modified):
+            return known
+    return read_mark(path)
+
+
+def read_mark(path: str) -> Mark:
+    """A file's size in bytes and the CRC-32 of its beginning, middle and end, 4 KiB each: 'bytes-checksum'."""
+    with open(path, "rb") as file:
+        status, checksum = os.fstat(file.fileno()), 0
+        for place in (0, status.st_size // 2, max(0, status.st_size - 4096)):
+            file.seek(place)
+            checksum = zlib.crc32(file.read(4096), checksum)
+    return Mark(f"{status.st_size}-{checksum:08x}", status.st_mtime_ns)
+
+
+def relative(path: str, root: str | Path) -> str:
+    """The path below the data set's folder."""
+    return Path(path).relative_to(root).as_posix()
+
+
+def listing(split: TrainSplit, root: str | Path, marks: Marks) -> dict[str, list[str]]:
+    """'relative/path mark' of every image, by modality."""
+    return {side.modality: [f"{relative(path, root)} {mark.text}" for path, mark in zip(side.paths, marks[side.modality])]
+            for side in split.sides}
+
+
+def fingerprint(split: TrainSplit, root: str | Path, marks: Marks) -> str:
+    """SHA-256 over modality, relative path, mark and pid of every training image."""
+    digest, lines = hashlib.sha256(), listing(split, root, marks)
+    for side in split.sides:
+        for line, pid in zip(lines[side.modality], side.pids):
+            digest.update(f"{side.modality} {line} {pid}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------- manifest
+def manifest(split: TrainSplit, root: str | Path, height: int, width: int, marks: Marks) -> dict[str, Any]:
     """What is recorded beside the arrays: size in pixels, filter, image counts and the files they were made from."""
-    images = split.listing(root)
+    images = listing(split, root, marks)
     return {"format": FORMAT, "height": height, "width": width, "filter": FILTER,
-            "count": {modality: len(lines) for modality, lines in images.items()}, "images": images}
+            "count": {modality: len(lines) for modality, lines in images.items()}, "images": images,
+            "modified": {modality: [mark.modified for mark in side] for modality, side in marks.items()}}
+
+
+def recorded_marks(root: Path) -> dict[tuple[str, str], Mark]:
+    """The marks that a manifest records, by modality and relative path; those without a time (of older code) are left out."""
+    try:
+        content = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        return {(modality, line.rpartition(" ")[0]): Mark(line.rpartition(" ")[2], time)
+                for modality, times in content["modified"].items()
+                for line, time in zip(content["images"][modality], times)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # `open_arrays` says what is wrong with it
 
 
 def present(root: str | Path, height: int, width: int) -> bool:
@@ -40,25 +117,27 @@ def renew(root: str | Path, height: int, width: int) -> str:
     return f"run: python pre_process_sysu.py --data-path {shlex.quote(str(root))} --img_w {width} --img_h {height}"
 
 
-def open_arrays(split: TrainSplit, root: str, height: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Memory-map the arrays that pre_process_sysu.py wrote, after checking them against images and size."""
+# ------------------------------------------------------------------------------------------------------------- arrays
+def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
+                marks: Marks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Memory-map the arrays that pre-processing wrote, by modality, after checking them against images and size."""
     path, command = Path(root) / MANIFEST, renew(root, height, width)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        size, made_from = (manifest["height"], manifest["width"]), {**manifest["images"]}
-        checks = (("format", manifest["format"], FORMAT), ("filter", manifest["filter"], FILTER),
+        content = json.loads(path.read_text(encoding="utf-8"))
+        size, made_from = (content["height"], content["width"]), {**content["images"]}
+        checks = (("format", content["format"], FORMAT), ("filter", content["filter"], FILTER),
                   ("height x width", "{} x {}".format(*size), f"{height} x {width}"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not the record of pre-processing ({type(error).__name__}: {error}); {command}") from None
     for what, found, expected in checks:
         if found != expected:
             raise UserError(f"{path}: arrays of {what} {found} found, {expected} expected; {command}")
-    for modality, now in split.listing(root).items():
+    for modality, now in listing(split, root, marks).items():
         then = made_from.get(modality)
         if then != now:
             raise UserError(f"{path}: {difference(then, now, modality)}; {command}")
     return {side.modality: open_array(Path(root), side.modality, split.labels(side.modality), height, width, command)
-            for side in (split.visible, split.infrared)}
+            for side in split.sides}
 
 
 def difference(then: object, now: list[str], modality: str) -> str:
@@ -75,7 +154,7 @@ def open_array(root: Path, modality: str, labels: np.ndarray, height: int, width
     """Memory-map one pair of arrays; any but a whole array of the expected shape and dtype is a `UserError`."""
     pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8, command)
     stored = load_npy(root / f"{ARRAYS[modality]}_label.npy", (len(labels),), np.int64, command)
-    if not np.array_equal(stored, labels):
+    if not np.array_equal(stored, labels):  # other code of this field writes arrays of the same names
         raise UserError(f"{root / f'{ARRAYS[modality]}_label.npy'}: labels found that are not those of the lists; {command}")
     return pixels, labels
 

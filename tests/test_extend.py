@@ -11,7 +11,6 @@ import data_loader
 import data_manager
 import engine
 import loss
-import model
 import train
 from backbones import STAGES, Backbone
 from data_manager import DATASETS

@@ -176,7 +176,7 @@ def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone,
     (models / f".{name}_last.t.123.tmp").write_text("half")
     done = script(*common, "--epochs", 1)
     assert done.returncode == 0 and f"{name}_last.t: a run of this name is there" in done.stderr, done.stderr
-    assert sorted(path.name for path in models.iterdir()) == [f"{name}_{kind}.t" for kind in ("best", "epoch_1", "epoch_9", "last")]
+    assert sorted(path.name for path in models.glob("*.t")) == [f"{name}_{kind}.t" for kind in ("best", "epoch_1", "epoch_9", "last")]
     again = script(*common, "--epochs", 1, "--model_path", "elsewhere")
     assert f"{name}.jsonl: a run of this name is there" in again.stderr
     (models / f"{name.replace('0.02', '1e+30')}_last.t").write_text("junk")

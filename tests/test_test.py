@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, make_regdb, make_sysu
 
+import options
 from model import TwoStream
 from utils import UserError
 
@@ -112,7 +113,7 @@ def test_a_trial_that_need_not_be_forced_leaves_no_trace(tested, world):
 def test_sysu_has_no_trial_to_force(script, world):
     done = script("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu, "--force-trial")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("test.py: error: --force-trial tests on another split of RegDB, but the data set is sysu")
+    assert done.stderr.startswith("test.py: error: --force-trial belongs to RegDB, but the data set is sysu; leave it out")
 
 
 def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested, script, tmp_path):
@@ -142,4 +143,4 @@ def test_compare_goes_with_no_other_flag(words, flag, first, monkeypatch):
     compare = ["--compare", "a.json", "b.json"]
     monkeypatch.setattr("sys.argv", ["test.py", *(words + compare if first else compare + words)])
     with pytest.raises(UserError, match=f"^{flag}: --compare reads results and tests nothing; leave one of the two out$"):
-        module.parse_arguments()
+        module.parse_arguments(options.test_parser())

@@ -1,0 +1,235 @@
+"""What crosses rooms: images, a search, a training split, a flag, and what every data set tells of itself."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils import UserError
+
+if TYPE_CHECKING:
+    from datasets.check import Report
+
+VISIBLE, INFRARED = "visible", "infrared"
+MODALITIES = (VISIBLE, INFRARED)
+DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # modality of the query, and of the gallery
+TRIALS = 10
+
+
+@dataclass(frozen=True)
+class View:
+    """One input of a network: images of a modality, augmented in one way (names of
+    AUGMENTATIONS).
+    """
+
+    modality: str
+    augment: tuple[str, ...] = ("standard",)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one modality: N paths, pids (N,) int64, camids (N,) int64."""
+
+    paths: tuple[str, ...]
+    pids: np.ndarray
+    camids: np.ndarray
+    modality: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search: a query in a gallery, and the rules that score it.
+
+    `trial` is a gallery draw or a split; `name` says the search in words, the same for all trials; `count_persons` makes
+    CMC count each gallery person once; `published` holds the counts of the whole data set, as far as they are known;
+    `partial` tells that even there some persons are on one side only.
+    """
+
+    query: Images
+    gallery: Images
+    trial: int
+    name: str
+    count_persons: bool = False
+    published: Mapping[str, int] = field(default_factory=dict)
+    partial: bool = False
+
+    def seen(self) -> np.ndarray:
+        """What the ranking of each query holds, (Q, G) bool; a data set that excludes images overrides this."""
+        return np.ones((len(self.query), len(self.gallery)), bool)
+
+    def counts(self) -> dict[str, int]:
+        """How many images and persons there are."""
+        persons = set(self.query.pids.tolist()) | set(self.gallery.pids.tolist())
+        return {"queries": len(self.query), "gallery images": len(self.gallery), "test persons": len(persons)}
+
+    def require_match(self, source: str) -> None:
+        """Raise `UserError` if no query has a match among the images that it sees."""
+        same = self.query.pids[:, None] == self.gallery.pids
+        if not (same & self.seen()).any():
+            why = " but in cameras that are not compared" if same.any() else ""
+            raise UserError(
+                f"{source}: no query has a match in the gallery: no person is in both the {len(self.query)} "
+                f"{self.query.modality} queries and the {len(self.gallery)} {self.gallery.modality} gallery "
+                f"images{why}; a person in both expected; restore the images")
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """Training images of both modalities; labels are positions in `pids`, the sorted identities."""
+
+    visible: Images
+    infrared: Images
+    pids: np.ndarray
+
+    @property
+    def sides(self) -> tuple[Images, Images]:
+        """The images of both modalities, in the order of `MODALITIES`."""
+        return self.visible, self.infrared
+
+    def labels(self, modality: str) -> np.ndarray:
+        """Labels 0..C-1 of one modality's images, (N,) int64."""
+        return np.searchsorted(self.pids, getattr(self, modality).pids)
+
+    def counts(self) -> dict[str, int]:
+        """How many images and persons there are."""
+        return {"training persons": len(self.pids), "visible training images": len(self.visible),
+                "infrared training images": len(self.infrared)}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of the command line that belongs to a data set.
+
+    settings: the keywords of argparse's `add_argument`; scripts: which of train.py and test.py take the flag;
+    argument_to: the methods of the data set that take its value as a keyword; fixed: a checkpoint says it (see
+    options.py), and testing uses it again.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    scripts: tuple[str, ...] = ("train", "test")
+    argument_to: tuple[str, ...] = ()
+    fixed: bool = False
+
+    @property
+    def dest(self) -> str:
+        """The name of its value among the parsed arguments."""
+        return self.name.lstrip("-").replace("-", "_")
+
+    @property
+    def default(self) -> Any:
+        """The value of a flag that is left out."""
+        return self.settings.get("default", False if self.settings.get("action") == "store_true" else None)
+
+    def written(self, value: Any) -> str:
+        """The flag as the command line says it."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return self.name if value is True else " ".join([self.name, *map(str, values)])
+
+
+class DataSet:
+    """What the scripts need to know of a data set; one subclass, in one file, tells it from the others.
+
+    name: as `--dataset` says it; title: as people say it; path, direction: the defaults of `--data-path` and
+    `--direction`; splits: trained models that one result is the mean of; folders: the layout, by which a copy is known;
+    flags: those that belong to it; published: its counts; preprocessed: whether a script decodes it once for training.
+    """
+
+    name: str
+    title: str
+    path: str
+    direction: str
+    splits: int = 1
+    folders: tuple[str, ...]
+    flags: tuple[Flag, ...] = ()
+    published: Mapping[str, int] = {}
+    preprocessed: bool = False
+
+    # ------------------------------------------------------------------------------------ what each data set says
+    def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
+        """The training images; a data set with one split does not read `trial`."""
+        raise NotImplementedError
+
+    def searches(self, root: str | Path, *, direction: str, trials: Iterable[int]) -> list[Search]:
+        """One search for each trial; the flags that belong to searches are further keywords."""
+        raise NotImplementedError
+
+    def check(self, root: Path, report: Report) -> None:
+        """Report what is missing, empty, misnamed or of no use in a copy, and what training and testing would refuse."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------- what a data set may say anew
+    def trials(self, trial: int) -> list[int]:
+        """The trials that a test of one model runs; training evaluates on the first of them."""
+        return list(range(TRIALS))
+
+    def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that follow from the others; raises `UserError` where these contradict each other."""
+        return {"data_path": self.path if values["data_path"] is None else values["data_path"],
+                "direction": values["direction"] or self.direction}
+
+    # ------------------------------------------------------------------------------------------------ the same for all
+    def keywords(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the parsed arguments that a method takes as keywords."""
+        return {flag.dest: values[flag.dest] for flag in self.flags if method in flag.argument_to}
+
+    def present(self, root: Path) -> int:
+        """How many folders of the layout a folder has; 0 if they are too few to know the data set by."""
+        count = sum((root / folder).is_dir() for folder in self.folders)
+        return count if count >= 2 or (root / self.folders[0]).is_dir() else 0
+
+    def require_layout(self, data_path: str | Path) -> Path:
+        """The data set's folder; raises `UserError` if it is missing or holds something else."""
+        root, layout = Path(data_path), f"{self.title} ({', '.join(self.folders)})"
+        if not root.is_dir():
+            raise UserError(f"--data-path {root}: {'a file' if root.exists() else 'no such folder'}; put {self.title} "
+                            "there (README, Data) or name its folder")
+        if not self.present(root):
+            inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+            found = f"the folders {', '.join(inside[:9])}" if inside else "no folder in it"
+            raise UserError(f"--data-path {root}: {found} found, {layout} expected; name the data set's folder, or "
+                            "change --dataset")
+        return root
+
+    def surprises(self, data_path: str | Path, split: TrainSplit | None = None,
+                  search: Search | None = None) -> list[str]:
+        """What is legal but surely unintended of a split and of a search, a line each.
+
+        Counts that are not the published ones, with both numbers, and test persons who have images in one modality
+        only, where the whole data set has none.
+        """
+        known = [(split.counts(), self.published)] if split else []
+        known += [(search.counts(), search.published)] if search else []
+        differing = [f"{found} {what} found, {published[what]} published" for counts, published in known
+                     for what, found in counts.items() if what in published and found != published[what]]
+        lines = [f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set"] if differing else []
+        lone = set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()) if search else set()
+        if lone and not search.partial:
+            lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {min(lone)}, with images in "
+                         "one modality only: their queries are left out of the mean")
+        return lines
+
+
+def grouped(files: Mapping[tuple[int, int], Sequence[str]], modality: str) -> Images:
+    """Put image paths by (pid, camera) into one list, in the order of the mapping."""
+    keys = [key for key, paths in files.items() for _ in paths]
+    pids, camids = np.array(keys, np.int64).reshape(-1, 2).T
+    return Images(tuple(path for paths in files.values() for path in paths), pids, camids, modality)
+
+
+def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], source: str) -> TrainSplit:
+    """Put a split together; raises `UserError` unless each of these persons has images in both modalities."""
+    pids = np.array(sorted(pids), np.int64)
+    for images in (visible, infrared):
+        lacking = np.setdiff1d(pids, images.pids)
+        if len(lacking):
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; both modalities "
+                            "expected for training; restore the images, or take the person off the list")
+    return TrainSplit(visible, infrared, pids)
