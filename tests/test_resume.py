@@ -1,21 +1,25 @@
 """A run that was killed and resumed ends as the run left alone: the same bits in weights, optimiser and log."""
 import os
-import subprocess
-import sys
+import shutil
 
 import pytest
+import server
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, make_regdb
 from test_train import figures, weights
 
+# The function at whose beginning a run is ended in its evaluation.
+EVALUATION = "train.Training.evaluate"
 # Runs train.py and ends it at the n-th event of a kind: after a step, half-way through a write, before or after a rename.
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 kind, number, signum = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[:4] = ["train.py"]
+import functools, importlib
 import torch
-import checkpoint, devices, train, utils
+from torch.optim.optimizer import register_optimizer_step_post_hook
+import train, utils
 count = 0
 
 def due(this):
@@ -23,8 +27,7 @@ def due(this):
     count += this == kind
     return this == kind and count == number
 
-def add(self, values, original=devices.Meters.add):
-    original(self, values)
+def step(*_):
     if due("step"):
         os.kill(os.getpid(), signum)
 
@@ -42,12 +45,17 @@ def replace(source, target, original=os.replace):
     if str(target).endswith(".t") and due("after"):
         os.kill(os.getpid(), signum)
 
-def evaluate(self, *args, original=train.Training.evaluate):
+*path, name = {EVALUATION!r}.split(".")
+owner = functools.reduce(getattr, path[1:], importlib.import_module(path[0]))
+
+def evaluate(*args, original=getattr(owner, name), **options):
     if due("evaluation"):
         os.kill(os.getpid(), signum)
-    return original(self, *args)
+    return original(*args, **options)
 
-devices.Meters.add, torch.save, os.replace, train.Training.evaluate = add, save, replace, evaluate
+setattr(owner, name, evaluate)
+torch.save, os.replace = save, replace
+register_optimizer_step_post_hook(step)
 utils.run(train.main)
 """
 
@@ -59,17 +67,33 @@ def flags(data):
 
 def drive(cwd, *words):
     cwd.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, "-c", DRIVER, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return server.run(["-c", DRIVER, *words], cwd)
 
 
-@pytest.fixture(scope="module")
-def left_alone(tmp_path_factory):
-    from conftest import make_regdb
-    folder = tmp_path_factory.mktemp("alone")
-    data = make_regdb(folder / "RegDB", images=6)
-    done = drive(folder / "run", "never", 0, 0, *flags(data))
-    assert done.returncode == 0, done.stderr
-    return data, weights(folder / "run"), figures(folder / "run"), weights(folder / "run", "best")
+@pytest.fixture(scope="session")
+def left_alone(once):
+    """The data, and what a run leaves that nothing ends."""
+    def make(folder):
+        done = drive(folder / "run", "never", 0, 0, *flags(make_regdb(folder / "RegDB", images=6)))
+        assert done.returncode == 0, done.stderr
+
+    folder = once("left_alone", make)
+    return folder / "RegDB", weights(folder / "run"), figures(folder / "run"), weights(folder / "run", "best")
+
+
+@pytest.fixture(scope="session")
+def killed_run(once, left_alone):
+    """A run on that data that was killed after its second checkpoint; only read."""
+    def make(folder):
+        assert drive(folder / "run", "after", 2, 9, *flags(left_alone[0])).returncode == -9
+
+    return once("killed", make) / "run"
+
+
+@pytest.fixture
+def killed(killed_run, tmp_path):
+    """A copy of it in the folder in which `script` runs."""
+    shutil.copytree(killed_run, tmp_path / "cwd", dirs_exist_ok=True)
 
 
 def require_same(cwd, left_alone):
@@ -111,8 +135,7 @@ def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_al
     require_same(tmp_path / "run", left_alone)
 
 
-def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_resume_refuses_another_run(left_alone, killed, script, regdb):
     base = ("train.py", "--resume", NAME, "--gpu", "cpu")
     for words, expected in ((("--data-path", regdb), "on data"),
                             (("--data-path", left_alone[0], "--method", "agw"), "--method agw"),
@@ -124,10 +147,8 @@ def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
     assert best.returncode == 2 and "weights only" in best.stderr
 
 
-def test_resume_refuses_images_of_other_content_and_equal_size(left_alone, tmp_path, script):
-    import shutil
+def test_resume_refuses_images_of_other_content_and_equal_size(left_alone, killed, tmp_path, script):
     data = shutil.copytree(left_alone[0], tmp_path / "RegDB")
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(data))
     image = data / (data / "idx/train_visible_1.txt").read_text().split()[0]
     content = bytearray(image.read_bytes())
     content[-1] ^= 255
@@ -144,8 +165,7 @@ def change(path, **changes):
     torch.save(content, path)
 
 
-def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, tmp_path, script):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, killed, script):
     path = script.cwd / NAME
     whole = path.read_bytes()
     for changes, expected in (({"lr": float("nan")}, "--lr nan found in it"), ({"batch_size": 0}, "--batch-size 0 found in it"),
@@ -160,8 +180,7 @@ def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, tmp_path,
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, (changes, done.stderr)
 
 
-def test_init_from_another_trial_is_refused(left_alone, tmp_path, script):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_init_from_another_trial_is_refused(left_alone, killed, script):
     done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--trial", 2)
     assert done.returncode == 2 and "--init" in done.stderr and "trained on trial 1, whose training persons" in done.stderr
 
@@ -184,8 +203,7 @@ def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone,
     assert broken.returncode == 2 and "no checkpoint was written yet" in broken.stderr
 
 
-def test_init_takes_weights_and_names_what_it_leaves_out(left_alone, tmp_path, script):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_init_takes_weights_and_names_what_it_leaves_out(left_alone, killed, script):
     done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--method", "base", "--seed", 6, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("--init"))
