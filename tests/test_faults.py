@@ -4,13 +4,11 @@ import multiprocessing
 import os
 import pickle
 import re
-import resource
 import shlex
 import shutil
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 import zlib
