@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import server
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers of pytest share what cores there are
 
 
 def save_image(path: Path, seed: list[int], size: tuple[int, int] = (24, 48)) -> None:
@@ -62,28 +65,49 @@ def make_regdb(root: Path, persons: int = 8, images: int = 4) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder that all of pytest's workers read and the first that needs it makes: once("name", make)."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def call(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / name, base / f"{name}.made"
+        with FileLock(base / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return call
+
+
 @pytest.fixture
-def sysu(tmp_path: Path) -> Path:
+def sysu(once: Callable, tmp_path: Path) -> Path:
     """A small SYSU-MM01."""
-    return make_sysu(tmp_path / "SYSU-MM01")
+    return shutil.copytree(once("sysu", lambda folder: make_sysu(folder / "SYSU-MM01")) / "SYSU-MM01", tmp_path / "SYSU-MM01")
 
 
 @pytest.fixture
-def regdb(tmp_path: Path) -> Path:
+def regdb(once: Callable, tmp_path: Path) -> Path:
     """A small RegDB."""
-    return make_regdb(tmp_path / "RegDB")
+    return shutil.copytree(once("regdb", lambda folder: make_regdb(folder / "RegDB")) / "RegDB", tmp_path / "RegDB")
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Run one of the scripts in an empty folder, as a user would: script("train.py", "--dataset", "regdb")."""
+    """Run one of the scripts in an empty folder, as a user would: script("train.py", "--dataset", "regdb").
+
+    `fresh`: in an interpreter of its own, which notices a missing import; other than that, `server.py` is as good.
+    """
     cwd = tmp_path / "cwd"
     cwd.mkdir(exist_ok=True)
 
-    def call(*words: object, timeout: int = 300, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, **(env or {})})
+    def call(*words: object, timeout: int = 300, env: dict[str, str] | None = None,
+             fresh: bool = False) -> subprocess.CompletedProcess:
+        return server.run([ROOT / str(words[0]), *words[1:]], cwd, timeout, env=env, fresh=fresh)
 
     call.cwd = cwd
     return call

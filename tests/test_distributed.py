@@ -1,12 +1,13 @@
 """Two processes on the CPU (gloo): the same parameters on both, and the gradients of the joint batch where the maths says so."""
 import json
-import os
 import socket
+import subprocess
+from pathlib import Path
 
 import pytest
+import server
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import ROOT, SMALL, make_regdb
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,12 +46,9 @@ def make(batch):
     return net, batches
 
 
-def worker(rank, port, folder):
-    import sys
-    sys.path.insert(0, str(ROOT))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank, folder):
+    """What each of the two processes does."""
+    dist.init_process_group("gloo")
     net, batches = make(8)
     half = slice(4 * rank, 4 * rank + 4)
     losses = train(DistributedDataParallel(net), [(v[half], i[half], y[half]) for v, i, y in batches])
@@ -66,7 +64,9 @@ def free_port():
 
 
 def test_two_processes_follow_the_joint_batch(tmp_path):
-    mp.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as t; t.worker"
+    for done in as_torchrun(lambda rank: ["-c", f"{code}({rank}, {str(tmp_path)!r})"], tmp_path):
+        assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one["net"][key], other["net"][key]) for key in one["net"])
     net, batches = make(8)
@@ -76,22 +76,37 @@ def test_two_processes_follow_the_joint_batch(tmp_path):
         torch.testing.assert_close(one["net"][key], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["base", "cgrnet"])
-def test_torchrun_trains_and_one_process_writes(method, tmp_path):
-    import subprocess
-    import sys
+def as_torchrun(words, cwd):
+    """Two processes with the environment that torchrun gives them: what each left. words: rank -> its command line."""
+    common = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(free_port())}
+    scripts = [server.start(words(rank), cwd, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    try:
+        output = [script.communicate(300) for script in scripts]
+    finally:
+        for script in scripts:
+            script.kill()
+    return [subprocess.CompletedProcess(script.args, script.returncode, *said) for script, said in zip(scripts, output)]
+
+
+@pytest.mark.parametrize("method, real", [("base", True), ("cgrnet", False)])
+def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
     data = make_regdb(tmp_path / "RegDB", images=6)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
-               str(ROOT / "train.py"), "--dataset", "regdb", "--data-path", str(data), "--epochs", "1", "--method", method, "--amp",
-               "off", *SMALL]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 process(es)") == 1 and done.stdout.count("done: best") == 1
+    command = [ROOT / "train.py", "--dataset", "regdb", "--data-path", data, "--epochs", "1", "--method", method, "--amp", "off",
+               *SMALL]
+    if real:
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+        done = server.run([*torchrun, *command], tmp_path, fresh=True)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout
+    else:
+        both = as_torchrun(lambda rank: command, tmp_path)
+        assert all(done.returncode == 0 for done in both), [done.stderr for done in both]
+        said = "".join(done.stdout for done in both)
+    assert said.count("2 process(es)") == 1 and said.count("done: best") == 1
     assert len(list((tmp_path / "log/regdb_log").glob("*.jsonl"))) == 1
-    alone = subprocess.run([sys.executable, str(ROOT / "test.py"), "--data-path", str(data), "--gpu", "cpu", "--resume",
-                            str(next((tmp_path / "save_model").glob("*_last.t"))), "--out", "found"], cwd=tmp_path, text=True,
-                           capture_output=True)
+    alone = server.run([ROOT / "test.py", "--data-path", data, "--gpu", "cpu", "--resume",
+                        next((tmp_path / "save_model").glob("*_last.t")), "--out", "found"], tmp_path)
     assert alone.returncode == 0, alone.stderr
     found = json.loads((tmp_path / "found/results.json").read_text())["mean"]
     logged = json.loads(next((tmp_path / "log/regdb_log").glob("*.jsonl")).read_text())

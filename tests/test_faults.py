@@ -4,24 +4,22 @@ import multiprocessing
 import os
 import pickle
 import re
-import resource
 import shlex
 import shutil
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import server
 import torch
 from conftest import ROOT, SMALL, make_regdb, make_sysu
 from PIL import Image
@@ -92,11 +90,7 @@ def files_of(place: Path) -> dict[str, tuple]:
 
 def run(command: list[object], cwd: Path, file_size: int | None = None, **env: str) -> subprocess.CompletedProcess:
     """A script as a user runs it."""
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    words = [sys.executable, str(ROOT / str(command[0])), *map(str, command[1:])]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, preexec_fn=limit if file_size else None,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    return server.run([ROOT / str(command[0]), *command[1:]], cwd, file_size=file_size, env=env)
 
 
 def attempt(case: Case, world: SimpleNamespace, place: Path) -> Outcome:
@@ -116,30 +110,23 @@ def attempt(case: Case, world: SimpleNamespace, place: Path) -> Outcome:
     return outcome
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
+@pytest.fixture(scope="session")
+def world(once):
     """Small data sets, arrays, and a run of one epoch, made once and only read."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = once("world", make_world)
+    last, best = (folder / "save_model" / f"{RUN}_{kind}.t" for kind in ("last", "best"))
+    return SimpleNamespace(sysu=folder / "SYSU-MM01", regdb=folder / "RegDB", arrays=folder / "arrays", last=last, best=best,
+                           whole=torch.load(last, weights_only=True), content=torch.load(best, weights_only=True))
+
+
+def make_world(folder: Path) -> None:
+    """The data sets, and what the scripts make of them."""
     sysu, regdb = make_sysu(folder / "SYSU-MM01", train=3, val=1, test=2, images=2), make_regdb(folder / "RegDB")
     arrays = shutil.copytree(sysu, folder / "arrays")
     done = run([*shlex.split(PRE.format(sysu=arrays))], folder)
     assert done.returncode == 0, done.stderr
     done = run([*shlex.split(TRAIN_REGDB.format(regdb=regdb, small=shlex.join(SMALL))), "--method", "base"], folder)
     assert done.returncode == 0, done.stderr
-    last, best = (folder / "save_model" / f"{RUN}_{kind}.t" for kind in ("last", "best"))
-    yield SimpleNamespace(sysu=sysu, regdb=regdb, arrays=arrays, last=last, best=best, whole=torch.load(last, weights_only=True),
-                          content=torch.load(best, weights_only=True), stderr=done.stderr)
-    shutil.rmtree(folder / "save_model")
-
-
-@pytest.fixture(scope="module")
-def outcomes(request, world, tmp_path_factory):
-    """The outcomes of the chosen cases, two at a time: most of their time goes into one thread that imports torch."""
-    cases = [item.callspec.params["case"] for item in request.session.items
-             if item.function is test_a_fault_is_one_line]
-    with ThreadPoolExecutor(2) as pool:
-        yield {case.name: pool.submit(attempt, case, world, tmp_path_factory.mktemp("case") / "place") for case in cases}
-        pool.shutdown(cancel_futures=True)
 
 
 # --------------------------------------------------------------------------------------------------------- the changes
@@ -504,7 +491,7 @@ CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*
                                  "classifier.weight": another_class(world.whole["net"]["classifier.weight"])})(
                  place, world)),
     Case("train: goes on with another optimiser", TRAIN_REGDB + " --method base --resume {t}",
-         r"--resume \S*x.t: its optimiser, progress or generators do not fit this run", whole(optimiser={"state": {},
+         r"--resume \S*x.t: its optimiser or progress does not fit this run", whole(optimiser={"state": {},
                                                                                                          "param_groups": []})),
     Case("train: goes on with other generators", TRAIN_REGDB + " --method base --resume {t}",
          r"--resume \S*x.t: its optimiser, progress or generators do not fit this run", whole(rng={"python": [3, [1], None]})),
@@ -595,8 +582,8 @@ TABLE = [*FOLDERS, *CAMERAS, *ID_LISTS, *INDEX, *IMAGES, *ARRAYS, *CHECKPOINTS, 
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in TABLE])
-def test_a_fault_is_one_line(case, outcomes):
-    found = outcomes[case.name].result()
+def test_a_fault_is_one_line(case, world, tmp_path):
+    found = attempt(case, world, tmp_path / "place")
     assert found.status == case.status, (found.stdout, found.stderr)
     if case.status == 2:
         assert len(found.errors) == 1 and found.errors[0].startswith(f"{case.script}: error: "), found.stderr
@@ -739,9 +726,7 @@ def large(world, tmp_path):
 @contextlib.contextmanager
 def preprocessing(root: Path):
     """A pre-processing in the middle of its first array and the processes that decode for it, stopped until told to go on."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "pre_process_sysu.py"), *shlex.split(PRE.format(sysu=root))[1:]],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored where a shell's `&` began
+    process = server.start([ROOT / "pre_process_sysu.py", *shlex.split(PRE.format(sysu=root))[1:]], root)
     decoding: list[int] = []
     try:
         deadline = time.monotonic() + 120
@@ -914,7 +899,7 @@ def test_arrays_half_renamed_are_never_used(number, world, tmp_path):
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
     assert run([*shlex.split(PRE.format(sysu=root)), "--img_h", "64"], tmp_path).returncode == 0
     (tmp_path / "driver.py").write_text(DRIVER)
-    done = subprocess.run([sys.executable, str(tmp_path / "driver.py"), str(number), str(root)], capture_output=True, timeout=300)
+    done = server.run([tmp_path / "driver.py", number, root], tmp_path)
     assert done.returncode == -9
     with pytest.raises(UserError, match="found without train_resized_img.json, .*; run: python pre_process_sysu.py"):
         train_arrays.present(root, 32, 16)
@@ -947,8 +932,7 @@ def test_a_folder_vanishes_while_training(folder, expected, world, tmp_path):
     shutil.copytree(world.regdb, tmp_path / "RegDB")
     (tmp_path / "cwd").mkdir()
     words = shlex.split(TRAIN_REGDB.format(regdb=tmp_path / "RegDB", small=shlex.join(SMALL)))[1:]
-    done = subprocess.run([sys.executable, "-c", VANISH, str(tmp_path / folder), *words, "--method", "base"], cwd=tmp_path / "cwd",
-                          capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = server.run(["-c", VANISH, tmp_path / folder, *words, "--method", "base"], tmp_path / "cwd")
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert done.returncode == 2 and len(errors) == 1 and re.search(expected, errors[0]), done.stderr
     kept = [name for name in files_of(tmp_path / "cwd") if name.endswith((".t", ".tmp", ".lock"))]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,13 @@ IDS, SYSU_IMAGES, REGDB_IMAGES = 42, 2, 3
 
 
 @pytest.fixture(scope="module")
-def sysu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("demo") / "SYSU-MM01"
-    pedestrians.render_sysu(root, IDS, SYSU_IMAGES, seed=0, workers=2)
-    return root
+def sysu(once: Callable) -> Path:
+    return once("rendered_sysu", lambda folder: pedestrians.render_sysu(folder, IDS, SYSU_IMAGES, seed=0, workers=2))
 
 
 @pytest.fixture(scope="module")
-def regdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("demo") / "RegDB"
-    pedestrians.render_regdb(root, IDS, REGDB_IMAGES, seed=0, workers=2)
-    return root
+def regdb(once: Callable) -> Path:
+    return once("rendered_regdb", lambda folder: pedestrians.render_regdb(folder, IDS, REGDB_IMAGES, seed=0, workers=2))
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -1,21 +1,30 @@
 """A run that was killed and resumed ends as the run left alone: the same bits in weights, optimiser and log."""
 import os
-import subprocess
-import sys
+import re
+import shutil
 
 import pytest
+import server
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, make_regdb
 from test_train import figures, weights
 
+from checkpoint import load_init
+from model import TwoStream
+from utils import UserError
+
+# The function at whose beginning a run is ended in its evaluation.
+EVALUATION = "train.evaluate"
 # Runs train.py and ends it at the n-th event of a kind: after a step, half-way through a write, before or after a rename.
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 kind, number, signum = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[:4] = ["train.py"]
+import functools, importlib
 import torch
-import checkpoint, devices, train, utils
+from torch.optim.optimizer import register_optimizer_step_post_hook
+import train, utils
 count = 0
 
 def due(this):
@@ -23,8 +32,7 @@ def due(this):
     count += this == kind
     return this == kind and count == number
 
-def add(self, values, original=devices.Meters.add):
-    original(self, values)
+def step(*_):
     if due("step"):
         os.kill(os.getpid(), signum)
 
@@ -42,12 +50,17 @@ def replace(source, target, original=os.replace):
     if str(target).endswith(".t") and due("after"):
         os.kill(os.getpid(), signum)
 
-def evaluate(self, *args, original=train.Training.evaluate):
+*path, name = {EVALUATION!r}.split(".")
+owner = functools.reduce(getattr, path[1:], importlib.import_module(path[0]))
+
+def evaluate(*args, original=getattr(owner, name), **options):
     if due("evaluation"):
         os.kill(os.getpid(), signum)
-    return original(self, *args)
+    return original(*args, **options)
 
-devices.Meters.add, torch.save, os.replace, train.Training.evaluate = add, save, replace, evaluate
+setattr(owner, name, evaluate)
+torch.save, os.replace = save, replace
+register_optimizer_step_post_hook(step)
 utils.run(train.main)
 """
 
@@ -59,17 +72,33 @@ def flags(data):
 
 def drive(cwd, *words):
     cwd.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, "-c", DRIVER, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return server.run(["-c", DRIVER, *words], cwd)
 
 
-@pytest.fixture(scope="module")
-def left_alone(tmp_path_factory):
-    from conftest import make_regdb
-    folder = tmp_path_factory.mktemp("alone")
-    data = make_regdb(folder / "RegDB", images=6)
-    done = drive(folder / "run", "never", 0, 0, *flags(data))
-    assert done.returncode == 0, done.stderr
-    return data, weights(folder / "run"), figures(folder / "run"), weights(folder / "run", "best")
+@pytest.fixture(scope="session")
+def left_alone(once):
+    """The data, and what a run leaves that nothing ends."""
+    def make(folder):
+        done = drive(folder / "run", "never", 0, 0, *flags(make_regdb(folder / "RegDB", images=6)))
+        assert done.returncode == 0, done.stderr
+
+    folder = once("left_alone", make)
+    return folder / "RegDB", weights(folder / "run"), figures(folder / "run"), weights(folder / "run", "best")
+
+
+@pytest.fixture(scope="session")
+def killed_run(once, left_alone):
+    """A run on that data that was killed after its second checkpoint; only read."""
+    def make(folder):
+        assert drive(folder / "run", "after", 2, 9, *flags(left_alone[0])).returncode == -9
+
+    return once("killed", make) / "run"
+
+
+@pytest.fixture
+def killed(killed_run, tmp_path):
+    """A copy of it in the folder in which `script` runs."""
+    shutil.copytree(killed_run, tmp_path / "cwd", dirs_exist_ok=True)
 
 
 def require_same(cwd, left_alone):
@@ -79,7 +108,6 @@ def require_same(cwd, left_alone):
     assert [g["lr"] for g in found["optimiser"]["param_groups"]] == [g["lr"] for g in last["optimiser"]["param_groups"]]
     for key, state in last["optimiser"]["state"].items():
         assert torch.equal(state["momentum_buffer"], found["optimiser"]["state"][key]["momentum_buffer"])
-    assert torch.equal(last["rng"]["torch"], found["rng"]["torch"]) and last["rng"]["python"] == found["rng"]["python"]
     assert (found["epoch"], found["step"], found["best"]) == (3, 0, last["best"])
     assert figures(cwd) == logged
     again = weights(cwd, "best")
@@ -111,8 +139,7 @@ def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_al
     require_same(tmp_path / "run", left_alone)
 
 
-def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_resume_refuses_another_run(left_alone, killed, script, regdb):
     base = ("train.py", "--resume", NAME, "--gpu", "cpu")
     for words, expected in ((("--data-path", regdb), "on data"),
                             (("--data-path", left_alone[0], "--method", "agw"), "--method agw"),
@@ -124,10 +151,8 @@ def test_resume_refuses_another_run(left_alone, tmp_path, script, regdb):
     assert best.returncode == 2 and "weights only" in best.stderr
 
 
-def test_resume_refuses_images_of_other_content_and_equal_size(left_alone, tmp_path, script):
-    import shutil
+def test_resume_refuses_images_of_other_content_and_equal_size(left_alone, killed, tmp_path, script):
     data = shutil.copytree(left_alone[0], tmp_path / "RegDB")
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(data))
     image = data / (data / "idx/train_visible_1.txt").read_text().split()[0]
     content = bytearray(image.read_bytes())
     content[-1] ^= 255
@@ -144,15 +169,13 @@ def change(path, **changes):
     torch.save(content, path)
 
 
-def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, tmp_path, script):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, killed, script):
     path = script.cwd / NAME
     whole = path.read_bytes()
     for changes, expected in (({"lr": float("nan")}, "--lr nan found in it"), ({"batch_size": 0}, "--batch-size 0 found in it"),
                               ({"optim": "foo"}, "--optim foo found in it"), ({"schedule": "foo"}, "--schedule foo found in it"),
-                              ({"seed": -3}, "--seed -3 found in it"), ({"epoch": -1}, "epoch -1 found"),
-                              ({"step": 99}, "do not fit this run"), ({"best": {"rank-1": 2.0}}, "do not fit this run"),
-                              ({"trial": 2}, "trial 2 and, in its arguments, 1 found"),
+                              ({"seed": -3}, "--seed -3 found in it"), ({"epoch": -1}, "does not fit this run"),
+                              ({"step": 99}, "does not fit this run"),
                               ({"processes": 2}, "a run of 2 process(es) found, 1 started; go on with torchrun")):
         path.write_bytes(whole)
         change(path, **changes)
@@ -160,8 +183,7 @@ def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, tmp_path,
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, (changes, done.stderr)
 
 
-def test_init_from_another_trial_is_refused(left_alone, tmp_path, script):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
+def test_init_from_another_trial_is_refused(left_alone, killed, script):
     done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--trial", 2)
     assert done.returncode == 2 and "--init" in done.stderr and "trained on trial 1, whose training persons" in done.stderr
 
@@ -184,22 +206,37 @@ def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone,
     assert broken.returncode == 2 and "no checkpoint was written yet" in broken.stderr
 
 
-def test_init_takes_weights_and_names_what_it_leaves_out(left_alone, tmp_path, script):
-    drive(tmp_path / "cwd", "after", 2, 9, *flags(left_alone[0]))
-    done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--method", "base", "--seed", 6, "--epochs", 1)
+def test_init_takes_weights_and_says_what_came_and_what_not(left_alone, killed, script):
+    common = ("train.py", "--init", NAME, *flags(left_alone[0]), "--seed", 6, "--epochs", 1)
+    done = script(*common)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("--init"))
-    assert "graph.gamma" in line and "streams.visible.layer1.0.conv1.weight" in line and "shared.layer2" not in line
+    assert re.search(r": (\d+) of \1 tensors and 100 % of the backbone's parameters came from the file; every key used", line)
+    refused = script(*common, "--method", "base")  # whose stage 1 the file has twice
+    assert refused.returncode == 2 and "without shared.layer1.0.conv1.weight of shape" in refused.stderr, refused.stderr
+
+
+def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tmp_path):
+    torch.manual_seed(0)
+    base, net = (TwoStream("base", "resnet18", classes) for classes in (5, 3))
+    torch.save({f"module.{name}": value for name, value in base.state_dict().items()}, tmp_path / "bare.t")
+    line = load_init(net, str(tmp_path / "bare.t"), "sysu", 1)
+    assert line.endswith("left out: classifier.weight") and "100 % of the backbone" in line
+    assert torch.equal(net.shared["layer4"][1].conv2.weight, base.shared["layer4"][1].conv2.weight)
+
+
+def test_init_refuses_another_architecture_by_the_first_layer_that_is_missing(tmp_path):
+    torch.save(TwoStream("base", "resnet18", 3).state_dict(), tmp_path / "small.t")
+    with pytest.raises(UserError, match=r"small.t: .* without shared.layer1.0.conv1.weight of shape .64, 64, 1, 1. found"):
+        load_init(TwoStream("base", "resnet50", 3), str(tmp_path / "small.t"), "sysu", 1)
 
 
 def test_init_of_cgrnet_from_base_starts_as_that_base(tmp_path):
     """With all gammas at 0 the network is the base that it comes from, whose shared stage 1 goes to both streams."""
-    from checkpoint import load_init
-    from model import TwoStream
     torch.manual_seed(0)
     base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval() for method in ("base", "cgrnet"))
     torch.save({"net": base.state_dict()}, tmp_path / "base.t")
-    left_out = load_init(net, str(tmp_path / "base.t"), "sysu", 1)
+    left_out = load_init(net, str(tmp_path / "base.t"), "sysu", 1).partition("left out: ")[2].split(", ")
     assert left_out and all(name.startswith(("graph.", "similarity.")) for name in left_out)
     images = torch.randn(2, 3, 48, 24)
     for modality in ("visible", "infrared"):
