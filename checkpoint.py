@@ -93,8 +93,6 @@ def load_file(path: str | Path, flag: str) -> Any:
     if not path.is_file():
         what = "a folder found, a file expected" if path.is_dir() else "no such file"
         raise UserError(f"{flag} {path}: {what}; name a checkpoint")
-    if path.stat().st_size == 0:
-        raise UserError(f"{flag} {path}: an empty file found, a checkpoint expected; use another file")
     try:
         with torch.serialization.safe_globals(numpy_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats that are refused
@@ -143,11 +141,6 @@ def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Che
     names = {entry.name for entry in dataclasses.fields(Checkpoint)}
     checkpoint = Checkpoint(**{name: value for name, value in content.items() if name in names})
     require_finite(checkpoint.net, path, flag)
-    head = checkpoint.net.get("classifier.weight")
-    if head is None or len(head) != checkpoint.num_classes:
-        found = "no classifier.weight" if head is None else f"a classifier of shape {tuple(head.shape)}"
-        raise UserError(f"{flag} {path}: {checkpoint.num_classes} classes and {found} found, one row for "
-                        "each class expected; use a file that train.py wrote")
     return checkpoint
 
 

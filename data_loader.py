@@ -60,7 +60,7 @@ class IdentitySampler:
     """
 
     def __init__(self, labels: dict[str, np.ndarray], identities: int, images: int, seed: int, processes: int = 1) -> None:
-        self.places = {modality: group_by_label(of) for modality, of in labels.items()}
+        self.places = {modality: group_by_label(values) for modality, values in labels.items()}
         self.classes = len(next(iter(self.places.values())))
         self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
         if identities > self.classes:

@@ -10,7 +10,6 @@ protocol's, or to --out.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from model import TwoStream
 from results import FEATURES
 from utils import Parser, UserError, atomic_path, make_folder, parse_given, run, sha256, warn, write_json
 
-LONGEST = 100  # bytes of a checkpoint's name that still leave room for the protocol's in a file name
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,6 @@ def checkpoints(args: argparse.Namespace) -> list[str]:
         if not Path(path).is_file():
             raise UserError(f"--resume {path}: no such file; name a "
                             f"checkpoint{' for every trial' if paths[1:] else ''}")
-    length = len(os.fsencode(Path(args.resume).stem))
-    if not args.out and length > LONGEST:
-        raise UserError(f"--resume {args.resume}: a name of {length} bytes found, {LONGEST} at most expected "
-                        "to call the results by; choose a folder for them with --out")
     return paths
 
 

@@ -139,9 +139,6 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
     if saved.optimiser is None:
         raise UserError(f"--resume {args.resume}: weights only found (a best file), a last or epoch_N file "
                         "expected; resume that, or begin a new run with --init")
-    if saved.num_classes != fresh.num_classes:
-        raise UserError(f"--resume {args.resume}: a classifier of {saved.num_classes} persons found, "
-                        f"{fresh.num_classes} are in --data-path {args.data_path}; {advice}")
     if saved.fingerprint != fresh.fingerprint:
         raise UserError(f"--resume {args.resume}: trained on data {saved.fingerprint[:12]}, but --data-path "
                         f"{args.data_path} is {fresh.fingerprint[:12]}; {advice}")
