@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from datasets import sysu
 
-BLOCK_BYTES = 1 << 19  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
+BLOCK_BYTES = 1 << 20  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
 THREADS = min(4, os.cpu_count() or 1)  # blocks ranked at once: NumPy sorts and compares without the interpreter lock
 FEW = 8  # matches of a query that are ranked by counting, more by sorting
 SMALL = 1 << 22  # a matrix with fewer distances is ranked by one thread: others would cost what they save
@@ -71,9 +71,8 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
     dist_mat, q_pids, g_pids, seen = _check_ranking(dist_mat, q_pids, g_pids, seen, max_rank)
     threads = THREADS if dist_mat.size >= SMALL else 1
     block_size = min(BLOCK_BYTES, dist_mat.nbytes // (4 * threads)) // (4 * len(g_pids))
-    gallery, own = _gallery(q_pids, g_pids)
-    sees_all = np.ones(len(q_pids), bool) if seen is None else seen.all(axis=1)
-    jobs = list(_jobs(gallery, own, seen, sees_all, max(block_size, 1)))
+    q_persons, gallery = _by_persons(q_pids, g_pids)
+    jobs = list(_jobs(q_persons, gallery, seen, max(block_size, 1)))
     if not any(job.matches.size for job in jobs):
         raise ValueError(f"q_pids: found no query with a match among the {len(g_pids)} gallery images it sees, "
                          "expected at least one")
@@ -82,15 +81,13 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
 
     def score(job: _Job) -> None:
         block = np.ascontiguousarray(dist_mat[job.queries])
-        nearest, farthest = block.min(), block.max()
-        if not (np.isfinite(nearest) and np.isfinite(farthest)):
+        if not (np.isfinite(block.min()) and np.isfinite(block.max())):
             raise _not_finite(dist_mat)
         n_matches = len(job.matches)
         if n_matches:
-            if not sees_all[job.queries].all():
-                block = _hide(block, seen[job.queries], nearest, farthest)
+            shown = None if seen is None else seen[job.queries]
             rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
-            ranks, first[job.queries] = rank(block, job, gallery, max_rank if count_persons else 0)
+            ranks, first[job.queries] = rank(block, shown, job, gallery, max_rank if count_persons else 0)
             ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
             inp[job.queries] = n_matches / ranks[-1]
 
@@ -121,17 +118,6 @@ def _share(work: Callable[[_Job], None], jobs: list[_Job], threads: int) -> None
         other.result()
 
 
-def _hide(block: np.ndarray, seen: np.ndarray, nearest: np.generic, farthest: np.generic) -> np.ndarray:
-    """A block (n, G), whose distances lie from `nearest` to `farthest`, with images that are not seen beyond these."""
-    if block.dtype.kind != "f":
-        block, farthest = block.astype(np.float64), np.float64(farthest)
-    beyond = np.nextafter(farthest, block.dtype.type(np.inf))
-    if nearest >= 0 and np.isfinite(beyond):
-        return np.maximum(block, ~seen * beyond, out=block)  # as the next line, in a third of its time
-    np.putmask(block, ~seen, beyond)
-    return block
-
-
 class _Gallery(NamedTuple):
     """The G gallery images by the P persons that they show."""
 
@@ -148,27 +134,24 @@ class _Job(NamedTuple):
     matches: np.ndarray  # (m, n) images of the gallery, each query's in gallery order
 
 
-def _gallery(q_pids: np.ndarray, g_pids: np.ndarray) -> tuple[_Gallery, np.ndarray]:
-    """The gallery by persons, and the person (Q,) of each query, P for one who is not in the gallery."""
-    pids, persons = np.unique(g_pids, return_inverse=True)
-    own = np.searchsorted(pids, q_pids)
-    own[pids.take(own, mode="clip") != q_pids] = len(pids)
-    counts, grouped = np.bincount(persons), np.argsort(persons, kind="stable")
-    return _Gallery(persons, counts, grouped, _in_rounds(persons, counts, grouped)), own
+def _by_persons(q_pids: np.ndarray, g_pids: np.ndarray) -> tuple[np.ndarray, _Gallery]:
+    """The person (Q,) of each query, and the gallery by persons; those of queries alone have no images in it."""
+    _, everyone = np.unique(np.concatenate((q_pids, g_pids)), return_inverse=True)
+    q_persons, persons = everyone[:len(q_pids)], everyone[len(q_pids):]
+    counts, grouped = np.bincount(persons, minlength=everyone.max() + 1), np.argsort(persons, kind="stable")
+    return q_persons, _Gallery(persons, counts, grouped, _in_rounds(persons, counts, grouped))
 
 
-def _jobs(gallery: _Gallery, own: np.ndarray, seen: np.ndarray | None, sees_all: np.ndarray,
-          size: int) -> Iterator[_Job]:
-    """Split all queries by their number of matches, and into blocks of at most `size`; those that see all come last."""
-    counts = np.append(gallery.counts, 0)
-    n_matches, ends = counts[own], counts.cumsum()[own]
-    queries = np.repeat(np.arange(len(own)), n_matches)  # each as often as it has matches
+def _jobs(q_persons: np.ndarray, gallery: _Gallery, seen: np.ndarray | None, size: int) -> Iterator[_Job]:
+    """Split all queries by their number of matches, and into blocks of at most `size`."""
+    n_matches, ends = gallery.counts[q_persons], gallery.counts.cumsum()[q_persons]
+    queries = np.repeat(np.arange(len(q_persons)), n_matches)  # each as often as it has matches
     images = gallery.grouped[np.arange(len(queries)) + np.repeat(ends - n_matches.cumsum(), n_matches)]
     if seen is not None:
-        visible = seen[queries, images]
-        images, n_matches = images[visible], np.bincount(queries[visible], minlength=len(own))
+        exists = seen.reshape(-1).take(queries * seen.shape[1] + images)
+        images, n_matches = images[exists], np.bincount(queries[exists], minlength=len(q_persons))
     starts = n_matches.cumsum() - n_matches
-    order = np.lexsort((own, sees_all, n_matches))
+    order = np.argsort(n_matches * len(gallery.counts) + q_persons)  # neighbours have their matches in the same places
     for chosen in np.split(order, np.flatnonzero(np.diff(n_matches[order])) + 1):
         nth = np.arange(n_matches[chosen[0]])[:, None]
         step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
@@ -188,17 +171,20 @@ def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> 
     return grouped[np.lexsort((place[persons[grouped]], nth))], np.cumsum(np.bincount(nth))
 
 
-def _rank_by_counting(block: np.ndarray, job: _Job, gallery: _Gallery,
+def _rank_by_counting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gallery: _Gallery,
                       max_persons: int) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (m, n) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
 
     A match's rank is one more than the number of images ahead of it: of the images before all matches of the block's
     queries, those as near or nearer; of the images after them, the nearer ones; between, gallery order breaks the ties.
+    shown: (n, G) bool, which images exist to each query; None: all.
     max_persons: 0 if CMC counts images, otherwise the persons that are worth counting.
     """
     table = np.ascontiguousarray(block.T)  # (G, n): the passes below run along the queries
+    shown = None if shown is None else np.ascontiguousarray(shown.T)
     queries = np.arange(table.shape[1])
-    near = np.sort(table[job.matches, queries], axis=0)
+    own = table.reshape(-1).take(job.matches * table.shape[1] + queries)  # (m, n) distances of the matches
+    near = np.sort(own, axis=0)
     low, high = job.matches.min(), job.matches.max() + 1
     ahead = np.empty(table.shape, bool)
     ranks = np.empty(near.shape, np.intp)
@@ -207,8 +193,10 @@ def _rank_by_counting(block: np.ndarray, job: _Job, gallery: _Gallery,
         np.less(table[low:], near[i], out=ahead[low:])
         equal = table[low:high] == near[i]
         if np.count_nonzero(equal) > len(queries):  # other images beside the matches themselves
-            order = np.argsort(table[job.matches, queries], axis=0, kind="stable")
+            order = np.argsort(own, axis=0, kind="stable")
             ahead[low:high] |= equal & (np.arange(low, high)[:, None] < job.matches[order[i], queries])
+        if shown is not None:
+            ahead &= shown
         ranks[i] = 1 + _count(ahead)
         if i == 0:
             first = 1 + _count(_persons(ahead, gallery.rounds)) if max_persons else ranks[0]
@@ -230,7 +218,7 @@ def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.nd
     return chosen[:ends[0]]
 
 
-def _rank_by_sorting(block: np.ndarray, job: _Job, gallery: _Gallery, max_persons: int,
+def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gallery: _Gallery, max_persons: int,
                      distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """As `_rank_by_counting`, in a time that does not depend on the number of matches.
 
@@ -239,6 +227,8 @@ def _rank_by_sorting(block: np.ndarray, job: _Job, gallery: _Gallery, max_person
     decide: such rows are ranked again with `distinct` codes.
     """
     codes = _codes(block, distinct)
+    if shown is not None:
+        codes |= ~shown * codes.dtype.type(np.iinfo(codes.dtype).max - 1)  # farther than all others
     n, size = codes.shape
     rows = np.arange(0, n * size, size)
     flat = codes.reshape(-1)
@@ -253,8 +243,8 @@ def _rank_by_sorting(block: np.ndarray, job: _Job, gallery: _Gallery, max_person
     ranks = places - rows + 1
     first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
     if tied.any():
-        again = _Job(job.queries[tied], job.matches[:, tied])
-        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], again, gallery, max_persons, distinct=True)
+        again, shown = _Job(job.queries[tied], job.matches[:, tied]), None if shown is None else shown[tied]
+        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], shown, again, gallery, max_persons, distinct=True)
     return ranks, first
 
 
@@ -422,7 +412,7 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, se
     if max_rank < 1:
         raise ValueError(f"max_rank: found {max_rank}, expected at least 1")
     if seen is not None:
-        seen = np.asarray(seen)
+        seen = np.ascontiguousarray(seen)
         if seen.shape != dist_mat.shape or seen.dtype != bool:
             raise ValueError(f"seen: found {seen.dtype} of shape {seen.shape}, expected bool of shape {dist_mat.shape}")
     return (dist_mat, _check_ids("q_pids", q_pids, dist_mat.shape[0]), _check_ids("g_pids", g_pids, dist_mat.shape[1]),

@@ -13,24 +13,20 @@ from utils import UserError, one_line
 
 FILTER = "LANCZOS"
 FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
-SMALLEST = 8  # pixels; a person cannot be told from fewer on either side
 
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     """Decode an image file, turn it upright as its EXIF says, convert it to RGB and resize it (Pillow LANCZOS).
 
     Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns (height, width, 3)
-    uint8. Raises `UserError` naming the file if it cannot be decoded whole, has more than 8 bits a channel or has a
-    side under 8 pixels: scaling either would invent what the camera did not see.
+    uint8. Raises `UserError` naming the file if it cannot be decoded whole, or has more than 8 bits a channel,
+    which Pillow would cut off.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             if has_more_than_8_bits(image):
                 raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
                                 "expected; convert it to an 8-bit file")
-            if min(image.size) < SMALLEST:
-                raise UserError(f"{path}: an image of {image.width} x {image.height} pixels found, at least {SMALLEST} "
-                                f"x {SMALLEST} expected; remove or replace the file")
             image.info.pop("transparency", None)  # dropped like an alpha channel
             upright = ImageOps.exif_transpose(image).convert("RGB")
         return np.array(upright.resize((width, height), Image.Resampling[FILTER]))

@@ -22,7 +22,8 @@ GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the 
 
 def seen(infrared_camids: np.ndarray, visible_camids: np.ndarray) -> np.ndarray:
     """The rule of exclusion, (N, M) bool: infrared camera 3 and visible camera 2 stand in one room, and are not compared."""
-    return (infrared_camids != 3)[:, None] | (visible_camids != 2)
+    rows = np.stack((np.ones(len(visible_camids), bool), visible_camids != 2))  # of other cameras, and of camera 3
+    return rows[(infrared_camids == 3).astype(np.intp)]
 
 
 class SysuSearch(Search):

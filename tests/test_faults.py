@@ -265,16 +265,16 @@ FOLDERS = [
          r"--data-path \S*nowhere: no such folder; put SYSU"),
     Case("pre: a file", "pre_process_sysu.py --data-path {place}/f", r"--data-path \S*/f: a file; put SYSU-MM01", write("f", "")),
     Case("pre: an empty folder", "pre_process_sysu.py --data-path {place}/cwd",
-         "--data-path .*neither data set found, SYSU-MM01 .cam1"),
+         "--data-path .*no folder in it found, SYSU-MM01 .cam1"),
     Case("pre: the other data set", "pre_process_sysu.py --data-path {regdb}",
-         r"RegDB \(idx, Visible, Thermal\) found, SYSU-MM01 .*exp"),
+         r"the folders Thermal, Visible, idx found, SYSU-MM01 .*exp"),
     Case("pre: an empty name", "pre_process_sysu.py --data-path ''", "--data-path: an empty name found"),
     Case("pre: not to be written to", "pre_process_sysu.py --data-path /proc/self/root{place}/x", "no such folder"),
     Case("train: no folder named", "train.py", "--data-path data/SYSU-MM01: no such folder; put SYSU-MM01 there"),
-    Case("train: the other data set", "train.py --dataset regdb --data-path {sysu}", r"--data-path .*: SYSU-MM01 .* found, RegDB .*"
+    Case("train: the other data set", "train.py --dataset regdb --data-path {sysu}", r"--data-path .*: the folders cam1, .*, exp found, RegDB .*"
          "expected; name the data set's folder, or change --dataset"),
     Case("test: the other data set", TEST.replace("{regdb}", "{sysu}") + " {last}",
-         "--data-path .*: SYSU-MM01 .* found, RegDB .* expected"),
+         "--data-path .*: the folders cam1, .*, exp found, RegDB .* expected"),
     Case("check: no folder", "data_manager.py", "the following arguments are required: DIR"),
     Case("check: no such folder", "data_manager.py nowhere", "DIR nowhere: no such folder"),
     Case("check: unknown flag", "data_manager.py {sysu} --al", "unrecognized arguments: --al"),
@@ -292,9 +292,6 @@ CAMERAS = [
          "modalities expected for training; restore", remove("SYSU-MM01/cam3/0002", "SYSU-MM01/cam6/0002")),
     Case("pre: no visible image of a person", PRE, "person 4 has no visible image",
          both(remove(*(f"SYSU-MM01/cam{c}/0004" for c in (1, 2, 4))), empty("SYSU-MM01/cam5/0004"))),
-    Case("train: a test person without images", TRAIN_SYSU, r"exp/test_id.txt: person 6 has no image in any camera; restore the "
-         r"images",
-         remove(*(f"SYSU-MM01/cam{c}/0006" for c in range(1, 7)))),
     Case("train: fewer persons than the batch", TRAIN_SYSU + " --batch-size 5", r"--batch-size 5: 4 training persons found, .*"
          "give --batch-size 4 or less"),
     Case("test: official gallery without its file", "test.py --gpu cpu --data-path {sysu} --resume {t} --out found --gallery "
@@ -303,8 +300,6 @@ CAMERAS = [
          both(sysu_checkpoint, remove("SYSU-MM01/exp/rand_perm_cam.mat"))),
     Case("train: official gallery of images not there", TRAIN_SYSU + " --gallery official",
          r"rand_perm_cam.mat: names image \S*cam1/0005/0007.jpg, which is not there; restore the image", permutations(7)),
-    Case("train: official gallery of no permutation", TRAIN_SYSU + " --gallery official --shot 10",
-         r"rand_perm_cam.mat: names an image of person 5 in camera 1 twice in trial 0", permutations(1)),
     Case("train: official gallery out of a damaged file", TRAIN_SYSU + " --gallery official",
          "rand_perm_cam.mat: not the data set's rand_perm_cam.mat", truncate("SYSU-MM01/exp/rand_perm_cam.mat")),
     Case("pre: a link in place of a person's folder", PRE, r"SYSU-MM01/cam2/0002: a link that points nowhere found, a folder with "
@@ -319,7 +314,7 @@ CAMERAS = [
          r"in both the \d+ infrared queries and the \d+ visible gallery images; a person in both expected; restore the images",
          remove(*(f"SYSU-MM01/cam{c}/0005" for c in (3, 6)), *(f"SYSU-MM01/cam{c}/0006" for c in (1, 2, 4, 5)))),
     Case("test: no query with a match but in one room", "test.py --gpu cpu --data-path {sysu} --resume {t} --out found --mode indoor",
-         r"indoor-search: no query has a match in the gallery: .* but in cameras of one room, which are not compared", both(
+         r"indoor-search: no query has a match in the gallery: .* but in cameras that are not compared", both(
              sysu_checkpoint, remove("SYSU-MM01/cam6/0005", "SYSU-MM01/cam1/0006", "SYSU-MM01/cam2/0006"),
              write("SYSU-MM01/exp/test_id.txt", "5,6,7"),
              lambda place, world: (place / "SYSU-MM01/cam1/0005").rename(place / "SYSU-MM01/cam1/0007"))),
@@ -338,9 +333,6 @@ ID_LISTS = [Case(f"pre: id list: {what}", PRE, expected, change) for what, expec
     ("endless digits", r"exp/train_id.txt: '9{40}' found", write("SYSU-MM01/exp/train_id.txt", "9" * 5000)),
     ("not text", r"exp/train_id.txt: cannot be read as text", write("SYSU-MM01/exp/train_id.txt", b"1,\xff\xfe,3")),
     ("control characters", r"exp/train_id.txt: '\\x1b\[2J' found", write("SYSU-MM01/exp/train_id.txt", "\x1b[2J,1")),
-    ("twice", r"exp/train_id.txt: identity 2 is listed more than once", write("SYSU-MM01/exp/train_id.txt", "1,2,3,2")),
-    ("training and validation", r"exp: identity 4 is in train_id.txt and in val_id.txt", write("SYSU-MM01/exp/train_id.txt",
-                                                                                               "1,2,4")),
     ("training and test", r"exp: identity 5 is in train_id.txt and in test_id.txt; disjoint", write("SYSU-MM01/exp/train_id.txt",
                                                                                                     "5,1")),
     ("a person without a folder", r"person 77 has no visible image", write("SYSU-MM01/exp/train_id.txt", "1,2,3,77")),
@@ -350,7 +342,7 @@ ID_LISTS = [Case(f"pre: id list: {what}", PRE, expected, change) for what, expec
 INDEX = [Case(f"{script}: list: {what}", TRAIN_REGDB if script == "train" else "data_manager.py {regdb}", expected, change,
               status=2 if script == "train" else 1) for script, what, expected, change in (
     ("train", "missing", r"idx/train_thermal_1.txt: no such file; restore it", remove(OTHER)),
-    ("train", "empty", r"idx/train_visible_1.txt: empty; lines 'relative/path.bmp label' expected", write(LIST, "")),
+    ("train", "empty", r"idx/train_visible_1.txt: empty; lines 'relative/path label' expected", write(LIST, "")),
     ("train", "no label", r"train_visible_1.txt, line 1: '\S*v_\d_1.bmp' found, .* expected", line(LIST, " 0", "")),
     ("train", "an image that is not there", r"train_visible_1.txt: names \S*/v_\d_9.bmp, which is not there", line(LIST, "_1.bmp",
                                                                                                                    "_9.bmp")),
@@ -359,23 +351,15 @@ INDEX = [Case(f"{script}: list: {what}", TRAIN_REGDB if script == "train" else "
      lambda place, world: shutil.copy(place / "RegDB/idx/test_visible_1.txt", place / LIST)),
     ("train", "no infrared image of a person", r"training lists of trial 1: person 0 has no infrared image",
      lambda place, world: (place / OTHER).write_text("".join(x for x in (place / OTHER).open() if not x.endswith(" 0\n")))),
-    ("train", "the lists of two trials", r"train_thermal_1.txt: label \d is person \d, but person \d in \S*train_visible_1.txt; "
-     r"the same|is in the training and the test list of trial 1 \(thermal\)",
+    ("train", "the lists of two trials", r"is in the training and the test list of trial 1 \(thermal\)",
      lambda place, world: shutil.copy(place / "RegDB/idx/train_thermal_2.txt", place / OTHER)),
     ("check", "blank", r"FAULT, lists: 1\s+\S*train_visible_1.txt: empty", write(LIST, "\r\n\n \t\n")),
     ("check", "negative label", r"train_visible_1.txt, line 1: '.* -1' found, .* a label of at least 0 expected", line(LIST, " 0",
                                                                                                                        " -1")),
     ("check", "a word for a label", r"train_visible_1.txt, line 1: '.* x' found", line(LIST, " 0", " x")),
-    ("check", "a path outside", r"train_visible_1.txt, line 1: '\.\./.*' leaves the data set's folder", line(LIST, "Visible",
-                                                                                                             "../Visible")),
-    ("check", "an absolute path", r"train_visible_1.txt, line 1: '/Visible/.*' leaves", line(LIST, "Visible", "/Visible")),
+    ("check", "an absolute path", r"train_visible_1.txt, line 1: '/Visible/.*' found", line(LIST, "Visible", "/Visible")),
     ("check", "the same image by another path", r"train_visible_1.txt, line 2: '\S*_1.bmp' is listed twice",
      both(line(LIST, "_2.bmp", "_1.bmp"), line(LIST, "Visible/", "Visible/./"))),
-    ("check", "one label for two persons", r"train_visible_1.txt: label 0 goes with \S*Visible/\d and \S*Visible/\d; one label",
-     lambda place, world: (place / LIST).write_text((place / LIST).read_text().replace(" 1\n", " 0\n"))),
-    ("check", "two labels for one person", r"train_visible_1.txt: folder \S*Visible/\d goes with 0 and 7; one label", line(LIST,
-                                                                                                                           " 0",
-                                                                                                                           " 7")),
     ("check", "not text", r"train_visible_1.txt: cannot be read as text", write(LIST, b"Visible/1/\xff.bmp 0\n")),
     ("train", "that of the other modality", r"idx/train_thermal_1.txt: names Visible/\S+, which is not a thermal image by its folder; "
      "a list of thermal images expected; restore the list", lambda place, world: shutil.copy(place / LIST, place / OTHER)),
@@ -392,7 +376,6 @@ IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, ch
     ("truncated", r"0001.jpg: cannot be decoded as an image \(.*[Tt]runcated.*\); remove or replace the file", truncate(FIRST,
                                                                                                                         0.9)),
     ("zero bytes", r"0001.jpg: an empty file found, an image expected; remove or replace", write(FIRST, b"")),
-    ("1 x 1", r"0001.jpg: an image of 1 x 1 pixels found, at least 8 x 8 expected", image(FIRST, size=(1, 1))),
     ("16-bit grey", r"0001.png: an image of mode I;16 \(more than 8 bits a channel\) found, 8 bits expected; convert",
      image("SYSU-MM01/cam1/0001/0001.png", "I;16")),
     ("16-bit colour", r"0001.png: an image of mode RGB \(more than 8 bits", png_16_bit("SYSU-MM01/cam1/0001/0001.png")),
@@ -400,10 +383,7 @@ IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, ch
     ("a folder", r"0003.jpg: found among the images of a person, only .jpg, .jpeg, .png, .bmp files expected; move it elsewhere",
      lambda place, world: (place / "SYSU-MM01/cam1/0001/0003.jpg").mkdir()),
     ("another format", r"0003.gif: found among", image("SYSU-MM01/cam1/0001/0003.gif")),
-    ("a link to nowhere", r"0001.jpg: a link that points nowhere found, an image expected; restore or remove", link(FIRST,
-                                                                                                                    "/nowhere")),
-    ("a pipe", r"0001.jpg: a link that points nowhere|0001.jpg: .*no file", lambda place, world: (remove(FIRST)(place, world),
-                                                                                        os.mkfifo(place / FIRST))),
+    ("a link to nowhere", r"0001.jpg: No such file or directory", link(FIRST, "/nowhere")),
 )] + [
     Case("train: a truncated image", TRAIN_REGDB, r"RegDB/Visible/\d/v_\d_1.bmp: cannot be decoded as an image",
          lambda place, world: [truncate(f"RegDB/Visible/{pid}/v_{pid}_1.bmp")(place, world) for pid in range(1, 9)], logs=True),
@@ -524,9 +504,9 @@ FLAGS = [
                                                                                                                 "--trial", "11"),
           ("test.py", "--workers", "0"), ("test.py", "--trial", "11"))),
     Case("train: abbreviated flag", "train.py --epoch 1", "unrecognized arguments: --epoch 1"),
-    Case("train: a split of SYSU-MM01", "train.py --trial 2", "--trial 2 chooses a split of RegDB, but the data set is sysu"),
+    Case("train: a split of SYSU-MM01", "train.py --trial 2", "--trial 2 belongs to RegDB, but the data set is sysu"),
     Case("train: a mode of RegDB", "train.py --dataset regdb --mode indoor", "--mode indoor belongs to SYSU-MM01, but .* regdb"),
-    Case("train: a direction of RegDB", "train.py --tvsearch", "--tvsearch is RegDB's .*; use --direction"),
+    Case("train: a direction of RegDB", "train.py --tvsearch", "--tvsearch belongs to RegDB, but the data set is sysu; leave it out"),
     Case("train: two directions", "train.py --dataset regdb --tvsearch --direction v2i", "--tvsearch means --direction i2v, but"),
     Case("train: two beginnings", "train.py --resume a.t --init b.t", "--resume goes on .* and --init begins .*; give one of them"),
     Case("train: two first weights", "train.py --pretrained imagenet --init b.t", "--pretrained imagenet and --init b.t both say"),
@@ -703,10 +683,10 @@ def test_features_that_differ_are_not_warned_of(capsys):
 def test_an_indoor_search_needs_no_outdoor_camera(world, tmp_path):
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
     remove("SYSU-MM01/cam4", "SYSU-MM01/cam5")(tmp_path, world)
-    protocols = DATASETS["sysu"].protocols
-    assert len(protocols(str(root), mode="indoor", trials=[0])[0].gallery) == 4
+    searches = DATASETS["sysu"].searches
+    assert len(searches(str(root), mode="indoor", trials=[0])[0].gallery) == 4
     with pytest.raises(UserError, match="cam4: no such folder"):
-        protocols(str(root), mode="all", trials=[0])
+        searches(str(root), mode="all", trials=[0])
 
 
 # --------------------------------------------------------------------------------------------- pre-processing, interrupted
@@ -758,7 +738,7 @@ def children(pid: int) -> list[int]:
 
 def leftovers(root: Path) -> set[str]:
     """The names of what pre-processing writes."""
-    return {path.name for path in root.iterdir() if path.name.endswith((".npy", ".part", ".lock", ".json", ".tmp"))}
+    return {path.name for path in root.iterdir() if path.name.endswith((".npy", ".part", ".json", ".tmp"))}
 
 
 WHOLE = {f"train_{side}_resized_{kind}.npy" for side in ("rgb", "ir") for kind in ("img", "label")} | {train_arrays.MANIFEST}
@@ -768,7 +748,7 @@ def require_whole(root: Path) -> None:
     """Every row of the arrays is its image."""
     assert leftovers(root) == WHOLE
     split = DATASETS["sysu"].train_split(str(root), 1)
-    arrays = train_arrays.open_arrays(split, str(root), 32, 16)
+    arrays = train_arrays.open_arrays(split, root, 32, 16, train_arrays.marks(split, root))
     for side in (split.visible, split.infrared):
         pixels, labels = arrays[side.modality]
         expected = {path: read_image(path, 32, 16) for path in {os.path.realpath(path) for path in side.paths}}
@@ -805,7 +785,7 @@ def test_preprocessing_interrupted_run_twice_and_run_again(large):
         while any(Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes() for child in decoding):
             assert time.monotonic() < deadline  # none lives on
             time.sleep(0.05)
-    assert leftovers(large) <= {f".{Path(name).stem}.part" for name in WHOLE} | {".pre_process_sysu.lock"}
+    assert leftovers(large) <= {f".{Path(name).stem}.part" for name in WHOLE}
     assert not train_arrays.present(large, 32, 16)
     again = run(shlex.split(PRE.format(sysu=large)), large)
     assert again.returncode == 0, again.stderr

@@ -14,13 +14,13 @@ import eval_metrics
 from eval_metrics import distance_matrix, eval_regdb, eval_sysu, evaluate
 
 
-def by_definition(dist_mat, q_pids, g_pids, q_camids=None, g_camids=None, exclude=(), count_persons=False, max_rank=20):
+def by_definition(dist_mat, q_pids, g_pids, seen=None, count_persons=False, max_rank=20):
     """One query after the other, one image after the other."""
     curves, precisions, penalties = [], [], []
     for q, pid in enumerate(q_pids):
-        seen = [g for g in range(len(g_pids)) if not exclude or (q_camids[q], g_camids[g]) not in exclude]
-        seen.sort(key=lambda g: (dist_mat[q][g], g))
-        ranked = [g_pids[g] for g in seen]
+        images = [g for g in range(len(g_pids)) if seen is None or seen[q][g]]
+        images.sort(key=lambda g: (dist_mat[q][g], g))
+        ranked = [g_pids[g] for g in images]
         if pid not in ranked:
             continue
         ranks = [rank for rank, other in enumerate(ranked, start=1) if other == pid]
@@ -29,6 +29,15 @@ def by_definition(dist_mat, q_pids, g_pids, q_camids=None, g_camids=None, exclud
         listed = list(dict.fromkeys(ranked)) if count_persons else ranked
         curves.append([pid in listed[:k] for k in range(1, max_rank + 1)])
     return np.mean(curves, axis=0), np.mean(precisions), np.mean(penalties)
+
+
+def sysu_rule(q_camids, g_camids):
+    """SYSU-MM01's rule, a pair at a time: queries of camera 3 do not see camera 2."""
+    return [[(query, gallery) != (3, 2) for gallery in g_camids] for query in q_camids]
+
+
+def by_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids):
+    return by_definition(dist_mat, q_pids, g_pids, sysu_rule(q_camids, g_camids), True)
 
 
 def assert_same(found, expected):
@@ -57,13 +66,12 @@ def test_random_searches(seed, shape, steps):
     dist_mat, q_pids, g_pids, q_camids, g_camids = draw(np.random.default_rng([seed, *shape]), *shape, steps)
     q_camids[0], g_camids[0] = 6, 1  # one match that nothing excludes
     assert_same(eval_regdb(dist_mat, q_pids, g_pids), by_definition(dist_mat, q_pids, g_pids))
-    assert_same(eval_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids),
-                by_definition(dist_mat, q_pids, g_pids, q_camids, g_camids, {(3, 2)}, True))
-    exclude = ((3, 2), (3, 1), (6, 5), (4, 4))
+    assert_same(eval_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids), by_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids))
+    seen = np.random.default_rng(seed).random(dist_mat.shape) < 0.7
+    seen[0, 0] = True
     for count_persons, max_rank in product((False, True), (1, 3, 50)):
-        assert_same(evaluate(dist_mat, q_pids, g_pids, q_camids, g_camids, exclude=exclude, count_persons=count_persons,
-                             max_rank=max_rank),
-                    by_definition(dist_mat, q_pids, g_pids, q_camids, g_camids, set(exclude), count_persons, max_rank))
+        assert_same(evaluate(dist_mat, q_pids, g_pids, seen, count_persons=count_persons, max_rank=max_rank),
+                    by_definition(dist_mat, q_pids, g_pids, seen, count_persons, max_rank))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, np.int8, np.uint64, bool, ">f4"])
@@ -72,7 +80,7 @@ def test_any_real_numbers(dtype, low, high):
     rng = np.random.default_rng(high)
     values = rng.integers(low if np.dtype(dtype).kind in "fi" else 0, high + 1, (30, 80)).astype(dtype)
     _, q_pids, g_pids, q_camids, g_camids = draw(rng, 30, 80, 9, 1)
-    expected = by_definition(values, q_pids, g_pids, q_camids, g_camids, {(3, 2)}, True)
+    expected = by_sysu(values, q_pids, g_pids, q_camids, g_camids)
     assert_same(eval_sysu(values, q_pids, g_pids, q_camids, g_camids), expected)
     assert_same(eval_sysu(np.asfortranarray(values), q_pids, g_pids, q_camids, g_camids), expected)
     assert_same(eval_sysu(values.tolist(), q_pids.tolist(), g_pids.astype(np.int16), q_camids.astype(np.uint8),
@@ -88,6 +96,8 @@ def test_wide_ranges(dtype, scale):
     values[:, ::3] *= rng.choice([-1.0, 0.0, 1.0], values[:, ::3].shape).astype(dtype)  # also both zeros, equal
     before = values.copy()
     assert_same(eval_regdb(values, q_pids, g_pids), by_definition(values, q_pids, g_pids))
+    seen = rng.random(values.shape) < 0.6
+    assert_same(evaluate(values, q_pids, g_pids, seen), by_definition(values, q_pids, g_pids, seen))
     np.testing.assert_array_equal(values, before)
 
 
@@ -121,19 +131,17 @@ def test_queries_without_a_match_do_not_count():
 def test_only_the_stable_order_counts(data):
     n_queries, n_gallery = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 12))
     few = st.integers(0, 3)
-    dist_mat = data.draw(hnp.arrays(np.int64, (n_queries, n_gallery), elements=st.integers(-2, 3)))
-    q_pids, q_camids = (data.draw(hnp.arrays(np.int64, n_queries, elements=few)) for _ in range(2))
-    g_pids, g_camids = (data.draw(hnp.arrays(np.int64, n_gallery, elements=few)) for _ in range(2))
+    shape = n_queries, n_gallery
+    dist_mat = data.draw(hnp.arrays(np.int64, shape, elements=st.integers(-2, 3)))
+    q_pids, g_pids = (data.draw(hnp.arrays(np.int64, number, elements=few)) for number in shape)
+    seen = data.draw(hnp.arrays(bool, shape))
     count_persons, max_rank = data.draw(st.booleans()), data.draw(st.integers(1, 14))
-    exclude = data.draw(st.lists(st.tuples(few, few), max_size=3))
-    rest = (q_pids, g_pids, q_camids, g_camids)
-    rule = {"exclude": exclude, "count_persons": count_persons, "max_rank": max_rank}
-    seen = (q_pids[:, None] == g_pids) & [[(q, g) not in exclude for g in g_camids] for q in q_camids]
-    if not seen.any():
+    rest, rule = (q_pids, g_pids, seen), {"count_persons": count_persons, "max_rank": max_rank}
+    if not (seen & (q_pids[:, None] == g_pids)).any():
         with pytest.raises(ValueError, match="no query with a match"):
             evaluate(dist_mat, *rest, **rule)
         return
-    expected = by_definition(dist_mat, *rest, set(exclude), count_persons, max_rank)
+    expected = by_definition(dist_mat, *rest, count_persons, max_rank)
     places = np.argsort(np.argsort(dist_mat, axis=1, kind="stable"), axis=1)
     for same_order in (dist_mat, dist_mat.astype(np.float32), np.exp2(dist_mat), -np.exp2(-dist_mat), places):
         assert_same(evaluate(same_order, *rest, **rule), expected)
@@ -144,13 +152,17 @@ def test_only_the_stable_order_counts(data):
 def test_counting_and_sorting_agree(monkeypatch, few, steps):
     monkeypatch.setattr(eval_metrics, "FEW", few)
     search = draw(np.random.default_rng(few + steps), 40, 700, 5, steps)  # more images of a person than a byte counts
-    assert_same(eval_sysu(*search), by_definition(*search, {(3, 2)}, True))
+    assert_same(eval_sysu(*search), by_sysu(*search))
     assert_same(eval_regdb(*search[:3]), by_definition(*search[:3]))
+    seen = np.random.default_rng(few + steps).random(search[0].shape) < 0.5
+    for dist_mat in (search[0], -search[0], search[0].astype(np.float16), (9 * search[0]).astype(np.int8)):
+        assert_same(evaluate(dist_mat, *search[1:3], seen, count_persons=True),
+                    by_definition(dist_mat, *search[1:3], seen, True))
 
 
 def test_blocks_and_threads_change_nothing(monkeypatch):
     search = draw(np.random.default_rng(3), 200, 60, 12, 40)
-    expected = by_definition(*search, {(3, 2)}, True)
+    expected = by_sysu(*search)
     monkeypatch.setattr(eval_metrics, "SMALL", 1)
     for threads, block_bytes, few in product((1, 3), (1, 2000, 1 << 20), (0, 99)):
         monkeypatch.setattr(eval_metrics, "FEW", few)
@@ -211,7 +223,7 @@ def test_true_size(shot):
 
 
 GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 2], "g_pids": [1, 2, 2],
-        "q_camids": [3, 6], "g_camids": [1, 2, 4], "exclude": ((3, 2),)}
+        "seen": [[True, False, True], [True, True, True]]}
 
 
 @pytest.mark.parametrize("change, message", [
@@ -230,12 +242,11 @@ GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 
     ({"g_pids": [1, 2]}, r"g_pids: found shape \(2,\), expected \(3,\)"),
     ({"g_pids": [[1, 2, 2]]}, r"g_pids: found shape \(1, 3\), expected \(3,\)"),
     ({"g_pids": [1.0, 2.0, 2.0]}, "g_pids: found dtype float64, expected integers"),
-    ({"q_camids": [3]}, r"q_camids: found shape \(1,\), expected \(2,\)"),
-    ({"q_camids": None}, r"q_camids: found nothing, expected \(2,\)"),
-    ({"g_camids": None, "exclude": ()}, r"g_camids: found nothing, expected \(3,\)"),
+    ({"seen": [True, False, True]}, r"seen: found bool of shape \(3,\), expected bool of shape \(2, 3\)"),
+    ({"seen": [[1, 1, 1], [1, 1, 1]]}, r"seen: found int64 of shape \(2, 3\), expected bool"),
     ({"q_pids": [7, 8]}, "q_pids: found no query with a match"),
-    ({"q_pids": [7, 1], "exclude": ((6, 1),)}, "q_pids: found no query with a match"),
-    ({"exclude": tuple(product((3, 6), (1, 2, 4)))}, "q_pids: found no query with a match"),
+    ({"q_pids": [7, 2], "seen": [[True] * 3, [True, False, False]]}, "q_pids: found no query with a match"),
+    ({"seen": np.zeros((2, 3), bool)}, "q_pids: found no query with a match"),
     ({"max_rank": 0}, "max_rank: found 0, expected at least 1"),
 ])
 def test_errors_name_the_argument(change, message):
@@ -243,6 +254,16 @@ def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=message) as error:
         evaluate(**{**GOOD, **change})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change, message", [({"q_camids": [3]}, r"q_camids: found shape \(1,\), expected \(2,\)"),
+                                             ({"g_camids": [1.0, 2.0, 4.0]}, "g_camids: found dtype float64, expected integers")])
+def test_errors_of_cameras_name_the_argument(change, message):
+    good = {**{name: value for name, value in GOOD.items() if name not in ("dist_mat", "seen")}, "distmat": GOOD["dist_mat"],
+            "q_camids": [3, 6], "g_camids": [1, 2, 4]}
+    eval_sysu(**good)
+    with pytest.raises(ValueError, match=message):
+        eval_sysu(**{**good, **change})
 
 
 def test_distance_matrix():
