@@ -81,14 +81,6 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tes
     assert "choose a folder that can" in done.stderr
 
 
-def test_a_name_too_long_for_that_of_its_results_is_an_error_before_the_network_runs(tested, script, world):
-    path = script.cwd / ("n" * 240 + ".t")
-    path.write_bytes(world.last.read_bytes())
-    done = tested("--resume", path)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "a name of 240 bytes found, 100 at most expected" in done.stderr and "--out" in done.stderr
-
-
 # ---------------------------------------------------------------------------------------------------- forced trials
 def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script, world):
     done = tested("--resume", world.last, "--trial", 2, "--force-trial", "--flip", "--out", "found")
