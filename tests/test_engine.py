@@ -28,7 +28,7 @@ COMPILED = pytest.param(True, marks=pytest.mark.skipif(not (shutil.which("g++") 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """One block a stage: every kind of layer, in half the time, of which torch.compile and emulated bfloat16 take minutes."""
+    """One block a stage: each kind of layer in half the time, as torch.compile takes minutes."""
     monkeypatch.setattr(torchvision.models, "resnet18", lambda weights=None: ResNet(BasicBlock, [1, 1, 1, 1]))
 
 
@@ -55,7 +55,8 @@ def make_training(method: str, device: torch.device, on_device: bool):
     return net, TrainBatches(images, sampler, device, on_device, seed=0), engine.build_optimiser(net, args), args
 
 
-def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool, epochs: int = 8) -> list[float]:
+def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_device: bool,
+          epochs: int = 8) -> list[float]:
     """The mean loss of each of a few epochs of two steps."""
     net, batches, optimiser, args = make_training(method, device, on_device)
     names, losses = list(net.state_dict()), []
