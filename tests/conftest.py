@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers of pytest share what cores there are
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest has two workers already
 
 
 def save_image(path: Path, seed: list[int], size: tuple[int, int] = (24, 48)) -> None:
@@ -87,20 +87,22 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 @pytest.fixture
 def sysu(once: Callable, tmp_path: Path) -> Path:
     """A small SYSU-MM01."""
-    return shutil.copytree(once("sysu", lambda folder: make_sysu(folder / "SYSU-MM01")) / "SYSU-MM01", tmp_path / "SYSU-MM01")
+    made = once("sysu", lambda folder: make_sysu(folder / "SYSU-MM01"))
+    return shutil.copytree(made / "SYSU-MM01", tmp_path / "SYSU-MM01")
 
 
 @pytest.fixture
 def regdb(once: Callable, tmp_path: Path) -> Path:
     """A small RegDB."""
-    return shutil.copytree(once("regdb", lambda folder: make_regdb(folder / "RegDB")) / "RegDB", tmp_path / "RegDB")
+    made = once("regdb", lambda folder: make_regdb(folder / "RegDB"))
+    return shutil.copytree(made / "RegDB", tmp_path / "RegDB")
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run one of the scripts in an empty folder, as a user would: script("train.py", "--dataset", "regdb").
 
-    `fresh`: in an interpreter of its own, which notices a missing import; other than that, `server.py` is as good.
+    `fresh`: in an interpreter of its own, which notices a missing import; otherwise as `server.py` does it.
     """
     cwd = tmp_path / "cwd"
     cwd.mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
 """Scripts that start in a moment: a server that has torch and the like loaded forks a child for each.
 
-The child is what `python script.py` is: it imports the project anew, and has its own folder, arguments, environment, output,
-limits and process id, so that signals and exit statuses are real ones. What it shares with the others is only what a
-script cannot change for the next: the libraries as they were imported, and the seed of Python's hashes. Where the system
-is not Linux, each script starts in an interpreter of its own.
+The child is what `python script.py` is: it imports the project anew, and has its own folder, arguments,
+environment, output, limits and process id, so that signals and exit statuses are real ones. What it shares
+with the others is only what no script changes for the next: the libraries as they were imported, and the
+seed of Python's hashes. Where the system is not Linux, each script starts in an interpreter of its own.
 """
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the scripts import, now or later: nothing of the project, and nothing that starts a thread.
-LIBRARIES = ("torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "torch.utils.data", "torch.utils.tensorboard",
-             "torchvision", "numpy", "scipy.io", "scipy.sparse", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageOps",
-             "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.BmpImagePlugin", "matplotlib.figure", "matplotlib.patches",
-             "matplotlib.backends.backend_agg", "tqdm", "filelock", "concurrent.futures.process", "multiprocessing.connection")
+LIBRARIES = (
+    "torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "torch.utils.data", "torchvision",
+    "torch.utils.tensorboard", "numpy", "scipy.io", "scipy.sparse", "matplotlib.figure", "matplotlib.patches",
+    "matplotlib.backends.backend_agg", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageOps",
+    "PIL.BmpImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "tqdm", "filelock",
+    "concurrent.futures.process", "multiprocessing.connection")
 
 
 class Script:
     """A script on its way, or at its end: the part of `subprocess.Popen` that tests use."""
 
-    def __init__(self, words: Iterable[object], cwd: Path, env: dict[str, str], file_size: int | None = None) -> None:
+    def __init__(self, words: Iterable[object], cwd: Path, env: dict[str, str],
+                 file_size: int | None) -> None:
         """Start `python *words`. `file_size`: the largest file, in bytes, that the system lets it write."""
         self.args, self.returncode = [sys.executable, *map(str, words)], None
         self.output: tuple[IO[bytes], IO[bytes]] = (tempfile.TemporaryFile(), tempfile.TemporaryFile())
@@ -96,12 +99,13 @@ def start(words: Iterable[object], cwd: Path, env: dict[str, str] | None = None,
     whole = {**os.environ, **(env or {})}
     if sys.platform == "linux" and not fresh:
         return Script(words, cwd, whole, file_size)
-    return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, env=whole, text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, env=whole, text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             preexec_fn=functools.partial(limit, file_size) if file_size else None)
 
 
-def run(words: Iterable[object], cwd: Path, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess:
+def run(words: Iterable[object], cwd: Path, timeout: float = 300,
+        **options: Any) -> subprocess.CompletedProcess:
     """Run `python *words` to its end, or kill it after `timeout` seconds."""
     script = start(words, cwd, **options)
     try:
@@ -123,15 +127,17 @@ def limit(file_size: int) -> None:
 def running() -> socket.socket:
     """The way to this process's server, which starts at the first call and ends with this process."""
     ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork keeps no threads
     with other:
-        subprocess.Popen([sys.executable, __file__, str(other.fileno())], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                         pass_fds=[other.fileno()]).returncode = 0  # nobody waits for it
+        process = subprocess.Popen([sys.executable, __file__, str(other.fileno())], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, pass_fds=[other.fileno()], env=env)
+    process.returncode = 0  # nobody waits for it
     return ours
 
 
-# ---------------------------------------------------------------------------------------------------------- the server
+# ------------------------------------------------------------------------------------------------- the server
 def serve(control: socket.socket) -> dict[str, Any]:
-    """Fork a child for each request, and say its pid and its end. Returns in the children, with their request."""
+    """Fork a child for each request, say its pid and its end. Returns in the children, with their request."""
     begun: dict[int, tuple[int, socket.socket]] = {}  # pidfd: pid, the way to who asked
     while True:
         for ready in select.select([control, *begun], [], [])[0]:
@@ -169,16 +175,15 @@ def say(channel: socket.socket, number: int) -> None:
         channel.send(number.to_bytes(4, "little", signed=True))
 
 
-def become(words: list[str], cwd: str, env: dict[str, str], file_size: int | None) -> tuple[types.ModuleType, types.CodeType]:
+def become(words: list[str], cwd: str, env: dict[str, str],
+           file_size: int | None) -> tuple[types.ModuleType, types.CodeType]:
     """Make this process what `python *words` is at its first line; returns the main module and its code."""
     import numpy as np
     import torch
-    threads = os.environ.get("OMP_NUM_THREADS")
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    if env.get("OMP_NUM_THREADS", threads) != threads:  # was read when torch was loaded
-        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count())))  # it was 1 when torch was loaded
     np.random.seed()  # Python's own generator sees to itself
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -197,7 +202,7 @@ def become(words: list[str], cwd: str, env: dict[str, str], file_size: int | Non
 
 
 def execute(main: types.ModuleType, code: types.CodeType) -> NoReturn:
-    """Run a script and end as the interpreter does, but for taking all libraries apart, which takes longer than most tests."""
+    """Run a script and end as the interpreter does, but for taking all libraries apart, which takes long."""
     status = 0
     try:
         exec(code, main.__dict__)

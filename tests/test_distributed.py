@@ -50,7 +50,7 @@ def worker(rank, folder):
     """What each of the two processes does."""
     dist.init_process_group("gloo")
     net, batches = make(8)
-    half = slice(4 * rank, 4 * rank + 4)
+    half = slice(4 * int(rank), 4 * int(rank) + 4)
     losses = train(DistributedDataParallel(net), [(v[half], i[half], y[half]) for v, i, y in batches])
     dist.all_reduce(losses)
     torch.save({"net": net.state_dict(), "losses": losses / 2}, f"{folder}/{rank}.pt")
@@ -64,8 +64,8 @@ def free_port():
 
 
 def test_two_processes_follow_the_joint_batch(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as t; t.worker"
-    for done in as_torchrun(lambda rank: ["-c", f"{code}({rank}, {str(tmp_path)!r})"], tmp_path):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; t.worker(*sys.argv[2:])"
+    for done in as_torchrun(lambda rank: ["-c", code, Path(__file__).parent, rank, tmp_path], tmp_path):
         assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one["net"][key], other["net"][key]) for key in one["net"])
@@ -77,23 +77,25 @@ def test_two_processes_follow_the_joint_batch(tmp_path):
 
 
 def as_torchrun(words, cwd):
-    """Two processes with the environment that torchrun gives them: what each left. words: rank -> its command line."""
-    common = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(free_port())}
-    scripts = [server.start(words(rank), cwd, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    """What two processes leave that begin as torchrun begins them. words: rank -> its command line."""
+    common = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    scripts = [server.start(words(rank), cwd, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+               for rank in range(2)]
     try:
-        output = [script.communicate(300) for script in scripts]
+        said = [script.communicate(timeout=300) for script in scripts]
     finally:
         for script in scripts:
             script.kill()
-    return [subprocess.CompletedProcess(script.args, script.returncode, *said) for script, said in zip(scripts, output)]
+    return [subprocess.CompletedProcess(script.args, script.returncode, *both)
+            for script, both in zip(scripts, said)]
 
 
 @pytest.mark.parametrize("method, real", [("base", True), ("cgrnet", False)])
 def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
     data = make_regdb(tmp_path / "RegDB", images=6)
-    command = [ROOT / "train.py", "--dataset", "regdb", "--data-path", data, "--epochs", "1", "--method", method, "--amp", "off",
-               *SMALL]
+    command = [ROOT / "train.py", "--dataset", "regdb", "--data-path", data, "--epochs", 1, "--amp", "off",
+               "--method", method, *SMALL]
     if real:
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
         done = server.run([*torchrun, *command], tmp_path, fresh=True)

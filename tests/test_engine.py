@@ -26,7 +26,7 @@ COMPILED = pytest.param(True, marks=pytest.mark.skipif(not (shutil.which("g++") 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """One block a stage: every kind of layer, in half the time, of which torch.compile and emulated bfloat16 take minutes."""
+    """One block a stage: each kind of layer in half the time, as torch.compile takes minutes."""
     monkeypatch.setattr(torchvision.models, "resnet18", lambda weights=None: ResNet(BasicBlock, [1, 1, 1, 1]))
 
 

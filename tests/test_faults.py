@@ -115,8 +115,9 @@ def world(once):
     """Small data sets, arrays, and a run of one epoch, made once and only read."""
     folder = once("world", make_world)
     last, best = (folder / "save_model" / f"{RUN}_{kind}.t" for kind in ("last", "best"))
-    return SimpleNamespace(sysu=folder / "SYSU-MM01", regdb=folder / "RegDB", arrays=folder / "arrays", last=last, best=best,
-                           whole=torch.load(last, weights_only=True), content=torch.load(best, weights_only=True))
+    whole, content = (torch.load(path, weights_only=True) for path in (last, best))
+    return SimpleNamespace(sysu=folder / "SYSU-MM01", regdb=folder / "RegDB", arrays=folder / "arrays",
+                           last=last, best=best, whole=whole, content=content)
 
 
 def make_world(folder: Path) -> None:
@@ -879,13 +880,10 @@ import shutil, sys
 sys.path.insert(0, {str(ROOT)!r})
 folder = sys.argv.pop(1)
 sys.argv[0] = "train.py"
-import devices, train, utils
+import train, utils
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-def add(self, values, original=devices.Meters.add):
-    original(self, values)
-    shutil.rmtree(folder, ignore_errors=True)
-
-devices.Meters.add = add
+register_optimizer_step_post_hook(lambda *_: shutil.rmtree(folder, ignore_errors=True))
 utils.run(train.main)
 """
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,14 @@ IDS, SYSU_IMAGES, REGDB_IMAGES = 42, 2, 3
 
 @pytest.fixture(scope="module")
 def sysu(once: Callable) -> Path:
-    return once("rendered_sysu", lambda folder: pedestrians.render_sysu(folder, IDS, SYSU_IMAGES, seed=0, workers=2))
+    render = partial(pedestrians.render_sysu, ids=IDS, images=SYSU_IMAGES, seed=0, workers=2)
+    return once("rendered_sysu", render)
 
 
 @pytest.fixture(scope="module")
 def regdb(once: Callable) -> Path:
-    return once("rendered_regdb", lambda folder: pedestrians.render_regdb(folder, IDS, REGDB_IMAGES, seed=0, workers=2))
+    render = partial(pedestrians.render_regdb, ids=IDS, images=REGDB_IMAGES, seed=0, workers=2)
+    return once("rendered_regdb", render)
 
 
 def digests(root: Path) -> dict[str, str]:

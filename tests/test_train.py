@@ -69,8 +69,8 @@ def test_same_seed_same_weights_and_another_seed_others(regdb, tmp_path, script)
     found = {}
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 1, "--seed", seed, *SMALL,
-                      "--model_path", f"{name}/save_model", "--log_path", f"{name}/log", "--vis_log_path", f"{name}/vis",
-                      fresh=name == "again")  # Python's hashes have another seed there
+                      "--model_path", f"{name}/save_model", "--log_path", f"{name}/log",
+                      "--vis_log_path", f"{name}/vis", fresh=name == "again")  # with other hashes
         assert done.returncode == 0, done.stderr
         found[name] = weights(script.cwd / name)["net"]
     assert all(torch.equal(found["one"][key], found["again"][key]) for key in found["one"])
