@@ -55,13 +55,13 @@ def main() -> None:
     split = data.train_split(args.data_path, args.trial)
     marks = arrays.marks(split, args.data_path)
     state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, marks), processes)
+    sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
+                              args.num_pos, args.seed, processes.count)
     with run_files(args, processes, saved) as files:
         seed_everything(args.seed)
         net = first_network(args, saved, len(split.pids), device, files.log)
         criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
         optimiser = build_optimiser(net, criterion, args.lr, args.pretrained != "none" or bool(args.init), args.optim)
-        sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
-                                  args.num_pos, args.seed, processes.count)
         if saved is not None:
             go_on_from(saved, args.resume, criterion, optimiser, sampler)
         bf16 = use_bf16(device, args.amp, args.img_w)
@@ -73,6 +73,7 @@ def main() -> None:
                                    silent=files.log.silent)
         batches = TrainBatches(images, sampler, net.method.views, device, keep_on_device(args, images, device),
                                args.seed, processes.rank)
+        files.open_board(state.epoch)
         stop = StopRequest()
         save = partial(save_state, state=state, files=files, net=net, criterion=criterion, optimiser=optimiser)
         trained, weighed = wrap(net, args.compile, device), wrap(criterion, False, device)
@@ -154,7 +155,7 @@ def run_files(args: argparse.Namespace, processes: Processes, saved: Checkpoint 
     trial = f"_trial_{args.trial}" if DATASETS[args.dataset].splits > 1 else ""
     name = f"{args.dataset}_{args.method}_p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}{trial}"
     return RunFiles(name, args.model_path, Path(args.log_path) / f"{args.dataset}_log", args.vis_log_path,
-                    processes.writes, saved and saved.epoch)
+                    processes.writes, resumed=saved is not None)
 
 
 def method_of(args: argparse.Namespace) -> Method:

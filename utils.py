@@ -392,16 +392,15 @@ class RunFiles:
     """The files of one training run, which one process at a time may write; of processes that train together,
     the first.
 
-    Enter it as a context. resumed_at: the epoch that a checkpoint of the run goes on with. Raises `UserError`
+    Enter it as a context. resumed: whether it goes on from a checkpoint of its own. Raises `UserError`
     naming the flag where a folder cannot be written or another process is at work on the run's files.
     """
 
     def __init__(self, name: str, model_path: str, log_path: str | Path, vis_log_path: str, writes: bool = True,
-                 resumed_at: int | None = None) -> None:
+                 resumed: bool = False) -> None:
         self.name, self.writes, self.folder = name, writes, Path(model_path)
         self.log, self.board = Log(None), None
-        self.first_epoch = resumed_at or 0
-        self.saved = resumed_at is not None  # whether a checkpoint of this run is there to go back to
+        self.saved = resumed  # whether a checkpoint of this run is there to go back to
         self.held: contextlib.ExitStack = contextlib.ExitStack()
         self.flags = {"--model_path": model_path, "--log_path": log_path, "--vis_log_path": Path(vis_log_path) / name}
 
@@ -414,13 +413,27 @@ class RunFiles:
                 held.enter_context(self.lock(folders[flag], flag))
             self.log = Log(folders["--log_path"], self.name)
             self.clear()
-            self.board = open_board(folders["--vis_log_path"], self.first_epoch)
-            held.callback(self.close_board)
             self.held = held.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.held.close()
+
+    def open_board(self, epoch: int) -> None:
+        """Begin TensorBoard's file at an epoch; `UserError` says what to install where it cannot be had."""
+        if not self.writes:
+            return
+        folder = self.flags["--vis_log_path"]
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(str(folder), purge_step=epoch)
+        except OSError as error:
+            raise UserError(f"--vis_log_path {folder}: cannot be written ({error.strerror or one_line(error)}); make "
+                            "room, or choose a folder that can") from None
+        except Exception as error:  # of whatever TensorBoard and protobuf do to each other
+            raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); run: pip "
+                            "install --upgrade tensorboard protobuf") from None
+        self.held.callback(self.close_board)
 
     def close_board(self) -> None:
         """Close TensorBoard's file; that it cannot be written was said before."""
@@ -471,21 +484,6 @@ class RunFiles:
             reason = getattr(error, "strerror", None) or one_line(error)
             raise UserError(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); "
                             "make room, or choose a folder that can") from None
-
-
-def open_board(folder: Path, first_epoch: int) -> Any:
-    """A writer of TensorBoard's files from an epoch on; `UserError` says what to install where it cannot be
-    had.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(folder), purge_step=first_epoch)
-    except OSError as error:
-        raise UserError(f"--vis_log_path {folder}: cannot be written ({error.strerror or one_line(error)}); "
-                        "make room, or choose a folder that can") from None
-    except Exception as error:  # of whatever TensorBoard and protobuf do to each other
-        raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); run: "
-                        "pip install --upgrade tensorboard protobuf") from None
 
 
 def show(values: dict[str, float]) -> str:

@@ -286,7 +286,7 @@ def test_counts_of_batches_need_not_be_there(content, cgrnet):
 
 
 @pytest.mark.parametrize("name, value, message", [
-    ("cam1.gamma", torch.zeros(2), r"cam1.gamma has shape \(2,\), \(1,\) expected"),
+    ("cam1.gamma", torch.zeros(2), r"cam1.gamma has shape \(2,\), a tensor of shape \(1,\) expected"),
     ("classifier.weight", torch.zeros(206), "classifier.weight"),
     ("bottleneck.weight", torch.full((512,), float("nan")), "bottleneck.weight holds NaN"),
     ("common_block.base.layer2.0.bn1.weight", [1.0], "common_block.base.layer2.0.bn1.weight is a list"),
