@@ -99,13 +99,21 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
 
 
 def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
-    """The network on its device, and what its checkpoint says of it."""
-    import checkpoint  # it takes a second to load, and mistakes in the arguments are found before
-    from devices import choose_device, prepare
+    """The network on its device, or a function that onnxruntime computes, and what its file says of it."""
+    if args.resume.endswith(".onnx"):
+        import onnx_model
+        model = onnx_model.load(args.resume)
+        if model.facts.modality != args.modality:
+            raise UserError(f"--modality {args.modality}: {args.resume} is the network for {model.facts.modality} images; name the "
+                            "other file")
+        return model.features, {**vars(model.facts), "img_h": model.facts.height, "img_w": model.facts.width}
+    import checkpoint  # with torch, which takes a second to load: mistakes in the arguments are found before
+    from devices import choose_device, prepare, use_bf16
     net, facts = checkpoint.load_network(args.resume)
     device = choose_device(args.gpu)
     prepare(device)
-    return net.to(device), facts
+    bf16 = use_bf16(device, args.amp, facts.get("img_w", 288))
+    return net.to(device), {**facts, "precision": "bf16" if bf16 else "float32", "sha256": sha256(Path(args.resume))}
 
 
 def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -> Record:
@@ -113,22 +121,20 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
     sizes = []
     for name, usual in (("img_h", 288), ("img_w", 144)):
         given, saved = getattr(args, name), facts.get(name)
-        if given and saved and given != saved:
+        if given and saved and given != saved and not facts.get("dynamic"):
             raise UserError(f"--{name} {given}: the checkpoint {args.resume} was trained with --{name} {saved}; leave the flag out")
-        sizes.append(saved or given or usual)
-    return Record(sha256(Path(args.resume)), facts["method"], *sizes, args.flip, args.modality, kind)
+        sizes.append(given or saved or usual)
+    return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"], kind)
 
 
 def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Namespace,
                         unreadable: dict[str, str]) -> tuple[list[Features], int]:
     """Features of the images of all rows, or of those done when a signal came, and its number, 0 for none."""
-    from devices import use_bf16
     images = list(dict.fromkeys(image for images in rows.values() for image in images))
     parts: list[Features] = []
-    bf16 = args.amp == "bf16" or args.amp == "auto" and use_bf16(next(net.parameters()).device, "auto", record.width)
     try:
         for part in embed_batches(net, images, record.modality, record.height, record.width, batch_size=args.test_batch,
-                                  workers=args.workers, flip=record.flip, bf16=bf16, silent=False,
+                                  workers=args.workers, flip=record.flip, bf16=record.precision == "bf16", silent=False,
                                   unreadable=None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:

@@ -42,7 +42,8 @@ def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str,
     """Features of image files of one modality, those of a batch at a time.
 
     net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B, D),
-    L2-normalised, which `flip` and `bf16` do not change. unreadable: takes the error of each file that cannot be
+    L2-normalised, which `bf16` does not change. flip: the sum of the features of image and mirror, normalised again.
+    unreadable: takes the error of each file that cannot be
     read, which is left out then. Warns of images with a colour that their modality does not have. Raises
     `UserError` naming an image that cannot be read or whose features are not finite, ValueError for no known modality.
     """
@@ -50,7 +51,7 @@ def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str,
         raise ValueError(f"modality: {modality!r} found, one of {', '.join(MODALITIES)} expected")
     if hasattr(net, "parameters"):
         from engine import embedder
-        net = embedder(net, modality, bf16, flip)
+        net = embedder(net, modality, bf16)
     paths, odd = list(map(str, paths)), []
     reading = read_batches(paths, height, width, batch_size, workers, unreadable)
     with closing(reading), tqdm(total=len(paths), desc=modality, unit="image", leave=False, disable=silent or None) as bar:
@@ -59,10 +60,19 @@ def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str,
             bar.update(min(batch_size, len(paths) - start))
             if names:
                 odd += [name for name, coloured in zip(names, have_colour(images)) if coloured == (modality == INFRARED)]
-                yield require_finite(Features(tuple(names), *net(images)))
+                yield require_finite(Features(tuple(names), *features_of(net, images, flip)))
     if odd:
         warn(f"{len(odd)} of {len(paths)} images given as {modality} have {'' if modality == INFRARED else 'no '}colour, the "
              f"first {odd[0]}; is --modality right?")
+
+
+def features_of(net: Network, images: np.ndarray, flip: bool) -> Sequence[np.ndarray]:
+    """Both features (B, D) of images (B, height, width, 3) uint8."""
+    feats = net(images)
+    if not flip:
+        return feats
+    sums = [one + other for one, other in zip(feats, net(np.ascontiguousarray(images[:, :, ::-1])))]
+    return [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in sums]
 
 
 def have_colour(images: np.ndarray) -> np.ndarray:

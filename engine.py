@@ -263,14 +263,14 @@ def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool, flip:
             F.normalize(sum(F.normalize(output.neck) for output in outputs)))
 
 
-def embedder(net: nn.Module, modality: str, bf16: bool = False,
-             flip: bool = False) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def embedder(net: nn.Module, modality: str,
+             bf16: bool = False) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """A network as a function of images (B, height, width, 3) uint8 to both features (B, D) float32, L2-normalised."""
     device, net = next(net.parameters()).device, folded(net)
 
     @torch.inference_mode()
     def embed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pool, neck = features_of(net, torch.from_numpy(images).to(device), modality, bf16, flip)
+        pool, neck = features_of(net, torch.from_numpy(images).to(device), modality, bf16, False)
         return pool.cpu().numpy(), neck.cpu().numpy()
 
     return embed

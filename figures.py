@@ -1,7 +1,10 @@
 """Figures of a test: CMC curves, example rankings, and histograms of genuine and impostor distances."""
 from __future__ import annotations
 
+import contextlib
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from datasets.images import read_image
-from datasets.types import Images, Search
+from datasets.types import Search
 from results import FEATURES
-from utils import atomic_path
+from utils import UserError, atomic_path
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
 MATCH, MISS = ("✓", "#1a7f37", "-"), ("✗", "#c62828", (0, (2.2, 1.2)))  # told apart by sign, colour and line
@@ -97,6 +100,16 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
     return list(chosen.values())
 
 
+@dataclass(frozen=True)
+class Tile:
+    """An image (a path) with the caption below it, in one colour with its frame; style: of the frame's line."""
+
+    path: str
+    caption: str
+    colour: str = "black"
+    style: Any = "-"
+
+
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search, height: int,
                  width: int) -> Figure:
     """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under
@@ -105,36 +118,46 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     height, width: pixels, which give the aspect. Queries without a match are not shown.
     """
     ranks = first_match(dist_mat, shown, same)
-    chosen = choose_queries(ranks, search.query.pids)
+    rows = []
+    for query in choose_queries(ranks, search.query.pids):
+        pid, camera = search.query.pids[query], search.query.camids[query]
+        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}")]
+        seen = np.flatnonzero(shown[query])
+        for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
+            sign, colour, style = MATCH if same[query, index] else MISS
+            caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
+            row.append(Tile(search.gallery.paths[index], caption, colour, style))
+        rows.append(row)
+    return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), height, width)
+
+
+def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: int, width: int) -> Figure:
+    """Rows of a query and up to `count` hits, of at most ten, framed and captioned; height, width: pixels, which give
+    the aspect.
+
+    An image that cannot be read any more is an empty frame.
+    """
     heading = textwrap.wrap(title, 105)
     zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
     tall, wide = zoom * height, zoom * width
     column, line, top = 0.88, tall + 0.48, 0.5 + 0.2 * len(heading)
     centres = 0.65 + column * (np.arange(SHOWN + 1) + 0.2 * (np.arange(SHOWN + 1) > 0))
-    across, down = centres[-1] + 0.55, top + line * len(chosen)
+    across, down = centres[-1] + 0.55, top + line * len(rows)
     figure = Figure(figsize=(across, down), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     write = partial(axes.text, ha="center", va="top", linespacing=1.2)
-
-    def place(images: Images, index: int, row: int, number: int, caption: str, colour: str, style: Any) -> None:
-        left, upper = centres[number] - wide / 2, top + line * row
-        pixels = read_image(images.paths[index], max(1, round(DPI * tall)), max(1, round(DPI * wide)))
-        axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
-        axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=colour, linewidth=2.4, linestyle=style))
-        write(centres[number], upper + tall + 0.05, caption, color=colour, fontsize=7)
-
     write(across / 2, 0.12, "\n".join(heading), fontsize=11)
-    for number, x in enumerate(centres[:1 + len(search.gallery)]):
+    for number, x in enumerate(centres[:1 + count]):
         write(x, top - 0.08, str(number) if number else "query", fontsize=9, va="baseline")
-    for row, query in enumerate(chosen):
-        pid, camera = search.query.pids[query], search.query.camids[query]
-        place(search.query, query, row, 0, f"person {pid}, camera {camera}\nfirst match: rank "
-                                           f"{ranks[query]}", "black", "-")
-        seen = np.flatnonzero(shown[query])
-        for number, index in enumerate(seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]], 1):
-            sign, colour, style = MATCH if same[query, index] else MISS
-            caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
-            place(search.gallery, index, row, number, caption, colour, style)
+    for upper, row in zip(top + line * np.arange(len(rows)), rows):
+        for centre, tile in zip(centres, row):
+            left = centre - wide / 2
+            with contextlib.suppress(UserError):
+                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)))
+                axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
+            axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour, linewidth=2.4,
+                                     linestyle=tile.style))
+            write(centre, upper + tall + 0.05, tile.caption, color=tile.colour, fontsize=7)
     axes.set(xlim=(0, across), ylim=(down, 0), aspect="auto")
     axes.set_axis_off()
     return figure

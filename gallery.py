@@ -32,7 +32,8 @@ class Record:
     """What made the features of a file; only what was made in the same way can be compared.
 
     checkpoint: SHA-256 of the file of weights; height, width: pixels; range: of raw values that became 8 bits (None:
-    the images had 8); rows: what each of the features stands for, one of images, boxes, tracklets, tracks.
+    the images had 8); precision: float32, bf16, half or int8; rows: what each of the features stands for, one of
+    images, boxes, tracklets, tracks.
     """
 
     checkpoint: str
@@ -41,6 +42,7 @@ class Record:
     width: int
     flip: bool
     modality: str
+    precision: str = "float32"
     rows: str = "images"
     range: tuple[float, float] | None = None
 
