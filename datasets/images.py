@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from tqdm import tqdm
 from utils import UserError, one_line
 
 FILTER = "LANCZOS"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
 
 
@@ -69,3 +72,29 @@ def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, wor
             pool.shutdown(cancel_futures=True)
             raise
     return images
+
+
+def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int,
+                 workers: int) -> Iterator[list[np.ndarray]]:
+    """Batches of image files in order, each image (height, width, 3) uint8.
+
+    workers: threads that read ahead, 0: none. Raises `UserError` naming a file that cannot be read.
+    """
+    def read(batch: Sequence[str]) -> list[Future]:
+        return [pool.submit(read_image, path, height, width) for path in batch]
+
+    chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
+    if workers == 0:
+        for chunk in chunks:
+            yield [read_image(path, height, width) for path in chunk]
+        return
+    ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            jobs = deque(map(read, chunks[:ahead]))
+            for chunk in [*chunks[ahead:], *[()] * len(jobs)]:
+                images = [job.result() for job in jobs.popleft()]
+                jobs.append(read(chunk))
+                yield images
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import save_image
+from conftest import make_network, save_image
 from torch.nn import functional as F
 
 import figures
@@ -10,23 +10,10 @@ from backbones import BACKBONES
 from datasets.images import read_image
 from engine import Extraction, extract_features
 from evidence import Evidence, evidence_maps, find_evidence
-from model import METHODS, TwoStream
+from model import METHODS
 from results import FEATURES
 
 HEIGHT, WIDTH = 64, 32
-
-
-def make_net(method, arch="resnet18"):
-    """A network whose streams, BatchNorms and gammas are not what they start as."""
-    torch.manual_seed(0)
-    net = TwoStream(method, arch, 4)
-    for name, value in net.state_dict().items():
-        if name.endswith("gamma"):
-            value.copy_(torch.full_like(value, 0.5))
-        elif value.is_floating_point():
-            value.mul_(torch.empty_like(value).uniform_(0.8, 1.2))
-    net.bottleneck.running_mean.normal_(0, 0.1)
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +27,7 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("arch", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
-    net, modalities = make_net(method, arch), ("infrared", "visible")
+    net, modalities = make_network(method, arch), ("infrared", "visible")
     settings = Extraction(HEIGHT, WIDTH, 1, 0, torch.device("cpu"))
     for kind in FEATURES:
         first, second = (getattr(extract_features(net, [path], modality, settings), kind)[0]
@@ -55,7 +42,7 @@ def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
 
 @pytest.mark.parametrize("method", ["base", "cgrnet"])
 def test_a_place_holds_its_own_share(method):
-    net = make_net(method)
+    net = make_network(method)
     images = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     maps = evidence_maps(net, images[0], images[1], ("visible", "infrared"))
     with torch.no_grad():
@@ -67,7 +54,7 @@ def test_a_place_holds_its_own_share(method):
 
 
 def test_for_gem_it_is_gradient_times_activation():
-    net, images = make_net("agw"), torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    net, images = make_network("agw"), torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     (found, _) = evidence_maps(net, images[0], images[1], ("visible", "visible"), "pool")
     x = net.feature_maps({"visible": images[:1]})[0].detach().requires_grad_()
     other = F.normalize(net(visible=images[1:]).feats.detach())
