@@ -17,11 +17,10 @@ from torch import Tensor
 
 from datasets import arrays as train_arrays
 from datasets.arrays import Marks
-from datasets.images import read_batches, read_images
+from datasets.images import MEAN, STD, read_batches, read_images
 from datasets.types import MODALITIES, VISIBLE, TrainSplit, View
 from utils import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 PADDING = 10  # pixels
 
 

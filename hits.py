@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from datasets.images import read_image
 from datasets.types import DIRECTIONS
@@ -24,7 +25,7 @@ PAGE = Path(__file__).resolve().parent / "web" / "hits.html"
 THUMBNAIL = 192  # pixels, height
 ABOVE, BELOW, NOBODY = "above", "below", "no one here"
 SIGNS = {ABOVE: "✓", BELOW: "✗", NOBODY: "○", "": ""}
-Maps = Callable[[str, str, int, int], tuple[np.ndarray, np.ndarray]]
+Drawer = Callable[[tuple[str, str], int, int], tuple[str, Sequence[np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int
         FigureCanvasAgg(figure).print_png(temporary)
 
 
-def shorten(name: str, length: int = 17) -> str:
+def shorten(name: str, length: int = 14) -> str:
     """The end of a name, for a caption; dollar signs would be mathematics to Matplotlib."""
     name = one_line(name)
     return (name if len(name) <= length else "…" + name[1 - length:]).replace("$", r"\$")
@@ -146,11 +147,11 @@ def shorten(name: str, length: int = 17) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- page
 def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], height: int, width: int,
-               maps: Maps | None) -> int:
+               draw: Drawer | None) -> int:
     """Write the page, whole or not at all; returns how many images could not be read, which are empty frames in it.
 
-    about: lines below the title; height, width: pixels, which give the aspect; maps: of an image of a query and one of
-    a hit, to pictures (height, width, 3) uint8 of the evidence on either at a height and a width.
+    about: lines below the title; height, width: pixels, which give the aspect; draw: takes the images of a query and of
+    a hit, and the height and width of pictures, to the name of evidence and its picture (height, width, 3) uint8 on either.
     """
     size = THUMBNAIL, round(THUMBNAIL * width / height)
     thumbnails: dict[str, str] = {}
@@ -161,7 +162,8 @@ def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequenc
             thumbnails[image] = ""
     parts = {"title": escape(title), "about": "".join(f"<p>{escape(line)}</p>" for line in about),
              "verdicts": "" if any(answer.verdict for answer in answers) else "hidden",
-             "ratio": f"{width} / {height}", "rows": "\n".join(section(answer, thumbnails, size, maps) for answer in answers)}
+             "ratio": f"{width} / {height}", "rows": "\n".join(section(answer, thumbnails, size, draw) for answer in
+                               tqdm(answers, "evidence", unit="query", leave=False, disable=None if draw else True))}
     page = PAGE.read_text(encoding="utf-8").replace("{{ratio}}", parts.pop("ratio"))
     for kind in ("style", "script"):  # what the page may run and apply: these, by their hashes, and nothing else
         inner = re.search(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)[1]
@@ -172,17 +174,18 @@ def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequenc
     return sum(not uri for uri in thumbnails.values())
 
 
-def section(answer: Answer, thumbnails: dict[str, str], size: tuple[int, int], maps: Maps | None) -> str:
+def section(answer: Answer, thumbnails: dict[str, str], size: tuple[int, int], draw: Drawer | None) -> str:
     """A query and its hits in HTML."""
     items = []
     for rank, hit in enumerate(answer.hits, 1):
-        pictures = ()
-        if maps is not None and thumbnails[answer.image] and thumbnails[hit.image]:
-            pictures = map(data_uri, maps(answer.image, hit.image, *size))
+        evidence = ""
+        if draw is not None and thumbnails[answer.image] and thumbnails[hit.image]:
+            name, pictures = draw((answer.image, hit.image), *size)
+            evidence = f' data-evidence="{escape(name)}" data-maps="{" ".join(map(data_uri, pictures))}"'
         items.append(
-            f'<li class="hit" data-verdict="{hit.verdict}" data-path="{attribute(hit.name)}"><button type="button" '
-            f'data-maps="{" ".join(pictures)}">{picture(thumbnails[hit.image])}<span>{rank} · '
-            f'<b>{hit.similarity:.3f}</b></span>{verdict(hit.verdict)}<span class="path">{text(hit.name)}</span></button></li>')
+            f'<li class="hit" data-verdict="{hit.verdict}" data-path="{attribute(hit.name)}"><button type="button"{evidence}>'
+            f'{picture(thumbnails[hit.image])}<span class="rank">{rank} · <b>{hit.similarity:.3f}</b></span>'
+            f'{verdict(hit.verdict if hit.verdict != NOBODY else "")}<span class="path">{text(hit.name)}</span></button></li>')
     return (f'<section data-verdict="{answer.verdict}" data-path="{attribute(answer.name)}"><div class="query">'
             f'{picture(thumbnails[answer.image])}<span>query</span>{verdict(answer.verdict if answer.verdict == NOBODY else "")}'
             f'<span class="path">{text(answer.name)}</span></div><ol>{"".join(items)}</ol></section>')

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import hits
+from datasets.images import read_image
 from gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from results import FEATURES
 from utils import Parser, UserError, filled, integer, make_folder, positive, run, sha256, warn
@@ -58,7 +59,7 @@ def main() -> None:
     query, gallery = read_side(args.query), read_side(args.gallery)
     require_same(query.record, gallery.record, COMPARABLE, f"{args.query} and {args.gallery}")
     threshold = args.far and hits.read_threshold(args.calibration, args.far, args.feature, query.record, gallery.record)
-    maps = evidence_maps(args, query, gallery) if args.resume else None
+    draw = evidence_drawer(args, query, gallery) if args.resume else None
     out = make_folder(args.out, "--out")
     answers = hits.judge(query, gallery, find(args, query, gallery), threshold or None, args.min_similarity)
     about = describe(args, query, gallery, answers, threshold or None)
@@ -67,7 +68,7 @@ def main() -> None:
     size = query.record.height, query.record.width
     hits.write_csv(out / "hits.csv", answers, threshold or None)
     hits.write_picture(out / "hits.png", answers, f"{title}: {about[-1]}" if threshold else title, *size)
-    missing = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, maps)
+    missing = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw)
     if missing:
         warn(f"{out / 'hits.html'}: {missing} images could not be read any more; names begin in the current folder")
     print(f"hits: {out / 'hits.csv'}, {out / 'hits.png'}, {out / 'hits.html'}")
@@ -119,21 +120,22 @@ def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers
     return lines
 
 
-def evidence_maps(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> hits.Maps:
+def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> hits.Drawer:
     """What draws the evidence on two images; raises `UserError` if the checkpoint is not that of the features."""
     if sha256(Path(args.resume)) != query.record.checkpoint:
         raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name that one, or leave it out")
     from checkpoint import load_network  # with torch, which a search by itself does without
     from evidence import find_evidence
-    from figures import draw_evidence_on
+    from figures import overlay
     net, _ = load_network(args.resume)
     modalities = query.record.modality, gallery.record.modality
 
-    def maps(first: str, second: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        pair = find_evidence(net, (first, second), modalities, query.record.height, query.record.width, args.feature)
-        return draw_evidence_on(pair, height, width)
+    def draw(pair: tuple[str, str], height: int, width: int) -> tuple[str, list[np.ndarray]]:
+        found = find_evidence(net, pair, modalities, query.record.height, query.record.width, args.feature)
+        limit = max(np.abs(values).max() for values in found.maps)
+        return found.name, [overlay(read_image(path, height, width), values, limit) for path, values in zip(pair, found.maps)]
 
-    return maps
+    return draw
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils import UserError, one_line
 
 FILTER = "LANCZOS"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
 PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of an image: a W3C media fragment
 

@@ -118,3 +118,20 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 # Flags of a run that takes seconds.
 SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained", "none", "--lr", "0.02", "--gpu", "cpu",
          "--batch-size", "2", "--num_pos", "2", "--workers", "1")
+
+
+def make_network(method: str, arch: str = "resnet18"):
+    """A network as if trained: streams that differ, gammas that act, and BatchNorms that know its activations."""
+    import torch
+
+    from model import TwoStream
+    torch.manual_seed(0)
+    net = TwoStream(method, arch, 4)
+    for name, value in net.named_parameters():
+        value.data = torch.full_like(value, 0.5) if name.endswith("gamma") else value.data * torch.empty_like(value).uniform_(0.8, 1.2)
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(torch.randn(8, 3, 64, 32), torch.randn(8, 3, 64, 32))
+    return net.eval()

@@ -1,6 +1,6 @@
 """Times this repository's ways against the plain ones, the two alternately in one process.
 
-    python -m tools.bench step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
+    python -m tools.bench step input extract onnx metrics preprocess graph [--gpu 0|cpu] [--json FILE]
     python -m tools.bench params          parameters and arithmetic of each method
 
 The step that it times is train.py's own.
@@ -27,7 +27,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import onnx_model
 from backbones import BACKBONES
+from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages
 from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
@@ -153,6 +155,25 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
                      functools.partial(extract_features, net, paths, "visible", settings))
             result = compare(f"extract {name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
+
+
+def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Features of image files on the CPU: export.py's networks in onnxruntime against `extract_features` in torch."""
+    count, script = TEST_IMAGES["cpu"], Path(__file__).parents[1] / "export.py"
+    net, _ = made_network(METHODS[args.method], args.arch, CPU, torch.channels_last)
+    facts = {"method": args.method, "arch": args.arch, "dataset": "sysu", "img_h": args.img_h, "img_w": args.img_w}
+    settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, CPU)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = made_files(Path(folder) / "images", [f"{number}.jpg" for number in range(count)])
+        save_checkpoint(Path(folder) / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
+        for name, flags in (("float32", []), ("int8", ["--int8", *[f"{folder}/images"] * 2])):
+            command = [sys.executable, str(script), f"{folder}/x.t", "--out", f"{folder}/{name}", *flags]
+            subprocess.run(command, check=True, capture_output=True)
+            model = onnx_model.load(f"{folder}/{name}/visible.onnx", args.threads or 0)
+            sides = (functools.partial(extract_features, net, paths, "visible", settings),
+                     functools.partial(model.extract, paths, TEST_BATCH, args.workers))
+            yield {**compare(f"onnx {name}", *sides, args.repeats, args.warmup, CPU, count, plain_memory=True),
+                   "note": f"{Path(f'{folder}/{name}/visible.onnx').stat().st_size / 1e6:.0f} MB"}
 
 
 def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
@@ -282,7 +303,7 @@ def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device
 
 
 # ----------------------------------------------------------------------------------------------------- command line
-BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "metrics": bench_metrics,
+BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx, "metrics": bench_metrics,
               "preprocess": bench_preprocess, "graph": bench_graph, "params": bench_params}
 
 
