@@ -15,7 +15,8 @@ from utils import UserError
 
 # The function at whose beginning a run is ended in its evaluation.
 EVALUATION = "train.evaluate"
-# Runs train.py and ends it at the n-th event of a kind: after a step, half-way through a write, before or after a rename.
+# Runs train.py and ends it at the n-th event of a kind: after a step, half-way through a write, before or
+# after a rename.
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -117,7 +118,8 @@ def require_same(cwd, left_alone):
 NAME = "save_model/regdb_cgrnet_p2_n2_lr_0.02_seed_5_trial_1_last.t"
 
 
-@pytest.mark.parametrize("kind, number", [("step", 8), ("write", 4), ("before", 3), ("after", 2), ("evaluation", 2)])
+@pytest.mark.parametrize("kind, "
+                         "number", [("step", 8), ("write", 4), ("before", 3), ("after", 2), ("evaluation", 2)])
 def test_kill_9_anywhere(kind, number, left_alone, tmp_path):
     killed = drive(tmp_path / "run", kind, number, 9, *flags(left_alone[0]))
     assert killed.returncode == -9
@@ -127,7 +129,8 @@ def test_kill_9_anywhere(kind, number, left_alone, tmp_path):
     require_same(tmp_path / "run", left_alone)
 
 
-@pytest.mark.parametrize("signum, status, kind", [(2, 130, "step"), (15, 143, "step"), (15, 143, "evaluation")])
+@pytest.mark.parametrize("signum, status, "
+                         "kind", [(2, 130, "step"), (15, 143, "step"), (15, 143, "evaluation")])
 def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_alone, tmp_path):
     stopped = drive(tmp_path / "run", kind, 2, signum, *flags(left_alone[0]))
     assert stopped.returncode == status
@@ -172,11 +175,20 @@ def change(path, **changes):
 def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, killed, script):
     path = script.cwd / NAME
     whole = path.read_bytes()
-    for changes, expected in (({"lr": float("nan")}, "--lr nan found in it"), ({"batch_size": 0}, "--batch-size 0 found in it"),
-                              ({"optim": "foo"}, "--optim foo found in it"), ({"schedule": "foo"}, "--schedule foo found in it"),
-                              ({"seed": -3}, "--seed -3 found in it"), ({"epoch": -1}, "does not fit this run"),
+    for changes, expected in (({"lr": float("nan")}, "--lr nan found in "
+                                                     "it"), ({"batch_size": 0}, "--batch-size "
+                                                                                                  "0 found "
+                                                                                                  "in it"),
+                              ({"optim": "foo"}, "--optim foo found in "
+                                                 "it"), ({"schedule": "foo"}, "--schedule "
+                                                                                                   "foo "
+                                                                                                   "found in "
+                                                                                                   "it"),
+                              ({"seed": -3}, "--seed -3 found in it"), ({"epoch": -1}, "does not fit this "
+                                                                                       "run"),
                               ({"step": 99}, "does not fit this run"),
-                              ({"processes": 2}, "a run of 2 process(es) found, 1 started; go on with torchrun")):
+                              ({"processes": 2}, "a run of 2 process(es) found, 1 started; go on with "
+                                                 "torchrun")):
         path.write_bytes(whole)
         change(path, **changes)
         done = script("train.py", "--resume", NAME, "--gpu", "cpu", "--data-path", left_alone[0])
@@ -189,7 +201,9 @@ def test_init_from_another_trial_is_refused(left_alone, killed, script):
 
 
 def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone, script):
-    """It warns of it, keeps its own newest epoch files, clears half-written ones, and calls no other's checkpoint its own."""
+    """It warns of it, keeps its own newest epoch files, clears half-written ones, and calls no other's
+    checkpoint its own.
+    """
     common = ("train.py", *flags(left_alone[0]), "--method", "base", "--save_epoch", 1, "--keep", 1)
     models, name = script.cwd / "save_model", "regdb_base_p2_n2_lr_0.02_seed_5_trial_1"
     models.mkdir()
@@ -232,7 +246,9 @@ def test_init_refuses_another_architecture_by_the_first_layer_that_is_missing(tm
 
 
 def test_init_of_cgrnet_from_base_starts_as_that_base(tmp_path):
-    """With all gammas at 0 the network is the base that it comes from, whose shared stage 1 goes to both streams."""
+    """With all gammas at 0 the network is the base that it comes from, whose shared stage 1 goes to both
+    streams.
+    """
     torch.manual_seed(0)
     base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval() for method in ("base", "cgrnet"))
     torch.save({"net": base.state_dict()}, tmp_path / "base.t")
