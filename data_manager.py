@@ -1,9 +1,11 @@
-"""The data sets by name, the function names of the AGW line, and the check of a copy. Knows nothing of pixels.
+"""The data sets by name, the function names of the AGW line, and the check of a copy. Knows nothing of
+pixels.
 
     python data_manager.py DIR [--all]
 
-checks the copy of a data set in DIR: its counts against the published ones, and what is missing, empty, unreadable or
-misnamed. Exit status 0: usable; 1: not usable, training or testing would refuse it; 2: a mistake in the command.
+checks the copy of a data set in DIR: its counts against the published ones, and what is missing, empty,
+unreadable or misnamed. Exit status 0: usable; 1: not usable, training or testing would refuse it; 2: a
+mistake in the command.
 """
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from utils import Parser, UserError, run
 DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB())}
 
 
-# ------------------------------------------------------------------------------------------------------------ arguments
+# -------------------------------------------------------------------------------------------------- arguments
 def flags() -> dict[str, list[tuple[DataSet, Flag]]]:
     """The flags that belong to data sets, by name, with those that each belongs to."""
     owners: dict[str, list[tuple[DataSet, Flag]]] = {}
@@ -50,12 +52,13 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
         value = getattr(args, flag.dest, flag.default)
         if value != flag.default and name not in {own.name for own in data.flags}:
             titles = " and ".join(owner.title for owner, _ in owners)
-            raise UserError(f"{flag.written(value)} belongs to {titles}, but the data set is {data.name}; leave it out")
+            raise UserError(f"{flag.written(value)} belongs to {titles}, but the data set is {data.name}; "
+                            "leave it out")
     vars(args).update(data.resolve(vars(args)))
     return args
 
 
-# --------------------------------------------------------------------------------------------- names of the AGW line
+# -------------------------------------------------------------------------------------- names of the AGW line
 def process_query_sysu(data_path: str, mode: str = "all") -> tuple[list[str], np.ndarray, np.ndarray]:
     """The infrared queries of SYSU-MM01: N paths, pids (N,), camids (N,)."""
     images = DATASETS["sysu"].query(data_path, mode, INFRARED)
@@ -69,8 +72,9 @@ def process_gallery_sysu(data_path: str, mode: str = "all", trial: int = 0, shot
     return list(images.paths), images.pids, images.camids
 
 
-def process_test_regdb(data_path: str, trial: int = 1, modal: str = "visible") -> tuple[list[str], np.ndarray]:
-    """The test images of one modality ('visible' or 'thermal') of one split of RegDB: N paths, labels (N,)."""
+def process_test_regdb(data_path: str, trial: int = 1,
+                       modal: str = "visible") -> tuple[list[str], np.ndarray]:
+    """The test images of a modality ('visible' or 'thermal') of one split of RegDB: N paths, labels (N,)."""
     modalities = {name: modality for modality, name in NAMES.items()}
     if modal not in modalities:
         raise ValueError(f"modal: {modal!r} found, 'visible' or 'thermal' expected")
@@ -78,7 +82,7 @@ def process_test_regdb(data_path: str, trial: int = 1, modal: str = "visible") -
     return list(images.paths), images.pids
 
 
-# ----------------------------------------------------------------------------------------------- the check of a copy
+# ---------------------------------------------------------------------------------------- the check of a copy
 def recognise(root: Path) -> DataSet | None:
     """The data set whose layout a folder has, by its sub-folders; None if it has none."""
     best = max(DATASETS.values(), key=lambda data: data.present(root))
@@ -86,7 +90,7 @@ def recognise(root: Path) -> DataSet | None:
 
 
 def check(root: Path, every: bool) -> tuple[DataSet | None, Report]:
-    """Look at a folder; returns its data set (None if it is none) and what was found. every: open all images."""
+    """A folder's data set (None if it holds none), and what was found; every: open all images."""
     report, data = Report(), recognise(root)
     if data is not None:
         data.check(root, report)
@@ -108,7 +112,8 @@ def main() -> None:
     args = parser.parse_args()
     root = Path(args.dir)
     if not root.is_dir():
-        raise UserError(f"DIR {root}: {'a file' if root.exists() else 'no such folder'}; name the folder of {titles}")
+        raise UserError(f"DIR {root}: {'a file' if root.exists() else 'no such folder'}; name the folder of "
+                        f"{titles}")
     data, report = check(root, args.all)
     text = "\n".join(describe(root, data.title if data else "", report, args.all))
     sys.stdout.reconfigure(errors="backslashreplace")

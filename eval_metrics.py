@@ -16,17 +16,20 @@ from numpy.typing import ArrayLike
 
 from datasets import sysu
 
-BLOCK_BYTES = 1 << 20  # queries are ranked in blocks: small enough for the cache, large enough to hide NumPy's overhead
-THREADS = min(4, os.cpu_count() or 1)  # blocks ranked at once: NumPy sorts and compares without the interpreter lock
+# Queries are ranked in blocks, small enough for the cache, large enough to hide NumPy's overhead, and several
+# at once: NumPy sorts and compares without the interpreter lock.
+BLOCK_BYTES = 1 << 20
+THREADS = min(4, os.cpu_count() or 1)
 FEW = 8  # matches of a query that are ranked by counting, more by sorting
 SMALL = 1 << 22  # a matrix with fewer distances is ranked by one thread: others would cost what they save
 
 
-# ------------------------------------------------------------------------------------------------------------ metrics
+# ---------------------------------------------------------------------------------------------------- metrics
 def distance_matrix(query_feats: np.ndarray, gallery_feats: np.ndarray) -> np.ndarray:
     """Cosine distances 1 - q · g of L2-normalised features, half of their squared Euclidean distances.
 
-    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32 from 0 to 2, smaller is closer; rounding below 0 is cut.
+    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32 from 0 to 2, smaller is closer; rounding below
+    0 is cut.
 
     Raises ValueError for wrong shapes, and for NaN or infinite features.
     """
@@ -40,23 +43,24 @@ def modality_gap(visible: np.ndarray, infrared: np.ndarray) -> dict[str, float]:
     """How far apart L2-normalised features (N, D) and (M, D) of the two modalities lie.
 
     centroids: Euclidean distance of their means; visible, infrared, across: mean cosine distance of the pairs
-    within and across modalities, an image not with itself (NaN for a single image).
+    within and across modalities, an image not with itself (0 for a single image).
     """
     means = [side.mean(0, dtype=np.float64) for side in (visible, infrared)]
 
     def within(mean: np.ndarray, count: int) -> float:  # the mean over pairs is that over all products, less N of 1
-        return 1 - (count * mean @ mean - 1) / (count - 1) if count > 1 else np.nan
+        return 1 - (count * mean @ mean - 1) / (count - 1) if count > 1 else 0.0
 
     return {"centroids": float(np.linalg.norm(means[0] - means[1])), "visible": float(within(means[0], len(visible))),
             "infrared": float(within(means[1], len(infrared))), "across": float(1 - means[0] @ means[1])}
 
 
-def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike, g_camids: ArrayLike,
-              max_rank: int = 20) -> tuple[np.ndarray, float, float]:
-    """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (the same room), CMC counts each person once.
+def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike,
+              g_camids: ArrayLike, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+    """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (the same room), CMC counts each person
+    once.
 
-    Arguments, results and errors are those of `evaluate`; q_camids (Q,), g_camids (G,): integers. The protocol is that of
-    Wu et al., ICCV 2017.
+    Arguments, results and errors are those of `evaluate`; q_camids (Q,), g_camids (G,): integers. The
+    protocol is that of Wu et al., ICCV 2017.
     """
     cameras = _check_ids("q_camids", q_camids, len(q_pids)), _check_ids("g_camids", g_camids, len(g_pids))
     return evaluate(distmat, q_pids, g_pids, sysu.seen(*cameras), count_persons=True, max_rank=max_rank)
@@ -64,7 +68,10 @@ def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
 
 def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
                max_rank: int = 20) -> tuple[np.ndarray, float, float]:
-    """RegDB's scores: nothing is excluded, CMC counts images; arguments, results and errors are those of `evaluate`."""
+    """RegDB's scores: nothing is excluded, CMC counts images.
+
+    Arguments, results and errors are those of `evaluate`.
+    """
     return evaluate(distmat, q_pids, g_pids, max_rank=max_rank)
 
 
@@ -77,9 +84,10 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
     seen: (Q, G) bool, which gallery images exist to each query (see `Search.seen`); all where it is left out.
     count_persons: CMC ranks the persons of the gallery, each where it first appears, rather than the images.
 
-    Returns cmc (max_rank,) float64 with Rank-k in cmc[k - 1], mAP and mINP. A query whose n matches are at the image
-    ranks r_1 < ... < r_n has AP = mean(i / r_i) and INP = n / r_n (Ye et al., TPAMI 2021), whatever CMC counts. Queries
-    without a match are left out of the means. After the last rank of a short gallery the curve keeps its value.
+    Returns cmc (max_rank,) float64 with Rank-k in cmc[k - 1], mAP and mINP. A query whose n matches are at
+    the image ranks r_1 < ... < r_n has AP = mean(i / r_i) and INP = n / r_n (Ye et al., TPAMI 2021), whatever
+    CMC counts. Queries without a match are left out of the means. After the last rank of a short gallery the
+    curve keeps its value.
 
     Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query has a match.
     """
@@ -89,8 +97,8 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
     q_persons, gallery = _by_persons(q_pids, g_pids)
     jobs = list(_jobs(q_persons, gallery, seen, max(block_size, 1)))
     if not any(job.matches.size for job in jobs):
-        raise ValueError(f"q_pids: found no query with a match among the {len(g_pids)} gallery images it sees, "
-                         "expected at least one")
+        raise ValueError(f"q_pids: found no query with a match among the {len(g_pids)} gallery images it "
+                         "sees, expected at least one")
     ap, inp = np.zeros((2, len(q_pids)))
     first = np.zeros(len(q_pids), np.intp)  # rank of the first match, 0 without a match
 
@@ -150,7 +158,7 @@ class _Job(NamedTuple):
 
 
 def _by_persons(q_pids: np.ndarray, g_pids: np.ndarray) -> tuple[np.ndarray, _Gallery]:
-    """The person (Q,) of each query, and the gallery by persons; those of queries alone have no images in it."""
+    """The person (Q,) of each query, and the gallery by persons, some of whom may have no image in it."""
     _, everyone = np.unique(np.concatenate((q_pids, g_pids)), return_inverse=True)
     q_persons, persons = everyone[:len(q_pids)], everyone[len(q_pids):]
     counts, grouped = np.bincount(persons, minlength=everyone.max() + 1), np.argsort(persons, kind="stable")
@@ -166,7 +174,7 @@ def _jobs(q_persons: np.ndarray, gallery: _Gallery, seen: np.ndarray | None, siz
         exists = seen.reshape(-1).take(queries * seen.shape[1] + images)
         images, n_matches = images[exists], np.bincount(queries[exists], minlength=len(q_persons))
     starts = n_matches.cumsum() - n_matches
-    order = np.argsort(n_matches * len(gallery.counts) + q_persons)  # neighbours have their matches in the same places
+    order = np.argsort(n_matches * len(gallery.counts) + q_persons)  # neighbours' matches are close together
     for chosen in np.split(order, np.flatnonzero(np.diff(n_matches[order])) + 1):
         nth = np.arange(n_matches[chosen[0]])[:, None]
         step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
@@ -176,7 +184,8 @@ def _jobs(q_persons: np.ndarray, gallery: _Gallery, seen: np.ndarray | None, siz
 
 
 def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (G,) in rounds, the first of each person, the second of each that has two, and so on; the rounds' ends.
+    """Images (G,) in rounds, the first of each person, the second of each that has two, and so on; the
+    rounds' ends.
 
     The persons with the most images come first, so that a person has the same place in each round.
     """
@@ -190,8 +199,9 @@ def _rank_by_counting(block: np.ndarray, shown: np.ndarray | None, job: _Job, ga
                       max_persons: int) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (m, n) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
 
-    A match's rank is one more than the number of images ahead of it: of the images before all matches of the block's
-    queries, those as near or nearer; of the images after them, the nearer ones; between, gallery order breaks the ties.
+    A match's rank is one more than the number of images ahead of it: of the images before all matches of the
+    block's queries, those as near or nearer; of the images after them, the nearer ones; between, gallery
+    order breaks the ties.
     shown: (n, G) bool, which images exist to each query; None: all.
     max_persons: 0 if CMC counts images, otherwise the persons that are worth counting.
     """
@@ -233,13 +243,13 @@ def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.nd
     return chosen[:ends[0]]
 
 
-def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gallery: _Gallery, max_persons: int,
-                     distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gallery: _Gallery,
+                     max_persons: int, distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """As `_rank_by_counting`, in a time that does not depend on the number of matches.
 
-    One sort without indices: the distances of a row become integers whose lowest bit marks a match, so that the marked
-    places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the gallery order has to
-    decide: such rows are ranked again with `distinct` codes.
+    One sort without indices: the distances of a row become integers whose lowest bit marks a match, so that
+    the marked places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the
+    gallery order has to decide: such rows are ranked again with `distinct` codes.
     """
     codes = _codes(block, distinct)
     if shown is not None:
@@ -259,12 +269,14 @@ def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gal
     first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
     if tied.any():
         again, shown = _Job(job.queries[tied], job.matches[:, tied]), None if shown is None else shown[tied]
-        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], shown, again, gallery, max_persons, distinct=True)
+        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], shown, again, gallery, max_persons,
+                                                       distinct=True)
     return ranks, first
 
 
 def _codes(block: np.ndarray, distinct: bool) -> np.ndarray:
-    """Even unsigned integers (n, G) in the order of the distances of each row; distinct: equal ones in gallery order.
+    """Even unsigned integers (n, G) in the order of the distances of each row; distinct: equal ones in
+    gallery order.
 
     The bits of a non-negative IEEE number, read as an integer, sort like the number.
     """
@@ -276,13 +288,15 @@ def _codes(block: np.ndarray, distinct: bool) -> np.ndarray:
     if bits.min() < 0:
         top = np.iinfo(bits.dtype).max
         bits = (block + 0.0).view(bits.dtype)  # + 0.0 makes 0.0 of -0.0
-        bits ^= (bits >> (8 * block.itemsize - 1)) & bits.dtype.type(top)  # below zero: the larger, the smaller
+        bits ^= (bits >> (8 * block.itemsize - 1)) & bits.dtype.type(top)  # below 0: the larger, the smaller
         low = int(bits.min())
         if int(bits.max()) - low > top:  # no bit to spare
             return _places(bits)
         bits -= bits.dtype.type(low)
     codes = bits.view(f"u{block.itemsize}") << 1
-    return codes.astype(np.uint64) << 32 | np.arange(0, 2 * codes.shape[1], 2, dtype=np.uint64) if distinct else codes
+    if distinct:
+        codes = codes.astype(np.uint64) << 32 | np.arange(0, 2 * codes.shape[1], 2, dtype=np.uint64)
+    return codes
 
 
 def _places(block: np.ndarray) -> np.ndarray:
@@ -294,7 +308,7 @@ def _places(block: np.ndarray) -> np.ndarray:
 
 
 def _persons_ahead(ahead: np.ndarray, n_ahead: np.ndarray, gallery: _Gallery, max_persons: int) -> np.ndarray:
-    """How many persons (n,) are seen in the n_ahead (n,) images `ahead` (n, G); numbers over max_persons are cut."""
+    """How many persons (n,) the n_ahead (n,) images `ahead` (n, G) show; numbers over max_persons are cut."""
     n_persons = np.minimum(n_ahead, max_persons)
     chosen = np.flatnonzero((n_ahead > 1) & (n_ahead < max_persons * gallery.counts.max()))
     rows = np.repeat(np.arange(len(chosen)), n_ahead[chosen])
@@ -305,28 +319,30 @@ def _persons_ahead(ahead: np.ndarray, n_ahead: np.ndarray, gallery: _Gallery, ma
     return n_persons
 
 
-# --------------------------------------------------------------------------------------------------------- re-ranking
+# ------------------------------------------------------------------------------------------------- re-ranking
 def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1: int = 20, k2: int = 6,
                           lam: float = 0.3) -> np.ndarray:
     """Distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017).
 
-    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32, smaller is closer. All N = Q + G images are compared, so
-    a pair's distance depends on the whole search; memory grows as 4 N² bytes.
+    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32, smaller is closer. All N = Q + G images are
+    compared, so a pair's distance depends on the whole search; memory grows as 4 N² bytes.
 
-    R(p, k) is the set of images among the k nearest of p that have p among their k nearest. R(p, k1) takes in the
-    R(q, k1 / 2) of each of its q that lies in it by at least 2/3. Members weigh exp(-d), scaled to the sum 1; the
-    weights of an image are averaged over its k2 nearest. d_J = 1 - Σ min / Σ max of the weights of two images; the
-    result is lam d + (1 - lam) d_J.
+    R(p, k) is the set of images among the k nearest of p that have p among their k nearest. R(p, k1) takes in
+    the R(q, k1 / 2) of each of its q that lies in it by at least 2/3. Members weigh exp(-d), scaled to the
+    sum 1; the weights of an image are averaged over its k2 nearest. d_J = 1 - Σ min / Σ max of the weights of
+    two images; the result is lam d + (1 - lam) d_J.
 
-    Where the paper leaves it open, this follows the authors' code: d is the squared Euclidean distance divided by the
-    image's largest; an image is the nearest of itself, and k others follow; k1 / 2 rounds to even at .5. That code asks
-    for more than 2/3; here, as in the paper, 2/3 is enough. Equal distances rank queries first, each set in its order.
+    Where the paper leaves it open, this follows the authors' code: d is the squared Euclidean distance
+    divided by the image's largest; an image is the nearest of itself, and k others follow; k1 / 2 rounds to
+    even at .5. That code asks for more than 2/3; here, as in the paper, 2/3 is enough. Equal distances rank
+    queries first, each set in its order.
 
     Raises ValueError for wrong shapes or arguments, and for NaN or infinite features.
     """
     query_feats, gallery_feats = _check_feats(query_feats, gallery_feats)
     if k1 < 1 or k2 < 1 or not 0 <= lam <= 1:
-        raise ValueError(f"k1, k2, lam: found {k1}, {k2}, {lam}, expected k1 and k2 of at least 1 and lam from 0 to 1")
+        raise ValueError(f"k1, k2, lam: found {k1}, {k2}, {lam}, expected k1 and k2 of at least 1 and lam "
+                         "from 0 to 1")
     n_queries = len(query_feats)
     dist = _relative_distances(np.concatenate((query_feats, gallery_feats)))
     half = int(np.around(k1 / 2))
@@ -360,7 +376,7 @@ def _nearest(dist: np.ndarray, k: int) -> np.ndarray:
     nearest = np.empty((n, k), np.int32)
     step = max(1, BLOCK_BYTES // n)
     for start in range(0, n, step):
-        keys = dist[start:start + step].view(np.int32).astype(np.int64) << 32  # bits of numbers from 0 sort like them
+        keys = dist[start:start + step].view(np.int32).astype(np.int64) << 32  # bits sort like their numbers
         keys |= np.arange(n)
         keys[np.arange(len(keys)), np.arange(start, start + len(keys))] -= 1 << 62
         nearest[start:start + step] = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1) & 0xFFFFFFFF
@@ -370,7 +386,8 @@ def _nearest(dist: np.ndarray, k: int) -> np.ndarray:
 def _rows_of_ones(columns: np.ndarray) -> sp.csr_array:
     """The sparse (N, N) float32 matrix with ones at the given columns (N, k) of each row."""
     n, k = columns.shape
-    return sp.csr_array((np.ones(n * k, np.float32), columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+    return sp.csr_array((np.ones(n * k, np.float32), columns.ravel(), np.arange(0, n * k + 1, k)),
+                        shape=(n, n))
 
 
 def _reciprocal(nearest: np.ndarray) -> sp.csr_array:
@@ -394,12 +411,14 @@ def _weights(dist: np.ndarray, reciprocal: sp.csr_array, half: sp.csr_array) -> 
 def _jaccard_distance(query: sp.csr_array, gallery: sp.csr_array) -> np.ndarray:
     """1 - Σ min / Σ max (Q, G) float32 of the rows of two sparse matrices whose rows sum to 1.
 
-    Each weight of a query meets the gallery images with a weight in the same column: one list for a block of queries.
+    Each weight of a query meets the gallery images with a weight in the same column: one list for a block of
+    queries.
     """
     n_queries, n_gallery = query.shape[0], gallery.shape[0]
     images = gallery.tocsc()  # the gallery images of each column
     counts = np.diff(images.indptr)[query.indices]
-    work = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))[query.indptr] + np.arange(n_queries + 1) * n_gallery
+    work = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))[query.indptr]
+    work += np.arange(n_queries + 1) * n_gallery
     result = np.empty((n_queries, n_gallery), np.float32)
     start = 0
     while start < n_queries:
@@ -421,7 +440,8 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, se
                    max_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     dist_mat = np.asarray(dist_mat)
     if dist_mat.ndim != 2 or 0 in dist_mat.shape:
-        raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), at least (1, 1)")
+        raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), at "
+                         "least (1, 1)")
     if dist_mat.dtype.kind not in "fiub":
         raise ValueError(f"dist_mat: found dtype {dist_mat.dtype}, expected real numbers")
     if max_rank < 1:
@@ -429,16 +449,18 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, se
     if seen is not None:
         seen = np.ascontiguousarray(seen)
         if seen.shape != dist_mat.shape or seen.dtype != bool:
-            raise ValueError(f"seen: found {seen.dtype} of shape {seen.shape}, expected bool of shape {dist_mat.shape}")
-    return (dist_mat, _check_ids("q_pids", q_pids, dist_mat.shape[0]), _check_ids("g_pids", g_pids, dist_mat.shape[1]),
-            seen)
+            raise ValueError(f"seen: found {seen.dtype} of shape {seen.shape}, expected bool of shape "
+                             f"{dist_mat.shape}")
+    n_queries, n_gallery = dist_mat.shape
+    return dist_mat, _check_ids("q_pids", q_pids, n_queries), _check_ids("g_pids", g_pids, n_gallery), seen
 
 
 def _check_ids(name: str, ids: ArrayLike, length: int) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.shape != (length,):
         line = "row" if name.startswith("q") else "column"
-        raise ValueError(f"{name}: found shape {ids.shape}, expected ({length},), one for each {line} of dist_mat")
+        raise ValueError(f"{name}: found shape {ids.shape}, expected ({length},), one for each {line} of "
+                         "dist_mat")
     if ids.dtype.kind not in "iub":
         raise ValueError(f"{name}: found dtype {ids.dtype}, expected integers")
     return ids.astype(np.int64)
@@ -448,18 +470,19 @@ def _not_finite(dist_mat: np.ndarray) -> ValueError:
     bad = ~np.isfinite(dist_mat)
     row, column = np.unravel_index(bad.argmax(), bad.shape)
     n_nan, n_bad = np.count_nonzero(np.isnan(dist_mat)), np.count_nonzero(bad)
-    return ValueError(f"dist_mat: found {n_nan} NaN and {n_bad - n_nan} infinite distances, the first in row {row}, "
-                      f"column {column}; expected finite numbers")
+    return ValueError(f"dist_mat: found {n_nan} NaN and {n_bad - n_nan} infinite distances, the first in "
+                      f"row {row}, column {column}; expected finite numbers")
 
 
 def _check_feats(query_feats: np.ndarray, gallery_feats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     query_feats, gallery_feats = np.asarray(query_feats, np.float32), np.asarray(gallery_feats, np.float32)
     if (query_feats.ndim != 2 or gallery_feats.ndim != 2 or query_feats.shape[1] != gallery_feats.shape[1]
             or 0 in query_feats.shape + gallery_feats.shape):
-        raise ValueError(f"query_feats, gallery_feats: found shapes {query_feats.shape} and {gallery_feats.shape}, "
-                         "expected (Q, D) and (G, D), at least (1, 1)")
+        raise ValueError(f"query_feats, gallery_feats: found shapes {query_feats.shape} and "
+                         f"{gallery_feats.shape}, expected (Q, D) and (G, D), at least (1, 1)")
     for name, feats in (("query_feats", query_feats), ("gallery_feats", gallery_feats)):
         if not np.isfinite(feats).all():
             n_bad = np.count_nonzero(~np.isfinite(feats).all(axis=1))
-            raise ValueError(f"{name}: found NaN or infinite numbers in {n_bad} of {len(feats)} rows, expected none")
+            raise ValueError(f"{name}: found NaN or infinite numbers in {n_bad} of {len(feats)} rows, "
+                             "expected none")
     return query_feats, gallery_feats

@@ -20,8 +20,8 @@ from data_manager import DATASETS
 from datasets.arrays import ARRAYS, MANIFEST, manifest, marks
 from datasets.images import read_image
 from datasets.types import Images, TrainSplit
-from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, one_line_warnings, run, warn,
-                   write_json)
+from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes,
+                   one_line_warnings, run, warn, write_json)
 
 CHUNK = 16  # images a task
 Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_array`
@@ -29,8 +29,10 @@ Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_arra
 
 def build_parser() -> Parser:
     """The arguments of pre-processing."""
-    parser = Parser(description="Decode and resize the training images of SYSU-MM01 into memory-mapped .npy arrays.")
-    parser.add_argument("--data-path", type=filled, default=DATASETS["sysu"].path, metavar="DIR", help="folder of the data set")
+    parser = Parser(description="Decode and resize the training images of SYSU-MM01 into memory-mapped .npy "
+                                "arrays.")
+    parser.add_argument("--data-path", type=filled, default=DATASETS["sysu"].path, metavar="DIR",
+                        help="folder of the data set")
     add_data_arguments(parser)
     return parser
 
@@ -44,7 +46,8 @@ def main() -> None:
         warn(line)
     with exclusive(root):
         write_arrays(root, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
-    print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} persons in {root}")
+    print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} "
+          f"persons in {root}")
 
 
 @contextlib.contextmanager
@@ -54,9 +57,11 @@ def exclusive(root: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"--data-path {root}: a living process is pre-processing this folder; wait for it") from None
+        raise UserError(f"--data-path {root}: a living process is pre-processing this folder; wait for "
+                        "it") from None
     except OSError as error:
-        raise UserError(f"--data-path {root}: cannot be written ({error.strerror}); mend its permissions") from None
+        raise UserError(f"--data-path {root}: cannot be written ({error.strerror}); mend its "
+                        "permissions") from None
     try:
         clear(root)
         yield
@@ -73,11 +78,14 @@ def clear(root: Path) -> None:
 
 
 def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
-    """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes last."""
+    """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes
+    last.
+    """
     parts: dict[Path, Path] = {}
     layouts: dict[str, Layout] = {}
     try:
-        content = manifest(split, root, height, width, marks(split, root))  # before decoding: a change meanwhile is found out
+        # first: later changes are found out
+        content = manifest(split, root, height, width, marks(split, root))
         for side in split.sides:
             images, labels = (root / f"{ARRAYS[side.modality]}_{kind}.npy" for kind in ("img", "label"))
             parts |= {final: root / f".{final.stem}.part" for final in (images, labels)}
@@ -99,7 +107,9 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
-    """An empty .npy of uint8 on disk, and what a worker needs to map its pixels: path, offset in bytes, shape."""
+    """An empty .npy of uint8 on disk, and what a worker needs to map its pixels: path, offset in bytes,
+    shape.
+    """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     offset = array.offset
     del array
@@ -108,9 +118,12 @@ def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
 
 
 def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) -> None:
-    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows."""
-    chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides for start in range(0, len(side), CHUNK)]
-    ended = f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer --workers"
+    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows.
+    """
+    chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides
+              for start in range(0, len(side), CHUNK)]
+    ended = (f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
+             "--workers")
     done = in_processes(decode_rows, chunks, workers, ended, partial(start_worker, layouts))
     with contextlib.closing(done), tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
         for images in done:
@@ -118,7 +131,9 @@ def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) 
 
 
 def reserve(path: Path, size: int) -> None:
-    """Take the disk space now, where the system can: a full disk is an error here, and a crash in a memory map."""
+    """Take the disk space now, where the system can: a full disk is an error here, and a crash in a memory
+    map.
+    """
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, size)

@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--far", type=positive, metavar="RATE", help="say yes or no at this false accept rate a pair")
     parser.add_argument("--calibration", type=filled, metavar="results.json", help="record of test.py with the thresholds")
     parser.add_argument("--resume", "-r", type=filled, metavar="PATH", help="checkpoint, to draw evidence maps into hits.html")
-    parser.add_argument("--shown", type=integer(1), default=50, metavar="N", help="queries in hits.html")
+    parser.add_argument("--shown", type=integer(1), default=20, metavar="N", help="queries in hits.html")
     return parser
 
 

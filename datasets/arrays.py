@@ -1,7 +1,8 @@
-"""The pre-processed training arrays on disk: their names, their manifest, and the checks before they are used. No torch.
+"""The pre-processed training arrays on disk: their names, their manifest, and the checks before their use.
 
-The manifest, written beside the arrays, says from which files they were made: of each image its path, its mark and when it
-was last modified. An image whose size and time are as recorded need not be opened to know its mark.
+The manifest, written beside the arrays, says from which files they were made: of each image its path, its
+mark and when it was last modified. An image whose size and time are as recorded need not be opened to know
+its mark.
 """
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ MANIFEST = "train_resized_img.json"
 FORMAT = 1
 
 
-# -------------------------------------------------------------------------------------------------------------- marks
+# ------------------------------------------------------------------------------------------------------ marks
 class Mark(NamedTuple):
-    """What tells a file from another: 'bytes-checksum' (see `read_mark`), and the time of its last change in ns."""
+    """What tells a file from another: 'bytes-checksum' (see `read_mark`), and when it last changed, in ns."""
 
     text: str
     modified: int
@@ -36,10 +37,10 @@ Marks = dict[str, list[Mark]]  # of the images of each modality, in their order
 
 
 def marks(split: TrainSplit, root: str | Path) -> Marks:
-    """The marks of all training images: from the manifest where a file's size and time are as recorded, else read."""
+    """The marks of all training images, read unless the manifest speaks for a file by its size and time."""
     known = recorded_marks(Path(root))
-    return {side.modality: [mark_of(path, known.get((side.modality, relative(path, root)))) for path in side.paths]
-            for side in split.sides}
+    return {side.modality: [mark_of(path, known.get((side.modality, relative(path, root))))
+                            for path in side.paths] for side in split.sides}
 
 
 def mark_of(path: str, known: Mark | None) -> Mark:
@@ -52,7 +53,7 @@ def mark_of(path: str, known: Mark | None) -> Mark:
 
 
 def read_mark(path: str) -> Mark:
-    """A file's size in bytes and the CRC-32 of its beginning, middle and end, 4 KiB each: 'bytes-checksum'."""
+    """'bytes-checksum' of a file: its size, and the CRC-32 of 4 KiB of its beginning, middle and end."""
     with open(path, "rb") as file:
         status, checksum = os.fstat(file.fileno()), 0
         for place in (0, status.st_size // 2, max(0, status.st_size - 4096)):
@@ -68,8 +69,8 @@ def relative(path: str, root: str | Path) -> str:
 
 def listing(split: TrainSplit, root: str | Path, marks: Marks) -> dict[str, list[str]]:
     """'relative/path mark' of every image, by modality."""
-    return {side.modality: [f"{relative(path, root)} {mark.text}" for path, mark in zip(side.paths, marks[side.modality])]
-            for side in split.sides}
+    return {side.modality: [f"{relative(path, root)} {mark.text}"
+                            for path, mark in zip(side.paths, marks[side.modality])] for side in split.sides}
 
 
 def fingerprint(split: TrainSplit, root: str | Path, marks: Marks) -> str:
@@ -81,9 +82,9 @@ def fingerprint(split: TrainSplit, root: str | Path, marks: Marks) -> str:
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------- manifest
+# --------------------------------------------------------------------------------------------------- manifest
 def manifest(split: TrainSplit, root: str | Path, height: int, width: int, marks: Marks) -> dict[str, Any]:
-    """What is recorded beside the arrays: size in pixels, filter, image counts and the files they were made from."""
+    """What is recorded beside the arrays: size in pixels, filter, image counts, and the files they are of."""
     images = listing(split, root, marks)
     return {"format": FORMAT, "height": height, "width": width, "filter": FILTER,
             "count": {modality: len(lines) for modality, lines in images.items()}, "images": images,
@@ -91,7 +92,7 @@ def manifest(split: TrainSplit, root: str | Path, height: int, width: int, marks
 
 
 def recorded_marks(root: Path) -> dict[tuple[str, str], Mark]:
-    """The marks that a manifest records, by modality and relative path; those without a time (of older code) are left out."""
+    """The marks that a manifest records, by modality and relative path; none from one without times."""
     try:
         content = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         return {(modality, line.rpartition(" ")[0]): Mark(line.rpartition(" ")[2], time)
@@ -107,20 +108,21 @@ def present(root: str | Path, height: int, width: int) -> bool:
         return True
     strays = [f"{name}_img.npy" for name in ARRAYS.values() if (Path(root) / f"{name}_img.npy").exists()]
     if strays:
-        raise UserError(f"{Path(root) / strays[0]}: found without {MANIFEST}, which says what it was made from; "
-                        f"{renew(root, height, width)}")
+        raise UserError(f"{Path(root) / strays[0]}: found without {MANIFEST}, which says what it was made "
+                        f"from; {renew(root, height, width)}")
     return False
 
 
 def renew(root: str | Path, height: int, width: int) -> str:
     """The command that makes the arrays anew."""
-    return f"run: python pre_process_sysu.py --data-path {shlex.quote(str(root))} --img_w {width} --img_h {height}"
+    size = f"--img_w {width} --img_h {height}"
+    return f"run: python pre_process_sysu.py --data-path {shlex.quote(str(root))} {size}"
 
 
-# ------------------------------------------------------------------------------------------------------------- arrays
+# ----------------------------------------------------------------------------------------------------- arrays
 def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
                 marks: Marks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Memory-map the arrays that pre-processing wrote, by modality, after checking them against images and size."""
+    """Memory-map the arrays of both modalities, once they are known to fit the images and the size."""
     path, command = Path(root) / MANIFEST, renew(root, height, width)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +130,8 @@ def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
         checks = (("format", content["format"], FORMAT), ("filter", content["filter"], FILTER),
                   ("height x width", "{} x {}".format(*size), f"{height} x {width}"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not the record of pre-processing ({type(error).__name__}: {error}); {command}") from None
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not the record of pre-processing ({what}); {command}") from None
     for what, found, expected in checks:
         if found != expected:
             raise UserError(f"{path}: arrays of {what} {found} found, {expected} expected; {command}")
@@ -136,7 +139,8 @@ def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
         then = made_from.get(modality)
         if then != now:
             raise UserError(f"{path}: {difference(then, now, modality)}; {command}")
-    return {side.modality: open_array(Path(root), side.modality, split.labels(side.modality), height, width, command)
+    return {side.modality: open_array(Path(root), side.modality, split.labels(side.modality), height, width,
+                                      command)
             for side in split.sides}
 
 
@@ -145,17 +149,20 @@ def difference(then: object, now: list[str], modality: str) -> str:
     then = then if isinstance(then, list) else []
     changed = sorted(set(map(str, then)) ^ set(now))
     example = f" ({changed[0].rpartition(' ')[0]} differs)" if changed else ""
-    return (f"the arrays were made from {len(then)} {modality} images, the training lists now give {len(now)} that are not "
-            f"the same{example}")
+    return (f"the arrays were made from {len(then)} {modality} images, the training lists now give "
+            f"{len(now)} that are not the same{example}")
 
 
 def open_array(root: Path, modality: str, labels: np.ndarray, height: int, width: int,
                command: str) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-map one pair of arrays; any but a whole array of the expected shape and dtype is a `UserError`."""
-    pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8, command)
+    """Memory-map one pair of arrays; any but whole arrays of the expected shape and dtype are a `UserError`.
+    """
+    pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8,
+                      command)
     stored = load_npy(root / f"{ARRAYS[modality]}_label.npy", (len(labels),), np.int64, command)
     if not np.array_equal(stored, labels):  # other code of this field writes arrays of the same names
-        raise UserError(f"{root / f'{ARRAYS[modality]}_label.npy'}: labels found that are not those of the lists; {command}")
+        path = root / f"{ARRAYS[modality]}_label.npy"
+        raise UserError(f"{path}: labels found that are not those of the lists; {command}")
     return pixels, labels
 
 
@@ -169,7 +176,8 @@ def load_npy(path: Path, shape: tuple[int, ...], dtype: type, command: str) -> n
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {command}") from None
     except Exception as error:  # a damaged header makes NumPy stumble in many ways
-        raise UserError(f"{path}: not a whole .npy of plain numbers ({one_line(error)[:160]}); {command}") from None
+        what = one_line(error)[:160]
+        raise UserError(f"{path}: not a whole .npy of plain numbers ({what}); {command}") from None
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise UserError(f"{path}: {found} found, {np.dtype(dtype)} {shape} expected; {command}")

@@ -1,6 +1,7 @@
 """The report on a copy of a data set: what all checks share.
 
-What is missing, empty, unreadable or misnamed is particular to a data set, whose own `check` adds it to the report.
+What is missing, empty, unreadable or misnamed is particular to a data set, whose own `check` adds it to the
+report.
 """
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ FAULT, NOTE = "FAULT", "note"
 
 @dataclass
 class Report:
-    """What a check found: lines by (FAULT: not usable, or NOTE; kind), a table, counts, images to open, ignored files."""
+    """What a check found: lines by (FAULT or NOTE, kind), a table, counts, images to open, ignored files.
+
+    A FAULT is what training or testing would refuse.
+    """
 
     found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     table: list[str] = field(default_factory=list)
@@ -38,12 +42,14 @@ class Report:
         """Add one finding."""
         self.found.setdefault((severity, kind), []).append(one_line(line))
 
-    def attempt(self, severity: str, kind: str, prefix: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    def attempt(self, severity: str, kind: str, prefix: str, function: Callable, *args: Any,
+                **kwargs: Any) -> Any:
         """What a function returns; None if it refuses, which is a finding in its own words."""
         try:
             return function(*args, **kwargs)
         except (UserError, OSError) as error:
-            self.add(severity, kind, f"{prefix}{error if isinstance(error, UserError) else explain_os_error(error)}")
+            self.add(severity, kind,
+                     f"{prefix}{error if isinstance(error, UserError) else explain_os_error(error)}")
 
     @property
     def usable(self) -> bool:
@@ -51,22 +57,28 @@ class Report:
         return not any(severity == FAULT for severity, _ in self.found)
 
 
-def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: set[int], report: Report) -> None:
-    """Report persons that lack a modality: training refuses them, testing leaves their queries out of the mean."""
+def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: set[int],
+                     report: Report) -> None:
+    """Report persons that lack a modality: training refuses them, testing leaves their queries out of the
+    mean.
+    """
     for modality, present in sides.items():
         for pid in sorted(pids - present):
             report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",
                        f"{source}: person {pid} has no {modality} image")
     if split == "test" and pids and not set.intersection(*sides.values()):
-        report.add(FAULT, "no search", f"{source}: no test person has images in both modalities; restore the test persons")
+        report.add(FAULT, "no search", f"{source}: no test person has images in both modalities; restore "
+                                       "the test persons")
 
 
 def has_bytes(path: str, why: str, report: Report) -> bool:
     """True for a file that is there and not empty; otherwise it is a finding."""
     if os.path.isfile(path):
         what = "" if os.path.getsize(path) else "0 bytes"
+    elif os.path.islink(path):
+        what = "a link that points nowhere"
     else:
-        what = "a link that points nowhere" if os.path.islink(path) else "a folder" if os.path.isdir(path) else "no such file"
+        what = "a folder" if os.path.isdir(path) else "no such file"
     if what:
         report.add(FAULT, "empty" if what == "0 bytes" else "missing", f"{path}: {what}{why}")
     return not what
@@ -74,7 +86,8 @@ def has_bytes(path: str, why: str, report: Report) -> bool:
 
 def scan(folder: str | Path, report: Report) -> list[os.DirEntry]:
     """The sorted entries of a folder without hidden and system files, which are counted."""
-    entries = report.attempt(FAULT, "unreadable", "", lambda: sorted(os.scandir(folder), key=lambda entry: entry.name)) or []
+    entries = report.attempt(FAULT, "unreadable", "", lambda: list(os.scandir(folder))) or []
+    entries.sort(key=lambda entry: entry.name)
     kept = [entry for entry in entries if not is_system_file(entry.name)]
     report.ignored += len(entries) - len(kept)
     return kept
@@ -86,7 +99,8 @@ def open_images(report: Report, every: bool) -> None:
         places = np.linspace(0, len(report.images) - 1, SAMPLE).round().astype(int)
         report.images = [report.images[place] for place in places]
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(report.attempt, FAULT, "unreadable", "", read_image, path, 16, 8) for path in report.images]
+        jobs = [pool.submit(report.attempt, FAULT, "unreadable", "", read_image, path, 16, 8)
+                for path in report.images]
         try:
             for job in tqdm(jobs, "opening", unit="image", disable=None, leave=False):
                 job.result()

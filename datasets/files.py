@@ -11,14 +11,15 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """Sorted image paths of one folder; hidden and system files are left out, anything else is a `UserError`."""
+    """Sorted image paths of one folder; hidden and system files are left out, anything else is a `UserError`.
+    """
     paths = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_system_file(entry.name):
             continue
         if not entry.name.lower().endswith(IMAGE_SUFFIXES) or entry.is_dir():
-            raise UserError(f"{entry.path}: found among the images of a person, only {', '.join(IMAGE_SUFFIXES)} files "
-                            "expected; move it elsewhere")
+            raise UserError(f"{entry.path}: found among the images of a person, only "
+                            f"{', '.join(IMAGE_SUFFIXES)} files expected; move it elsewhere")
         paths.append(entry.path)
     return paths
 
@@ -46,16 +47,17 @@ def is_number(text: str) -> bool:
 def parse_id_list(path: Path) -> list[int]:
     """The sorted identity numbers of an id list: one line, separated by commas.
 
-    Spaces and a trailing comma are harmless. Raises `UserError` naming the file if it is missing or empty, or holds
-    anything but positive numbers.
+    Spaces and a trailing comma are harmless. Raises `UserError` naming the file if it is missing or empty, or
+    holds anything but positive numbers.
     """
     words = [word.strip() for word in ",".join(read_lines(path)).split(",")]
     for word in filter(None, words):
         if not (is_number(word) and int(word) > 0):
-            raise UserError(f"{path}: {word[:40]!r} found, positive identity numbers separated by commas expected; "
-                            "restore the file")
+            raise UserError(f"{path}: {word[:40]!r} found, positive identity numbers separated by commas "
+                            "expected; restore the file")
     if not any(words):
-        raise UserError(f"{path}: empty; one line of identity numbers separated by commas expected; restore the file")
+        raise UserError(f"{path}: empty; one line of identity numbers separated by commas expected; restore "
+                        "the file")
     return sorted({int(word) for word in words if word})
 
 
@@ -71,12 +73,12 @@ def parse_index(path: Path) -> list[tuple[str, int]]:
         name, _, label = line.strip().replace("\t", " ").rpartition(" ")
         name = name.strip()
         if not (name and is_number(label)) or Path(name).is_absolute():
-            raise UserError(f"{path}, line {number}: {line.strip()[:60]!r} found, 'relative/path label' with a label of "
-                            "at least 0 expected; restore the file")
+            raise UserError(f"{path}, line {number}: {line.strip()[:60]!r} found, 'relative/path label' "
+                            "with a label of at least 0 expected; restore the file")
         name = Path(name).as_posix()
         if name in entries:
-            raise UserError(f"{path}, line {number}: {name!r} is listed twice; each image once expected; restore the "
-                            "file")
+            raise UserError(f"{path}, line {number}: {name!r} is listed twice; each image once expected; "
+                            "restore the file")
         entries[name] = int(label)
     if not entries:
         raise UserError(f"{path}: empty; lines 'relative/path label' expected; restore the file")

@@ -20,19 +20,19 @@ PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of a
 
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Decode an image file, turn it upright as its EXIF says, convert it to RGB and resize it (Pillow LANCZOS).
+    """Decode an image file, turn it upright as its EXIF says, convert it to RGB, resize it (Pillow LANCZOS).
 
-    `FILE#xywh=x,y,w,h` is a part of an upright image, in pixels from its upper left corner, as far as it lies within.
-    Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns (height, width, 3)
-    uint8. Raises `UserError` naming the file if it cannot be decoded whole, or has more than 8 bits a channel,
-    which Pillow would cut off, or if a part lies outside.
+    `FILE#xywh=x,y,w,h` is a part of an upright image, in pixels from its upper left corner, as far as it lies
+    within. Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns
+    (height, width, 3) uint8. Raises `UserError` naming the file if it cannot be decoded whole, or has more than
+    8 bits a channel, which Pillow would cut off, or if a part lies outside.
     """
     part = PART.search(str(path))
     try:
         with Image.open(PART.sub("", str(path)), formats=FORMATS) as image:
             if has_more_than_8_bits(image):
-                raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
-                                "expected; convert it to an 8-bit file")
+                raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, "
+                                "8 bits expected; convert it to an 8-bit file")
             image.info.pop("transparency", None)  # dropped like an alpha channel
             upright = ImageOps.exif_transpose(image).convert("RGB")
         if part:
@@ -41,12 +41,15 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such image (a missing file, or a link that points nowhere); restore it") from None
+        raise UserError(f"{path}: no such image (a missing file, or a link that points nowhere); restore "
+                        "it") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: {describe_bytes(path)} found, an image expected; remove or replace the file") from None
+        raise UserError(f"{path}: {describe_bytes(path)} found, an image expected; remove or replace the "
+                        "file") from None
     except Exception as error:  # a damaged file makes Pillow's decoders stumble in many ways
         what = one_line(error) or type(error).__name__
-        raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the file") from None
+        raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the "
+                        "file") from None
 
 
 def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int, h: int) -> tuple[int, int, int, int]:
@@ -58,8 +61,9 @@ def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int, 
 
 
 def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
-    """Whether a file has more than 8 bits a channel, which Pillow would cut off; judged before it is decoded."""
-    return image.mode.startswith(("I", "F")) or any(re.search(";16[BLN]", str(tile[3])) for tile in image.tile)
+    """Whether a file, before it is decoded, has more than 8 bits a channel."""
+    raw = [str(tile[3]) for tile in image.tile]
+    return image.mode.startswith(("I", "F")) or any(re.search(";16[BLN]", mode) for mode in raw)
 
 
 def describe_bytes(path: str | Path) -> str:
@@ -112,7 +116,7 @@ def stack(images: Iterable[np.ndarray | None], height: int, width: int) -> np.nd
 
 def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, workers: int = 4, *,
                 title: str = "", silent: bool = True) -> np.ndarray:
-    """Read images into one array (N, height, width, 3) uint8 with a pool of threads (Pillow releases the GIL)."""
+    """Read images into one array (N, height, width, 3) uint8 with threads (Pillow releases the GIL)."""
     images = np.empty((len(paths), height, width, 3), np.uint8)
 
     def read(index: int) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, has_bytes
 from datasets.files import IMAGE_SUFFIXES, is_system_file, parse_index
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search, TrainSplit,
-                            make_train_split)
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
+                            TrainSplit, make_train_split)
 from utils import UserError, integer
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
@@ -21,8 +21,9 @@ CAMIDS = {VISIBLE: 1, INFRARED: 2}
 class RegDB(DataSet):
     """RegDB (Nguyen et al., Sensors 2017): one visible and one thermal camera.
 
-    Ten trials, each of which trains a model on 206 persons and tests it on 206 others, with ten visible and ten thermal
-    images of each (2,060 of a modality and split); every test image is a query, nothing is excluded.
+    Ten trials, each of which trains a model on 206 persons and tests it on 206 others, with ten visible and
+    ten thermal images of each (2,060 of a modality and split); every test image is a query, nothing is
+    excluded.
     """
 
     name, title, path, direction, splits = "regdb", "RegDB", "data/RegDB", "v2i", TRIALS
@@ -30,10 +31,12 @@ class RegDB(DataSet):
     published = {"training persons": 206, "visible training images": 2060, "infrared training images": 2060,
                  "test persons": 206, "visible test images": 2060, "infrared test images": 2060}
     flags = (
-        Flag("--trial", {"type": integer(1, TRIALS), "default": 1, "metavar": "T", "help": "RegDB: split, 1 to 10"},
+        Flag("--trial",
+             {"type": integer(1, TRIALS), "default": 1, "metavar": "T", "help": "RegDB: split, 1 to 10"},
              argument_to=("train_split",), fixed=True),
         Flag("--force-trial", {"action": "store_true",
-                               "help": "RegDB: test on a split whose persons the model may know"}, scripts=("test",)),
+                               "help": "RegDB: test on a split whose persons the model may know"},
+             scripts=("test",)),
         Flag("--tvsearch", {"action": "store_true", "help": "RegDB: the old name of --direction i2v"}),
     )
 
@@ -41,10 +44,11 @@ class RegDB(DataSet):
         """The training images of one of the ten splits."""
         sides = self.split_images(root, "train", trial)
         pids = np.union1d(sides[VISIBLE].pids, sides[INFRARED].pids)
-        return make_train_split(sides[VISIBLE], sides[INFRARED], pids, f"{root}: training lists of trial {trial}")
+        source = f"{root}: training lists of trial {trial}"
+        return make_train_split(sides[VISIBLE], sides[INFRARED], pids, source)
 
     def split_images(self, root: str | Path, split: str, trial: int) -> dict[str, Images]:
-        """One split's images of both modalities; raises `UserError` for a person who is in both splits of the trial.
+        """One split's images of both modalities; `UserError` for a person who is in both splits of the trial.
 
         Labels count the persons of one split, so the same label in both splits means two persons.
         """
@@ -54,11 +58,12 @@ class RegDB(DataSet):
         for modality in MODALITIES:
             lists = [persons(parse_index(list_path(root, side, trial, modality))) for side in SPLITS]
             if both := set.intersection(*lists):
-                raise UserError(f"{root / 'idx'}: {min(both)} is in the training and the test list of trial {trial} "
-                                f"({NAMES[modality]}); disjoint persons expected; restore the lists")
+                raise UserError(f"{root / 'idx'}: {min(both)} is in the training and the test list of trial "
+                                f"{trial} ({NAMES[modality]}); disjoint persons expected; restore the lists")
         return {modality: listed_images(root, split, trial, modality) for modality in MODALITIES}
 
-    def searches(self, root: str | Path, *, direction: str = "v2i", trials: Iterable[int] = (1,)) -> list[Search]:
+    def searches(self, root: str | Path, *, direction: str = "v2i",
+                 trials: Iterable[int] = (1,)) -> list[Search]:
         """One search for each split: every image of one modality in all of the other's."""
         query, gallery = DIRECTIONS[direction]
         published = {"queries": self.published[f"{query} test images"],
@@ -66,7 +71,8 @@ class RegDB(DataSet):
         searches = []
         for trial in trials:
             sides = self.split_images(root, "test", trial)
-            searches.append(Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}", published=published))
+            searches.append(Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}",
+                                   published=published))
             searches[-1].require_match(f"{Path(root) / 'idx'}: test lists of trial {trial}")
         return searches
 
@@ -75,13 +81,16 @@ class RegDB(DataSet):
         return [trial]
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that follow from the others; raises `UserError` where --tvsearch contradicts --direction."""
+        """What follows from the other arguments; raises `UserError` where --tvsearch contradicts --direction.
+        """
         if values["tvsearch"] and values["direction"] == "v2i":
-            raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; leave one of them out")
+            raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; leave one of "
+                            "them out")
         return super().resolve({**values, "direction": "i2v" if values["tvsearch"] else values["direction"]})
 
     def check(self, root: Path, report: Report) -> None:
-        """Check the lists of the ten trials, the images that they name, and those on disk that they do not."""
+        """Check the lists of the ten trials, the images that they name, and those on disk that they do not.
+        """
         named: dict[str, list[str]] = {}  # the lists that name an image
         rows = [self.check_trial(root, trial, named, report) for trial in range(1, TRIALS + 1)]
         report.table.append("trial" + "".join(f"{f'{word} persons':>20}{'visible':>9}{'infrared':>10}"
@@ -99,7 +108,8 @@ class RegDB(DataSet):
         for folder in sorted({Path(image).parts[0] for image in named} | {*self.folders[1:]}):
             check_unlisted(root, folder, named, report)
 
-    def check_trial(self, root: Path, trial: int, named: dict[str, list[str]], report: Report) -> dict[str, int]:
+    def check_trial(self, root: Path, trial: int, named: dict[str, list[str]],
+                    report: Report) -> dict[str, int]:
         """Check the lists of one trial, and add the images that they name; returns its counts."""
         row: dict[str, int] = {}
         for split, word in SPLITS.items():
@@ -126,14 +136,14 @@ def list_path(root: Path, split: str, trial: int, modality: str) -> Path:
 
 
 def listed_images(root: Path, split: str, trial: int, modality: str) -> Images:
-    """The images of one list; raises `UserError` for one that is not there, or in the other modality's folder."""
+    """The images of one list; `UserError` for one that is not there, or in the other modality's folder."""
     path = list_path(root, split, trial, modality)
     entries = parse_index(path)
     others = {name for other, name in NAMES.items() if other != modality}
     for name, _ in entries:
         if name.split("/")[0].lower() in others:
-            raise UserError(f"{path}: names {name}, which is not a {NAMES[modality]} image by its folder; a list of "
-                            f"{NAMES[modality]} images expected; restore the list")
+            raise UserError(f"{path}: names {name}, which is not a {NAMES[modality]} image by its folder; a "
+                            f"list of {NAMES[modality]} images expected; restore the list")
         if not (root / name).is_file():
             raise UserError(f"{path}: names {root / name}, which is not there; restore the image")
     pids = np.array([label for _, label in entries], np.int64)

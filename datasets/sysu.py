@@ -11,8 +11,8 @@ import numpy as np
 
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, has_bytes, scan
 from datasets.files import IMAGE_SUFFIXES, list_images, parse_id_list
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search, TrainSplit,
-                            grouped, make_train_split)
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
+                            TrainSplit, grouped, make_train_split)
 from utils import UserError
 
 CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
@@ -21,8 +21,9 @@ GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the 
 
 
 def seen(infrared_camids: np.ndarray, visible_camids: np.ndarray) -> np.ndarray:
-    """The rule of exclusion, (N, M) bool: infrared camera 3 and visible camera 2 stand in one room, and are not compared."""
-    rows = np.stack((np.ones(len(visible_camids), bool), visible_camids != 2))  # of other cameras, and of camera 3
+    """The rule of exclusion, (N, M) bool: cameras 3 and 2 stand in one room, whose images are not compared.
+    """
+    rows = np.stack((np.ones(len(visible_camids), bool), visible_camids != 2))  # of camera 6, and of camera 3
     return rows[(infrared_camids == 3).astype(np.intp)]
 
 
@@ -39,9 +40,9 @@ class SysuSearch(Search):
 class SysuMM01(DataSet):
     """SYSU-MM01 (Wu et al., ICCV 2017): cameras 1, 2, 4, 5 visible, 3, 6 infrared.
 
-    Training: 395 persons (lists train and val), 22,258 visible and 11,909 infrared images. Test: 96 persons, 3,803
-    infrared queries; a single-shot gallery has 301 images in all-search, 112 in indoor-search (cameras 1 and 2).
-    Ten trials are ten draws of the gallery.
+    Training: 395 persons (lists train and val), 22,258 visible and 11,909 infrared images. Test: 96 persons,
+    3,803 infrared queries; a single-shot gallery has 301 images in all-search, 112 in indoor-search (cameras
+    1 and 2). Ten trials are ten draws of the gallery.
     """
 
     name, title, path, direction = "sysu", "SYSU-MM01", "data/SYSU-MM01", "i2v"
@@ -51,7 +52,8 @@ class SysuMM01(DataSet):
                  "infrared training images": 11909, "infrared test images": 3803,
                  **{f"{mode}-search gallery": size for mode, size in GALLERY.items()}}
     flags = (
-        Flag("--mode", {"choices": ("all", "indoor"), "default": "all", "help": "SYSU-MM01: cameras searched"},
+        Flag("--mode",
+             {"choices": ("all", "indoor"), "default": "all", "help": "SYSU-MM01: cameras searched"},
              argument_to=("searches",)),
         Flag("--shot", {"type": int, "choices": (1, 10), "default": 1,
                         "help": "SYSU-MM01: gallery images a person and camera"}, argument_to=("searches",)),
@@ -72,13 +74,16 @@ class SysuMM01(DataSet):
         root = self.require_layout(root)
         return grouped(image_files(root, read_ids(root)["test"], cameras_of(modality, mode)), modality)
 
-    def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str, modality: str) -> Images:
+    def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str,
+                     modality: str) -> Images:
         """Draw `shot` images of each test person and camera of the modality.
 
-        `random` is the draw of the AGW line (Ye et al., TPAMI 2021) and leaves the global generator alone; `official` is
-        that of the data set's own evaluation. Where there are fewer images than `shot`, all are taken.
+        `random` is the draw of the AGW line (Ye et al., TPAMI 2021) and leaves the global generator alone;
+        `official` is that of the data set's own evaluation. Where there are fewer images than `shot`, all are
+        taken.
 
-        Raises ValueError for fewer than one shot, and for a trial below 0 or, of the ten official ones, above 9.
+        Raises ValueError for fewer than one shot, and for a trial below 0 or, of the ten official ones, above
+        9.
         """
         if shot < 1:
             raise ValueError(f"shot: {shot} found, at least 1 expected")
@@ -89,7 +94,8 @@ class SysuMM01(DataSet):
         files = image_files(root, read_ids(root)["test"], cameras_of(modality, mode))
         if gallery == "official":
             permutations = read_permutations(root / "exp" / "rand_perm_cam.mat")
-            drawn = {key: draw_official(root, permutations, *key, trial, shot, paths) for key, paths in files.items()}
+            drawn = {key: draw_official(root, permutations, *key, trial, shot, paths)
+                     for key, paths in files.items()}
         elif gallery == "random":
             rng = random.Random(trial)
             drawn = {key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
@@ -108,7 +114,8 @@ class SysuMM01(DataSet):
         searches = []
         for trial in trials:
             drawn = self.draw_gallery(root, mode, trial, shot, gallery, gallery_modality)
-            searches.append(SysuSearch(query, drawn, trial, name, True, self.published_of_search(direction, mode, shot),
+            searches.append(SysuSearch(query, drawn, trial, name, True,
+                                       self.published_of_search(direction, mode, shot),
                                        partial=mode == "indoor"))
             searches[-1].require_match(f"{Path(root) / 'exp' / 'test_id.txt'}, {mode}-search")
         return searches
@@ -124,11 +131,13 @@ class SysuMM01(DataSet):
 
     def check(self, root: Path, report: Report) -> None:
         """Check the id lists, cameras and persons' folders."""
-        lists = {name: set(report.attempt(FAULT, "lists", "", parse_id_list, root / "exp" / f"{name}_id.txt") or ())
+        lists = {name: set(report.attempt(FAULT, "lists", "", parse_id_list, root / "exp" / f"{name}_id.txt")
+                           or ())
                  for name in ("train", "val", "test")}
         pids = {"train": lists["train"] | lists["val"], "test": lists["test"]}
         cameras = sorted(CAMERAS[VISIBLE] + CAMERAS[INFRARED])
-        held: dict[tuple[str, int], dict[int, int]] = {(split, camera): {} for split in SPLITS for camera in cameras}
+        held: dict[tuple[str, int], dict[int, int]] = {(split, camera): {} for split in SPLITS
+                                                       for camera in cameras}
         for camera in cameras:
             if not (root / f"cam{camera}").is_dir():
                 report.add(FAULT, "missing", f"{root / f'cam{camera}'}: no such folder")
@@ -143,39 +152,46 @@ class SysuMM01(DataSet):
             check_modalities(f"{root / 'exp'}", split, sides, pids[split], report)
         report.attempt(FAULT, "refused", "train.py: ", self.train_split, root)
         for mode in GALLERY:
-            report.attempt(FAULT, "refused", f"test.py --mode {mode}: ", self.searches, root, mode=mode, trials=[0])
+            report.attempt(FAULT, "refused", f"test.py --mode {mode}: ", self.searches, root, mode=mode,
+                           trials=[0])
         if report.usable or not (root / "exp" / "rand_perm_cam.mat").exists():
-            report.attempt(NOTE, "only --gallery official needs it", "", self.searches, root, shot=10, gallery="official")
+            report.attempt(NOTE, "only --gallery official needs it", "", self.searches, root, shot=10,
+                           gallery="official")
 
-    def count(self, pids: dict[str, set[int]], held: dict[tuple[str, int], dict[int, int]], report: Report) -> None:
-        """Fill the report's table and counts from the listed persons, and the images of each by split and camera."""
+    def count(self, pids: dict[str, set[int]], held: dict[tuple[str, int], dict[int, int]],
+              report: Report) -> None:
+        """Fill table and counts of the report; held: images of each person by split and camera."""
 
         def size(split: str, cameras: Sequence[int]) -> tuple[int, int]:
             counts = [held[split, camera] for camera in cameras]
             return len(set().union(*counts)), sum(sum(count.values()) for count in counts)
 
-        report.table.append(f"{'':<16}" + "".join(f"{f'{word} persons':>18}{'images':>8}" for word in SPLITS.values()))
+        report.table.append(f"{'':<16}"
+                            + "".join(f"{f'{word} persons':>18}{'images':>8}" for word in SPLITS.values()))
         for modality, cameras in CAMERAS.items():
-            rows = [(f"cam{camera} {modality}", (camera,)) for camera in cameras] + [(f"all {modality}", cameras)]
+            rows = [(f"cam{camera} {modality}", (camera,))
+                    for camera in cameras] + [(f"all {modality}", cameras)]
             for row, chosen in rows:
-                report.table.append(f"{row:<16}" + "".join("{:>18}{:>8}".format(*size(split, chosen)) for split in SPLITS))
+                report.table.append(f"{row:<16}"
+                                    + "".join("{:>18}{:>8}".format(*size(split, chosen)) for split in SPLITS))
         found = {"training persons": len(pids["train"]), "test persons": len(pids["test"]),
                  "visible training images": size("train", CAMERAS[VISIBLE])[1],
                  "infrared training images": size("train", CAMERAS[INFRARED])[1],
                  "infrared test images": size("test", CAMERAS[INFRARED])[1],
-                 **{f"{mode}-search gallery": sum(len(held["test", camera]) for camera in cameras_of(VISIBLE, mode))
+                 **{f"{mode}-search gallery": sum(len(held["test", camera])
+                                                  for camera in cameras_of(VISIBLE, mode))
                     for mode in GALLERY}}
         report.counts = [(what, number, self.published[what]) for what, number in found.items()]
 
 
-# ----------------------------------------------------------------------------------------------------- lists and files
+# -------------------------------------------------------------------------------------------- lists and files
 def read_ids(root: Path) -> dict[str, list[int]]:
     """Identities of the splits train (the lists train and val together) and test; these must not overlap."""
     lists = {name: parse_id_list(root / "exp" / f"{name}_id.txt") for name in ("train", "val", "test")}
     for name in ("train", "val"):
         if both := sorted(set(lists[name]) & set(lists["test"])):
-            raise UserError(f"{root / 'exp'}: identity {both[0]} is in {name}_id.txt and in test_id.txt; disjoint lists "
-                            "expected; restore the files")
+            raise UserError(f"{root / 'exp'}: identity {both[0]} is in {name}_id.txt and in test_id.txt; "
+                            "disjoint lists expected; restore the files")
     return {"train": sorted({*lists["train"], *lists["val"]}), "test": lists["test"]}
 
 
@@ -187,15 +203,15 @@ def cameras_of(modality: str, mode: str) -> tuple[int, ...]:
 
 
 def person_folder(entry: os.DirEntry) -> Path:
-    """What has a person's number for a name; `UserError` unless it is a folder, and the number has four digits."""
+    """What a person's number names; `UserError` unless it is a folder, and the number has four digits."""
     pid, name = int(entry.name), f"{int(entry.name):04d}"
     if entry.name != name:
-        raise UserError(f"{entry.path}: found for person {pid}, a folder of the name {name} expected; rename it, or move "
-                        "it elsewhere")
+        raise UserError(f"{entry.path}: found for person {pid}, a folder of the name {name} expected; "
+                        "rename it, or move it elsewhere")
     if not entry.is_dir():
         what = "a file" if os.path.exists(entry.path) else "a link that points nowhere"
-        raise UserError(f"{entry.path}: {what} found, a folder with the images of person {pid} expected; restore the "
-                        "folder, or remove this if the camera has none")
+        raise UserError(f"{entry.path}: {what} found, a folder with the images of person {pid} expected; "
+                        "restore the folder, or remove this if the camera has none")
     return Path(entry.path)
 
 
@@ -219,17 +235,18 @@ def image_files(root: Path, pids: Sequence[int], cameras: Sequence[int]) -> dict
     for camera in sorted(set(cameras) - {camera for _, camera in files}):
         folder = root / f"cam{camera}"
         what = "no image of the persons on the lists" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, expected; restore them")
+        raise UserError(f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, expected; "
+                        "restore them")
     return files
 
 
-# ----------------------------------------------------------------------------------------------- the official gallery
+# --------------------------------------------------------------------------------------- the official gallery
 def read_permutations(path: Path) -> np.ndarray:
     """The cell array of `rand_perm_cam.mat`; raises `UserError` if the file is missing or no such thing."""
     from scipy.io import loadmat
     if not path.is_file():
-        raise UserError(f"{path}: no such file, needed by --gallery official; restore it from the data set's evaluation "
-                        "code, or use --gallery random")
+        raise UserError(f"{path}: no such file, needed by --gallery official; restore it from the data "
+                        "set's evaluation code, or use --gallery random")
     try:
         cells = loadmat(path)["rand_perm_cam"]
         cells[5][0][0]
@@ -246,20 +263,21 @@ def draw_official(root: Path, cells: np.ndarray, pid: int, camera: int, trial: i
     while rows.dtype == object and rows.size == 1:
         rows = rows.flat[0]
     if rows.ndim != 2 or rows.shape[0] <= trial or rows.shape[1] == 0:
-        raise UserError(f"{mat}: no trial {trial} for person {pid} in camera {camera}, which has {len(paths)} images; "
-                        "restore the file, or use --gallery random")
+        raise UserError(f"{mat}: no trial {trial} for person {pid} in camera {camera}, which has "
+                        f"{len(paths)} images; restore the file, or use --gallery random")
     by_number = {Path(path).stem: path for path in paths}
-    names = [f"{int(number):04d}" for number in rows[trial, :shot].tolist()]  # MATLAB saves doubles unless told otherwise
+    names = [f"{int(number):04d}" for number in rows[trial, :shot].tolist()]  # MATLAB may have saved doubles
     absent = [name for name in names if name not in by_number]
     if absent:
-        raise UserError(f"{mat}: names image {root / f'cam{camera}' / f'{pid:04d}' / absent[0]}.jpg, which is not there; "
-                        "restore the image, or use --gallery random")
+        raise UserError(f"{mat}: names image {root / f'cam{camera}' / f'{pid:04d}' / absent[0]}.jpg, which "
+                        "is not there; restore the image, or use --gallery random")
     return [by_number[name] for name in names]
 
 
-# -------------------------------------------------------------------------------------------------- the check of a copy
-def check_camera(folder: Path, pids: dict[str, set[int]], report: Report) -> Iterator[tuple[str, int, list[str]]]:
-    """Yield split, pid and image files of every listed person in one camera; what else is in its folder is reported."""
+# ---------------------------------------------------------------------------------------- the check of a copy
+def check_camera(folder: Path, pids: dict[str, set[int]],
+                 report: Report) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield split, pid and image files of every listed person in one camera; report what else is there."""
     for entry in scan(folder, report):
         pid = int(entry.name) if entry.name.isdecimal() else None
         if splits := [split for split in SPLITS if pid in pids[split]]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 VISIBLE, INFRARED = "visible", "infrared"
 MODALITIES = (VISIBLE, INFRARED)
-DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # modality of the query, and of the gallery
+# modality of the query, and of the gallery
+DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}
 TRIALS = 10
 
 
@@ -60,9 +61,9 @@ class Features:
 class Search:
     """One search: a query in a gallery, and the rules that score it.
 
-    `trial` is a gallery draw or a split; `name` says the search in words, the same for all trials; `count_persons` makes
-    CMC count each gallery person once; `published` holds the counts of the whole data set, as far as they are known;
-    `partial` tells that even there some persons are on one side only.
+    `trial` is a gallery draw or a split; `name` says the search in words, the same for all trials;
+    `count_persons` makes CMC count each gallery person once; `published` holds the counts of the whole data
+    set, as far as they are known; `partial` tells that even there some persons are on one side only.
     """
 
     query: Images
@@ -74,7 +75,8 @@ class Search:
     partial: bool = False
 
     def seen(self) -> np.ndarray:
-        """What the ranking of each query holds, (Q, G) bool; a data set that excludes images overrides this."""
+        """What the ranking of each query holds, (Q, G) bool; a data set that excludes images overrides this.
+        """
         return np.ones((len(self.query), len(self.gallery)), bool)
 
     def counts(self) -> dict[str, int]:
@@ -121,8 +123,8 @@ class Flag:
     """A flag of the command line that belongs to a data set.
 
     settings: the keywords of argparse's `add_argument`; scripts: which of train.py and test.py take the flag;
-    argument_to: the methods of the data set that take its value as a keyword; fixed: a checkpoint says it (see
-    options.py), and testing uses it again.
+    argument_to: the methods of the data set that take its value as a keyword; fixed: a checkpoint says it
+    (see options.py), and testing uses it again.
     """
 
     name: str
@@ -151,8 +153,9 @@ class DataSet:
     """What the scripts need to know of a data set; one subclass, in one file, tells it from the others.
 
     name: as `--dataset` says it; title: as people say it; path, direction: the defaults of `--data-path` and
-    `--direction`; splits: trained models that one result is the mean of; folders: the layout, by which a copy is known;
-    flags: those that belong to it; published: its counts; preprocessed: whether a script decodes it once for training.
+    `--direction`; splits: trained models that one result is the mean of; folders: the layout, by which a copy
+    is known; flags: those that belong to it; published: its counts; preprocessed: whether a script decodes it
+    once for training.
     """
 
     name: str
@@ -165,7 +168,7 @@ class DataSet:
     published: Mapping[str, int] = {}
     preprocessed: bool = False
 
-    # ------------------------------------------------------------------------------------ what each data set says
+    # -------------------------------------------------------------------------------- what each data set says
     def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
         """The training images; a data set with one split does not read `trial`."""
         raise NotImplementedError
@@ -175,10 +178,12 @@ class DataSet:
         raise NotImplementedError
 
     def check(self, root: Path, report: Report) -> None:
-        """Report what is missing, empty, misnamed or of no use in a copy, and what training and testing would refuse."""
+        """Report what is missing, empty, misnamed or of no use in a copy, and what training and testing would
+        refuse.
+        """
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------- what a data set may say anew
+    # --------------------------------------------------------------------------- what a data set may say anew
     def trials(self, trial: int) -> list[int]:
         """The trials that a test of one model runs; training evaluates on the first of them."""
         return list(range(TRIALS))
@@ -188,7 +193,7 @@ class DataSet:
         return {"data_path": self.path if values["data_path"] is None else values["data_path"],
                 "direction": values["direction"] or self.direction}
 
-    # ------------------------------------------------------------------------------------------------ the same for all
+    # --------------------------------------------------------------------------------------- the same for all
     def keywords(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the parsed arguments that a method takes as keywords."""
         return {flag.dest: values[flag.dest] for flag in self.flags if method in flag.argument_to}
@@ -202,31 +207,34 @@ class DataSet:
         """The data set's folder; raises `UserError` if it is missing or holds something else."""
         root, layout = Path(data_path), f"{self.title} ({', '.join(self.folders)})"
         if not root.is_dir():
-            raise UserError(f"--data-path {root}: {'a file' if root.exists() else 'no such folder'}; put {self.title} "
-                            "there (README, Data) or name its folder")
+            what = "a file" if root.exists() else "no such folder"
+            raise UserError(f"--data-path {root}: {what}; put {self.title} there (README, Data) or name its "
+                            "folder")
         if not self.present(root):
-            inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+            inside = sorted(path.name for path in root.iterdir() if path.is_dir())
             found = f"the folders {', '.join(inside[:9])}" if inside else "no folder in it"
-            raise UserError(f"--data-path {root}: {found} found, {layout} expected; name the data set's folder, or "
-                            "change --dataset")
+            raise UserError(f"--data-path {root}: {found} found, {layout} expected; name the data set's "
+                            "folder, or change --dataset")
         return root
 
     def surprises(self, data_path: str | Path, split: TrainSplit | None = None,
                   search: Search | None = None) -> list[str]:
         """What is legal but surely unintended of a split and of a search, a line each.
 
-        Counts that are not the published ones, with both numbers, and test persons who have images in one modality
-        only, where the whole data set has none.
+        Counts that are not the published ones, with both numbers, and test persons who have images in one
+        modality only, where the whole data set has none.
         """
         known = [(split.counts(), self.published)] if split else []
         known += [(search.counts(), search.published)] if search else []
         differing = [f"{found} {what} found, {published[what]} published" for counts, published in known
                      for what, found in counts.items() if what in published and found != published[what]]
-        lines = [f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set"] if differing else []
+        lines = []
+        if differing:
+            lines.append(f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set")
         lone = set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()) if search else set()
         if lone and not search.partial:
-            lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {min(lone)}, with images in "
-                         "one modality only: their queries are left out of the mean")
+            lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {min(lone)}, with "
+                         "images in one modality only: their queries are left out of the mean")
         return lines
 
 
@@ -244,6 +252,7 @@ def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], sou
         lacking = np.setdiff1d(pids, images.pids)
         if len(lacking):
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; both modalities "
-                            "expected for training; restore the images, or take the person off the list")
+            raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; both "
+                            "modalities expected for training; restore the images, or take the person off "
+                            "the list")
     return TrainSplit(visible, infrared, pids)

@@ -1,7 +1,9 @@
-"""Painting a person: strips lit as cylinders, the textures of cloth and face, and the figure that is made of them.
+"""Painting a person: strips lit as cylinders, the textures of cloth and face, and the figure that is made of
+them.
 
-A person is a small 3-D skeleton dressed in limbs: tapered strips with cylinder normals, so that one set of shapes serves
-every view, light and spectrum. Lengths are fractions of the body height, y downwards from the crown; tones are linear, 0..1.
+A person is a small 3-D skeleton dressed in limbs: tapered strips with cylinder normals, so that one set of
+shapes serves every view, light and spectrum. Lengths are fractions of the body height, y downwards from the
+crown; tones are linear, 0..1.
 """
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Canvas:
     yaw: float  # radians; 0 faces the camera, pi turns the back to it
 
     def window(self, a: Point, b: Point, margin: float) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-        """The rows and columns within `margin` of the line a-b, and their x (1, w) and y (h, 1) relative to a."""
+        """The rows and columns within `margin` of the line a-b, and their x (1, w) and y (h, 1) relative to
+        a.
+        """
         rows, columns, _ = self.rgba.shape
         left, right = sorted(p[0] * self.scale + self.origin[0] for p in (a, b))
         upper, lower = sorted(p[1] * self.scale + self.origin[1] for p in (a, b))
@@ -49,11 +53,11 @@ def strip(canvas: Canvas, a: Point, b: Point, widths: Sequence[float], texture: 
           dome: float = 0.0, offset: float = 0.0) -> None:
     """Paint a limb from a to b with half-widths spread evenly along it, lit as a cylinder.
 
-    `texture` is one tone or a function of body azimuth (radians, 0 in front), distance from a, and half-width, each
-    (h, w), to tones (h, w, channels); `flat` cuts the ends straight, with `corner` as the radius of their corners,
-    instead of rounding them; `shadow` darkens what lies behind the rim; `cloth` is how deep the folds are; `dome`
-    curves the surface towards round ends; `offset` is added to the distance along the limb, so that a pattern runs on
-    past a joint.
+    `texture` is one tone or a function of body azimuth (radians, 0 in front), distance from a, and
+    half-width, each (h, w), to tones (h, w, channels); `flat` cuts the ends straight, with `corner` as the
+    radius of their corners, instead of rounding them; `shadow` darkens what lies behind the rim; `cloth` is
+    how deep the folds are; `dome` curves the surface towards round ends; `offset` is added to the distance
+    along the limb, so that a pattern runs on past a joint.
     """
     scale, camera = canvas.scale, canvas.camera
     rows, columns, x, y = canvas.window(a, b, max(widths) + 0.03)
@@ -207,7 +211,7 @@ def face(person: Person, canvas: Canvas) -> Texture:
     return texture
 
 
-# ---------------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------- figures
 
 
 @dataclass
@@ -317,7 +321,9 @@ def bulk(top: Piece) -> float:
 
 
 def add_arm(figure: Figure, side: int, rng: np.random.Generator) -> None:
-    """An arm that swings against the leg of its side, sleeved, with a handbag if there is one; `side` is -1 or 1."""
+    """An arm that swings against the leg of its side, sleeved, with a handbag if there is one; `side` is -1
+    or 1.
+    """
     person, project, add, girth = figure.person, figure.project, figure.add, figure.person.girth
     swing = -0.8 * figure.stride * math.sin(figure.phase) * side + rng.normal(0, 0.06)
     lower = swing + abs(rng.normal(0.25, 0.15))

@@ -1,7 +1,7 @@
 """Persons and the cameras that see them: what is drawn by lot, before anything is painted.
 
-Each garment has a colour and, drawn independently, a near-infrared and a thermal brightness; only what has a shape (cut,
-pattern, print, bag, hair, build) is shared between the modalities.
+Each garment has a colour and, drawn independently, a near-infrared and a thermal brightness; only what has a
+shape (cut, pattern, print, bag, hair, build) is shared between the modalities.
 """
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ HAIR_COLOURS = (0.03, 0.025, 0.02), (0.09, 0.05, 0.03), (0.2, 0.12, 0.05), (0.4,
 
 @dataclass(frozen=True)
 class Camera:
-    """How a camera sees: spectrum, scene behind the person, light, optics, electronics, and how well its crops fit."""
+    """How a camera sees: spectrum, scene behind the person, light, optics, electronics, and how well its
+    crops fit.
+    """
 
     spectrum: str
     scene: str

@@ -1,4 +1,6 @@
-"""Scenes: what stands behind the persons of a camera, drawn in materials whose tones differ from spectrum to spectrum."""
+"""Scenes: what stands behind the persons of a camera, drawn in materials whose tones differ from spectrum to
+spectrum.
+"""
 from __future__ import annotations
 
 from functools import lru_cache
@@ -189,7 +191,9 @@ def draw_scene(kind: str, room: int, spectrum: str, seed: int) -> Image.Image:
 
 
 def backdrop(camera: Camera, seed: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A random cut of the camera's scene, (height, width, channels) linear, where the floor begins at the shins."""
+    """A random cut of the camera's scene, (height, width, channels) linear, where the floor begins at the
+    shins.
+    """
     tall = rng.uniform(220, 290)
     wide = tall * size[1] / size[0]
     left, upper = rng.uniform(0, WIDTH - wide), min(max(HORIZON - rng.uniform(0.74, 0.84) * tall, 0), HEIGHT - tall)

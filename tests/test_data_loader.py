@@ -132,6 +132,31 @@ def test_batches_carry_the_pixels_that_the_sampler_names():
         assert all(torch.equal(again[0][name], before[0][name]) for name in ("visible", "infrared"))
 
 
+def test_streamed_pixels_give_the_batches_of_resident_ones():
+    """Gathered by NumPy in a thread, or by torch where the pixels live."""
+    generator = torch.Generator().manual_seed(0)
+    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), generator=generator, dtype=torch.uint8), v)
+              for m, v in LABELS.items()}
+    sampler = IdentitySampler(LABELS, 2, 3, 5)
+    streamed, resident = (list(TrainBatches(images, sampler, METHODS["base"].views, torch.device("cpu"), where, 5).epoch(1))
+                          for where in (False, True))
+    assert len(streamed) == len(resident) == sampler.steps
+    for (views, labels), (others, other_labels) in zip(streamed, resident):
+        assert torch.equal(labels, other_labels) and views.keys() == others.keys()
+        assert all(torch.equal(view, others[name]) for name, view in views.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_streamed_pixels_give_the_batches_of_resident_ones_on_cuda():
+    device = torch.device("cuda", 0)
+    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), dtype=torch.uint8), v) for m, v in LABELS.items()}
+    sampler = IdentitySampler(LABELS, 2, 3, 5)
+    streamed, resident = (list(TrainBatches(images, sampler, METHODS["base"].views, device, where, 5).epoch(1))
+                          for where in (False, True))
+    for (views, _), (others, _) in zip(streamed, resident, strict=True):
+        assert all(torch.equal(view, others[name]) for name, view in views.items())
+
+
 def test_augmentations_come_in_order_and_without_standard_the_image_is_only_normalised(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "add", lambda images, modality, generator: images + 1)
     monkeypatch.setitem(AUGMENTATIONS, "double", lambda images, modality, generator: images * 2)

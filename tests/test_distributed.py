@@ -9,6 +9,7 @@ import server
 import torch
 import torch.distributed as dist
 from conftest import ROOT, SMALL, make_regdb
+from test_resume import DRIVER
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 4
@@ -114,3 +115,28 @@ def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
     logged = json.loads(next((tmp_path / "log/regdb_log").glob("*.jsonl")).read_text())
     for feature, name in (("pool", "mAP"), ("bnneck", "mAP"), ("bnneck", "mINP")):  # of one network, whatever each rank has seen
         assert found[feature][name] == pytest.approx(logged[f"{feature}/{name}"], abs=1e-6)
+
+
+def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_as_if_left_alone(tmp_path):
+    """SIGTERM reaches the second process alone in its second step: both end after it."""
+    data = make_regdb(tmp_path / "RegDB", images=6)
+    name = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t"
+    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off", "--method", "base", *SMALL)
+    resume = ("--resume", name, "--data-path", data, "--gpu", "cpu", "--workers", 1)
+
+    def both(cwd, signalled, *words):
+        cwd.mkdir(exist_ok=True)
+        return as_torchrun(lambda rank: ["-c", DRIVER, "step" if rank == signalled else "never", 2, 15, *words], cwd)
+
+    for done in both(tmp_path / "alone", None, *flags):
+        assert done.returncode == 0, done.stderr
+    stopped = both(tmp_path / "stopped", 1, *flags)
+    assert [done.returncode for done in stopped] == [143, 143], [done.stderr for done in stopped]
+    assert "go on with: torchrun --nproc-per-node 2 train.py --resume" in stopped[0].stderr
+    content = torch.load(tmp_path / "stopped" / name, weights_only=True)
+    assert (content["epoch"], content["step"]) == (0, 2)
+    for done in both(tmp_path / "stopped", None, *resume):
+        assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / run / name, weights_only=True) for run in ("alone", "stopped"))
+    assert all(torch.equal(value, other["net"][key]) for key, value in one["net"].items())
+    assert one["best"] == other["best"]

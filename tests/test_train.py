@@ -46,6 +46,22 @@ def test_regdb_from_images_to_rank_k(method, regdb, script):
         assert found["mean"][feature]["mAP"] == pytest.approx(logged[1][f"{feature}/mAP"], abs=1e-6)
 
 
+def test_test_only_gives_the_figures_of_the_last_epoch_and_writes_nothing(regdb, script):
+    data = ("--data-path", regdb)
+    assert script("train.py", "--dataset", "regdb", *data, "--epochs", 1, "--method", "base", *SMALL).returncode == 0
+    before = sorted(script.cwd.rglob("*"))
+    last = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t"
+    done = script("train.py", "--resume", last, *data, "--test-only", "--gpu", "cpu")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (record,) = records(script.cwd)
+    assert done.stdout.splitlines() == ["RegDB, v2i", *(f"{kind:<7} " + " ".join(
+        f"{name} {record[f'{kind}/{name}']:.2%}" for name in ("rank-1", "rank-5", "rank-10", "rank-20", "mAP", "mINP"))
+        for kind in ("pool", "bnneck"))]
+    assert sorted(script.cwd.rglob("*")) == before
+    best = script("train.py", "--resume", last.replace("last", "best"), *data, "--test-only", "--gpu", "cpu")
+    assert best.stdout == done.stdout and "a best file" in best.stderr
+
+
 def test_sysu_from_images_to_rank_k(sysu, script):
     assert script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32).returncode == 0
     done = script("train.py", "--data-path", sysu, "--epochs", 1, *SMALL)
