@@ -145,7 +145,10 @@ def find_images(inputs: Sequence[str]) -> list[str]:
         warn(f"{len(others)} files that are not {', '.join(IMAGE_SUFFIXES)} left out, the first {others[0]}")
     if not found:
         raise UserError(f"{' '.join(inputs)[:200]}: no image found; {', '.join(IMAGE_SUFFIXES)} files expected")
-    return list({os.path.abspath(path): os.path.normpath(path) for path in reversed(found)}.values())[::-1]
+    once: dict[str, str] = {}
+    for path in found:
+        once.setdefault(os.path.abspath(path), os.path.normpath(path))
+    return list(once.values())
 
 
 def folders(root: Path) -> Iterator[list[os.DirEntry]]:

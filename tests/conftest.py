@@ -135,3 +135,18 @@ def make_network(method: str, arch: str = "resnet18"):
     with torch.no_grad():
         net.train()(torch.randn(8, 3, 64, 32), torch.randn(8, 3, 64, 32))
     return net.eval()
+
+
+def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int = 32, width: int = 16) -> Path:
+    """A file as train.py writes it, of an untrained network whose BatchNorms tell images apart; returns its path."""
+    import torch
+
+    from model import TwoStream
+    torch.manual_seed(seed)
+    net = TwoStream(method, "resnet18", 4)
+    for name, value in net.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_(0, 0.1)
+    facts = {"dataset": "regdb", "method": method, "arch": "resnet18", "img_w": width, "img_h": height, "trial": 1}
+    torch.save({"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": 1, "args": facts, "optimiser": {}}, path)
+    return path
