@@ -195,7 +195,9 @@ def find_nearest(query: np.ndarray, gallery: np.ndarray, top: int, q_camids: np.
             feats = np.asarray(query[some], np.float32)
             for start, block in blocks(gallery):
                 similarity = feats @ block.T
-                if not np.isfinite(similarity.sum()):
+                with np.errstate(invalid="ignore"):
+                    finite = np.isfinite(similarity.sum())
+                if not finite:
                     raise ValueError(f"features that are not finite, among the queries or rows {start} to {start + len(block)}")
                 if q_camids is not None:
                     cameras = g_camids[start:start + len(block)]

@@ -9,6 +9,7 @@ is exact: every row of the gallery is compared, and equal similarities keep the 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,9 @@ def main() -> None:
     require_same(query.record, gallery.record, COMPARABLE, f"{args.query} and {args.gallery}")
     threshold = args.far and hits.read_threshold(args.calibration, args.far, args.feature, query.record, gallery.record)
     draw = evidence_drawer(args, query, gallery) if args.resume else None
+    cameras = [read_cameras(args.query, query), read_cameras(args.gallery, gallery)] if args.exclude_same_camera else []
     out = make_folder(args.out, "--out")
-    answers = hits.judge(query, gallery, find(args, query, gallery), threshold or None, args.min_similarity)
+    answers = hits.judge(query, gallery, find(args, query, gallery, cameras), threshold or None, args.min_similarity)
     about = describe(args, query, gallery, answers, threshold or None)
     print("\n".join(about))
     title = f"{Path(args.query).name} in {Path(args.gallery).name}"
@@ -82,19 +84,22 @@ def read_side(path: str) -> Gallery:
     return gallery
 
 
-def find(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> Hits:
-    """The hits of all queries; raises `UserError` for damaged features, and where no name tells a camera."""
-    cameras = [None, None]
-    if args.exclude_same_camera:
-        cameras = [np.array([camera_of(path) for path in side.paths]) for side in (query, gallery)]
-        for name, side in zip((args.query, args.gallery), cameras):
-            silent = np.count_nonzero(side < 0)
-            if silent == len(side):
-                raise UserError(f"--exclude-same-camera: no name in {name} tells a camera, as cam3/ or _c3_ do; leave it out")
-            if silent:
-                warn(f"--exclude-same-camera: {silent} of {len(side)} names in {name} tell no camera; nothing is left out for them")
+def read_cameras(path: str, side: Gallery) -> np.ndarray:
+    """The camera that each name tells, -1: none; raises `UserError` where no name does."""
+    cameras = np.array([camera_of(name) for name in side.paths])
+    silent = np.count_nonzero(cameras < 0)
+    if silent == len(cameras):
+        raise UserError(f"--exclude-same-camera: no name in {path} tells a camera, as cam3/ or _c3_ do; leave it out")
+    if silent:
+        warn(f"--exclude-same-camera: {silent} of {len(cameras)} names in {path} tell no camera, and lose no hits")
+    return cameras
+
+
+def find(args: argparse.Namespace, query: Gallery, gallery: Gallery, cameras: Sequence[np.ndarray]) -> Hits:
+    """The hits of all queries; raises `UserError` for damaged features."""
+    feats = [getattr(side, args.feature) for side in (query, gallery)]
     try:
-        return find_nearest(*(getattr(side, args.feature) for side in (query, gallery)), args.top, *cameras, silent=False)
+        return find_nearest(*feats, args.top, *cameras, silent=False)
     except ValueError as error:
         raise UserError(f"{args.query}, {args.gallery}: {error}; embed the images again") from None
 

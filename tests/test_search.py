@@ -365,14 +365,15 @@ def test_the_map_is_the_evidence_of_the_pair(page, search, world):
 
 
 def test_the_filters_filter(page, search):
+    from selenium.webdriver.support.ui import Select
     lines = rows_of(search.cwd / "hits/hits.csv")
-    select = page.find_element("id", "verdict")
+    select = Select(page.find_element("id", "verdict"))
     for verdict in {line["verdict"] for line in lines}:
-        select.send_keys(verdict)
+        select.select_by_visible_text(verdict)
         hits_shown = shown(page, ".hit")
         assert len(hits_shown) == sum(line["verdict"] == verdict for line in lines)
         assert {hit.get_attribute("data-verdict") for hit in hits_shown} == {verdict}
-    select.send_keys("all")
+    select.select_by_visible_text("all")
     words = page.find_element("id", "words")
     words.send_keys("CAM2/")
     matching = [line for line in lines if "cam2/" in line["hit"]]
