@@ -145,6 +145,20 @@ def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Che
     return checkpoint
 
 
+def load_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, dict[str, Any]]:
+    """The network of one of this project's checkpoints or of a published one, and what the file says of it.
+
+    Raises `UserError` if it is neither.
+    """
+    content = load_file(path, flag)
+    if not is_own(content) and isinstance(content, dict) and is_published(content.get("net")):
+        net, facts, report = load_published(content, str(path))
+        print("\n".join(report))
+        return net, facts
+    checkpoint = as_checkpoint(content, path, flag)
+    return checkpoint.network(path, flag), checkpoint.args
+
+
 def is_own(content: Any) -> bool:
     """Whether a file's content is a checkpoint of this project."""
     keys = {"format": int, "net": dict, "args": dict, "num_classes": int, "epoch": int}

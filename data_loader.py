@@ -5,10 +5,10 @@ To add an augmentation, write a function of (images, modality, generator) and pu
 """
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from datasets import arrays as train_arrays
 from datasets.arrays import Marks
-from datasets.images import read_image, read_images
+from datasets.images import MEAN, STD, read_batches, read_images
 from datasets.types import MODALITIES, VISIBLE, TrainSplit, View
 from utils import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 PADDING = 10  # pixels
 
 
@@ -256,33 +255,8 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
 # ------------------------------------------------------------------------------------------------ test images
 def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
             pin: bool = False) -> Iterator[Tensor]:
-    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot
-    read.
-
-    workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. `pin`: in pinned
-    memory, for a GPU.
-    """
-    def read(batch: Sequence[str]) -> list[Future]:
-        return [pool.submit(read_image, path, height, width) for path in batch]
-
-    chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
-    if workers == 0:
-        for chunk in chunks:
-            yield stack([read_image(path, height, width) for path in chunk], pin)
-        return
-    ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            jobs = deque(map(read, chunks[:ahead]))
-            for chunk in [*chunks[ahead:], *[()] * len(jobs)]:
-                images = [job.result() for job in jobs.popleft()]
-                jobs.append(read(chunk))
-                yield stack(images, pin)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def stack(images: list[np.ndarray], pin: bool) -> Tensor:
-    """One batch of decoded images, in pinned memory for a GPU."""
-    batch = torch.from_numpy(np.stack(images))
-    return batch.pin_memory() if pin else batch
+    """`read_batches` as tensors, in pinned memory for a GPU (`pin`)."""
+    with contextlib.closing(read_batches(paths, height, width, batch_size, workers)) as reading:
+        for images in reading:
+            batch = torch.from_numpy(images)
+            yield batch.pin_memory() if pin else batch

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_loader import TrainBatches, batches, normalise
-from datasets.types import MODALITIES, Images, Search
+from datasets.types import MODALITIES, Features, Search
 from devices import precision, without_tf32
 from eval_metrics import distance_matrix, evaluate, k_reciprocal_distance
 from loss import Criterion
@@ -221,20 +221,6 @@ class Extraction:
     silent: bool = True
 
 
-@dataclass(frozen=True)
-class Features:
-    """L2-normalised features of N images of one modality: paths, and (N, D) float32 for each of FEATURES."""
-
-    paths: tuple[str, ...]
-    pool: np.ndarray
-    bnneck: np.ndarray
-
-    def take(self, images: Images, kind: str) -> np.ndarray:
-        """The features (M, D) of some of the images, in their order."""
-        rows = {path: row for row, path in enumerate(self.paths)}
-        return getattr(self, kind)[[rows[path] for path in images.paths]]
-
-
 @torch.inference_mode()
 def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settings: Extraction,
                      check: Callable[[], None] = lambda: None) -> Features:
@@ -252,11 +238,10 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settin
     reading = batches(mine, settings.height, settings.width, settings.batch_size, settings.workers, settings.device.type == "cuda")
     for images in tqdm(reading, modality, rounds, unit="batch", leave=False, disable=settings.silent or None):
         check()
-        images = normalise(images.to(settings.device, non_blocking=True))
-        with precision(settings.device, settings.bf16), without_tf32():
-            outputs = [net(**{modality: view}) for view in ((images, images.flip(3)) if settings.flip else (images,))]
-        pooled.append(F.normalize(sum(F.normalize(output.feats) for output in outputs)))
-        necks.append(F.normalize(sum(F.normalize(output.neck) for output in outputs)))
+        images = images.to(settings.device, non_blocking=True)
+        pool, neck = features_of(net, images, modality, settings.bf16, settings.flip)
+        pooled.append(pool)
+        necks.append(neck)
     for _ in range(rounds - len(pooled)):
         check()
     pool, bnneck = (torch.cat(parts).cpu().numpy() if parts else np.empty((0, 0), np.float32)
@@ -264,6 +249,31 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settin
     if count > 1:
         pool, bnneck = (merge_shards(feats, len(paths), count) for feats in (pool, bnneck))
     return Features(tuple(paths), pool, bnneck)
+
+
+def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool, flip: bool) -> tuple[Tensor, Tensor]:
+    """Both features (B, D), L2-normalised, of images (B, height, width, 3) uint8 on the network's device.
+
+    flip: the sum of the features of image and mirror, normalised again.
+    """
+    images = normalise(images)
+    with precision(images.device, bf16), without_tf32():
+        outputs = [net(**{modality: view}) for view in ((images, images.flip(3)) if flip else (images,))]
+    return (F.normalize(sum(F.normalize(output.feats) for output in outputs)),
+            F.normalize(sum(F.normalize(output.neck) for output in outputs)))
+
+
+def embedder(net: nn.Module, modality: str,
+             bf16: bool = False) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A network as a function of images (B, height, width, 3) uint8 to both features (B, D) float32, L2-normalised."""
+    device, net = next(net.parameters()).device, folded(net)
+
+    @torch.inference_mode()
+    def embed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pool, neck = features_of(net, torch.from_numpy(images).to(device), modality, bf16, False)
+        return pool.cpu().numpy(), neck.cpu().numpy()
+
+    return embed
 
 
 def merge_shards(feats: np.ndarray, total: int, count: int) -> np.ndarray:

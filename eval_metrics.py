@@ -39,6 +39,21 @@ def distance_matrix(query_feats: np.ndarray, gallery_feats: np.ndarray) -> np.nd
     return np.maximum(dist_mat, 0, out=dist_mat)
 
 
+def modality_gap(visible: np.ndarray, infrared: np.ndarray) -> dict[str, float]:
+    """How far apart L2-normalised features (N, D) and (M, D) of the two modalities lie.
+
+    centroids: Euclidean distance of their means; visible, infrared, across: mean cosine distance of the pairs
+    within and across modalities, an image not with itself (0 for a single image).
+    """
+    means = [side.mean(0, dtype=np.float64) for side in (visible, infrared)]
+
+    def within(mean: np.ndarray, count: int) -> float:  # the mean over pairs is that over all products, less N of 1
+        return 1 - (count * mean @ mean - 1) / (count - 1) if count > 1 else 0.0
+
+    return {"centroids": float(np.linalg.norm(means[0] - means[1])), "visible": float(within(means[0], len(visible))),
+            "infrared": float(within(means[1], len(infrared))), "across": float(1 - means[0] @ means[1])}
+
+
 def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike,
               g_camids: ArrayLike, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
     """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (the same room), CMC counts each person

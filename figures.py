@@ -1,23 +1,35 @@
-"""Figures of a test: CMC curves, example rankings, and histograms of genuine and impostor distances."""
+"""Figures of a test: CMC and ROC curves, example rankings, histograms of distances, evidence, an embedding."""
 from __future__ import annotations
 
+import contextlib
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 from datasets.images import read_image
-from datasets.types import Images, Search
+from datasets.types import MODALITIES, Images, Search
 from results import FEATURES
-from utils import atomic_path
+from utils import UserError, atomic_path
+from verification import Pairs
+
+if TYPE_CHECKING:
+    from evidence import Evidence
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
+EMBEDDED, EACH = 20, 12  # persons, and images of each in each modality
 MATCH, MISS = ("✓", "#1a7f37", "-"), ("✗", "#c62828", (0, (2.2, 1.2)))  # told apart by sign, colour and line
 ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart (Okabe and Ito)
 WORDS = {"pool": "after pooling", "bnneck": "after BNNeck"}
@@ -35,6 +47,11 @@ def draw(out: Path, record: dict[str, Any], search: Search, dist_mat: np.ndarray
     figures = {"cmc": draw_cmc(title, record["trials"]),
                "ranking": draw_ranking(first, dist_mat, shown, same, search, *record["image_size"]),
                "distances": draw_distances(first, word, dist_mat, shown, same)}
+    save(out, figures)
+
+
+def save(out: Path, figures: Mapping[str, Figure]) -> None:
+    """Write figures by name as PNG files into a folder, each whole or not at all."""
     for name, figure in figures.items():
         with atomic_path(out / f"{name}.png") as temporary:
             FigureCanvasAgg(figure).print_png(temporary)
@@ -97,6 +114,31 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
     return list(chosen.values())
 
 
+def choose_pairs(search: Search, dist_mat: np.ndarray) -> list[list[tuple[str, tuple[str, str]]]]:
+    """For some queries, from the best to the worst, the nearest image of their person and of another: captions
+    and paths.
+    """
+    same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
+    chosen = choose_queries(first_match(dist_mat, shown, same), search.query.pids)[::2]
+    rows = []
+    for query in chosen:
+        nearest = [(word, np.where(wanted & shown[query], dist_mat[query], np.inf)) for word, wanted in
+                   (("same person", same[query]), ("another person", ~same[query]))]
+        rows.append([(word, (search.query.paths[query], search.gallery.paths[distances.argmin()]))
+                     for word, distances in nearest if np.isfinite(distances.min())])
+    return rows
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image (a path) with the caption below it, in one colour with its frame; style: of the frame's line."""
+
+    path: str
+    caption: str
+    colour: str = "black"
+    style: Any = "-"
+
+
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search, height: int,
                  width: int) -> Figure:
     """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under
@@ -105,36 +147,46 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     height, width: pixels, which give the aspect. Queries without a match are not shown.
     """
     ranks = first_match(dist_mat, shown, same)
-    chosen = choose_queries(ranks, search.query.pids)
+    rows = []
+    for query in choose_queries(ranks, search.query.pids):
+        pid, camera = search.query.pids[query], search.query.camids[query]
+        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}")]
+        seen = np.flatnonzero(shown[query])
+        for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
+            sign, colour, style = MATCH if same[query, index] else MISS
+            caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
+            row.append(Tile(search.gallery.paths[index], caption, colour, style))
+        rows.append(row)
+    return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), height, width)
+
+
+def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: int, width: int) -> Figure:
+    """Rows of a query and up to `count` hits, of at most ten, framed and captioned; height, width: pixels, which give
+    the aspect.
+
+    An image that cannot be read any more is an empty frame.
+    """
     heading = textwrap.wrap(title, 105)
     zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
     tall, wide = zoom * height, zoom * width
     column, line, top = 0.88, tall + 0.48, 0.5 + 0.2 * len(heading)
     centres = 0.65 + column * (np.arange(SHOWN + 1) + 0.2 * (np.arange(SHOWN + 1) > 0))
-    across, down = centres[-1] + 0.55, top + line * len(chosen)
+    across, down = centres[-1] + 0.55, top + line * len(rows)
     figure = Figure(figsize=(across, down), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     write = partial(axes.text, ha="center", va="top", linespacing=1.2)
-
-    def place(images: Images, index: int, row: int, number: int, caption: str, colour: str, style: Any) -> None:
-        left, upper = centres[number] - wide / 2, top + line * row
-        pixels = read_image(images.paths[index], max(1, round(DPI * tall)), max(1, round(DPI * wide)))
-        axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
-        axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=colour, linewidth=2.4, linestyle=style))
-        write(centres[number], upper + tall + 0.05, caption, color=colour, fontsize=7)
-
     write(across / 2, 0.12, "\n".join(heading), fontsize=11)
-    for number, x in enumerate(centres[:1 + len(search.gallery)]):
+    for number, x in enumerate(centres[:1 + count]):
         write(x, top - 0.08, str(number) if number else "query", fontsize=9, va="baseline")
-    for row, query in enumerate(chosen):
-        pid, camera = search.query.pids[query], search.query.camids[query]
-        place(search.query, query, row, 0, f"person {pid}, camera {camera}\nfirst match: rank "
-                                           f"{ranks[query]}", "black", "-")
-        seen = np.flatnonzero(shown[query])
-        for number, index in enumerate(seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]], 1):
-            sign, colour, style = MATCH if same[query, index] else MISS
-            caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
-            place(search.gallery, index, row, number, caption, colour, style)
+    for upper, row in zip(top + line * np.arange(len(rows)), rows):
+        for centre, tile in zip(centres, row):
+            left = centre - wide / 2
+            with contextlib.suppress(UserError):
+                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)))
+                axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
+            axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour, linewidth=2.4,
+                                     linestyle=tile.style))
+            write(centre, upper + tall + 0.05, tile.caption, color=tile.colour, fontsize=7)
     axes.set(xlim=(0, across), ylim=(down, 0), aspect="auto")
     axes.set_axis_off()
     return figure
@@ -157,4 +209,96 @@ def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarra
                         label=f"{name} pairs: {len(values):,}, mean {values.mean(dtype=float):.3f}")
     axes.set(xlabel=word, ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0, 1.25 * axes.dataLim.ymax))  # room for the legend
     axes.legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
+    """ROC of each feature's pairs: true accept rate over false accept rate (log axis), equal error rate marked."""
+    figure, axes = curve_axes(title)
+    most = max([len(each.impostor) for each in pairs.values()] + [10])
+    for (feature, each), colour, style in zip(pairs.items(), (ORANGE, BLUE), ("--", "-")):
+        if not (len(each.genuine) and len(each.impostor)):
+            continue
+        accepted = np.unique(np.geomspace(1, len(each.impostor), 400).astype(int))
+        error = each.equal_error()
+        axes.plot(*each.accept_rates(np.append(each.ascending[-accepted], -np.inf)), color=colour, linestyle=style, linewidth=1.4,
+                  label=f"{WORDS[feature]}: EER {error:.2%}")
+        axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", clip_on=False, zorder=3)
+    rates = np.geomspace(1 / most, 1, 200)
+    axes.plot(rates, 1 - rates, color="0.6", linewidth=0.8, linestyle=":", label="equal errors")
+    axes.set(xscale="log", xlim=(1 / most, 1), ylim=(0, 1), xlabel=f"false accept rate ({most:,} impostor pairs)",
+             ylabel="true accept rate (%)")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axes.legend(loc="best", fontsize=8)
+    return figure
+
+
+def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], height: int, width: int) -> Figure:
+    """Pairs of images with what speaks for them and against them, some captioned pairs a row.
+
+    height, width: pixels, which give the aspect. Either image stands beside its map; the colours of a pair
+    have one scale.
+    """
+    columns, across = max(map(len, rows)), 1.44 * width / height
+    figure = Figure(figsize=(0.4 + columns * (4 * across + 0.6), 0.9 + 1.95 * len(rows)), dpi=DPI)
+    axes = figure.subplots(len(rows), 5 * columns, squeeze=False, gridspec_kw={
+        "width_ratios": [1, 1, 1, 1, 0.4] * columns, "left": 0.01, "right": 1.0, "bottom": 0.01, "wspace": 0.04, "hspace": 0.3,
+        "top": 1 - 0.9 / figure.get_figheight()})
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, row in zip(axes, rows):
+        for start, (caption, pair) in zip(range(0, len(line), 5), row):
+            first, second = (read_image(path, 2 * DPI, round(2 * DPI * width / height)) for path in pair.paths)
+            limit = max(np.abs(values).max() for values in pair.maps)
+            shown = first, overlay(first, pair.maps[0], limit), overlay(second, pair.maps[1], limit), second
+            for axis, pixels in zip(line[start:], shown):
+                axis.imshow(pixels, aspect="auto")
+            line[start + 1].set_title(f"{caption}\nsimilarity {pair.similarity:.3f}", x=1.02, fontsize=8)
+    names = " / ".join(dict.fromkeys(pair.name for row in rows for _, pair in row))
+    figure.suptitle("\n".join([textwrap.fill(title, round(11 * figure.get_figwidth())),
+                               f"{names}: blue speaks for the pair, orange against it"]), fontsize=10, y=0.99, va="top")
+    return figure
+
+
+def overlay(pixels: np.ndarray, evidence: np.ndarray, limit: float) -> np.ndarray:
+    """A grey image (height, width, 3) uint8 with what speaks for a pair in blue, and against it in orange.
+
+    evidence: (rows, columns) float32; limit: the evidence that has the full colour.
+    """
+    strength = np.asarray(Image.fromarray(evidence).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
+    strength = (strength / max(limit, 1e-12)).clip(-1, 1)[..., None]
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)[..., None]
+    colour = np.where(strength > 0, *(np.float32(to_rgb(name)) * 255 for name in (BLUE, ORANGE)))
+    opacity = 0.8 * np.abs(strength)
+    return ((1 - opacity) * grey + opacity * colour).round().astype(np.uint8)
+
+
+def draw_embedding(title: str, images: Mapping[str, Images], feats: Mapping[str, np.ndarray]) -> Figure:
+    """t-SNE (van der Maaten and Hinton, JMLR 2008) of the first persons who have both modalities.
+
+    images, feats (N, D): by modality. Colour tells the person, the marker the modality. Raises `UserError` that
+    says what to install without scikit-learn.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("embedding.png: left out, as scikit-learn is not installed; run: pip install -r "
+                        "requirements-figures.txt") from None
+    both = np.intersect1d(*(images[modality].pids for modality in MODALITIES))
+    persons = both[np.linspace(0, len(both) - 1, min(EMBEDDED, len(both))).astype(int)]
+    rows = {modality: np.concatenate([np.flatnonzero(images[modality].pids == pid)[:EACH] for pid in persons])
+            for modality in MODALITIES}
+    points = np.concatenate([feats[modality][rows[modality]] for modality in MODALITIES])
+    places = TSNE(metric="cosine", init="random", perplexity=min(30, (len(points) - 1) / 3),
+                  random_state=0).fit_transform(points)
+    figure, axes = curve_axes(f"{title}, {len(persons)} of {len(both)} test persons, after BNNeck")
+    pids = np.concatenate([images[modality].pids[rows[modality]] for modality in MODALITIES])
+    colours = colormaps["tab20"](np.searchsorted(persons, pids) % 20)
+    cut = len(rows[MODALITIES[0]])
+    for modality, part, marker in zip(MODALITIES, (slice(cut), slice(cut, None)), ("o", "^")):
+        axes.scatter(*places[part].T, c=colours[part], marker=marker, s=22, linewidths=0.3, edgecolors="black")
+        axes.scatter([], [], c="0.6", marker=marker, s=22, linewidths=0.3, edgecolors="black", label=modality)
+    axes.set(xticks=[], yticks=[], xlabel="t-SNE: one colour a person; only neighbourhoods mean something")
+    axes.grid(False)
+    axes.legend(loc="best", fontsize=8)
     return figure

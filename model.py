@@ -218,7 +218,14 @@ class TwoStream(nn.Module):
 
     def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None, **others: Tensor) -> Output:
         """Normalised images of one view or of several, (B, 3, height, width) each, by name, through one pass."""
-        given = {"visible": visible, "infrared": infrared, **others}
+        x, affinities = self.feature_maps({"visible": visible, "infrared": infrared, **others})
+        with torch.autocast(x.device.type, enabled=False):
+            feats = pool(x.float(), self.method.pooling)
+            neck = self.bottleneck(feats)
+            return Output(feats, neck, self.classifier(neck), affinities)
+
+    def feature_maps(self, given: Mapping[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images by view -> the maps of the last stage, (B, D, H, W), view after view, and the affinities."""
         maps, affinities = [], {}
         for name, view in self.method.views.items():
             if given.get(name) is None:
@@ -232,10 +239,7 @@ class TwoStream(nn.Module):
             x = self.run_stage(stage, x)
             if stage == "layer2" and self.graph is not None:
                 x = self.graph(x)
-        with torch.autocast(x.device.type, enabled=False):
-            feats = pool(x.float(), self.method.pooling)
-            neck = self.bottleneck(feats)
-            return Output(feats, neck, self.classifier(neck), affinities)
+        return x, affinities
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
         """One shared stage, with the non-local blocks that follow its last blocks."""

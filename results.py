@@ -90,6 +90,13 @@ def lines(record: dict[str, Any]) -> list[str]:
     return rows
 
 
+def gap_lines(record: dict[str, Any]) -> list[str]:
+    """The gap between the modalities in words."""
+    return [f"{feature:<8}modality gap: centroids {gap['centroids']:.3f} apart; mean cosine distance within visible "
+            f"{gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
+            for feature, gap in record["modality_gap"].items()]
+
+
 def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Path:
     """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras.
 

@@ -20,11 +20,14 @@ import torch
 
 import options
 import results
+import verification
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
-from datasets.types import TRIALS, Search
+from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
 from engine import Extraction, Features, distances, score, search_features
+from eval_metrics import modality_gap
+from evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
 from utils import Parser, UserError, atomic_path, make_folder, parse_given, run, sha256, warn, write_json
@@ -74,8 +77,14 @@ def main() -> None:
               "checkpoint": {"method": args.method, "arch": args.arch, "files": [Path(path).name for path in paths],
                              "sha256": [sha256(Path(path)) for path in paths]},
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
-    print("\n".join(results.lines(record)))
+    pairs = {kind: find_pairs(*first, kind) for kind in FEATURES}
+    record |= {"calibration": verification.describe(first[1]),
+               "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in FEATURES},
+               "modality_gap": {kind: find_gap(*first, kind) for kind in FEATURES}}
+    print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))
     write(args, "trial" in given, record, *first)
+    if args.out:
+        draw(args, record, models[0].net, *first, pairs)
 
 
 # ----------------------------------------------------------------------------------------------- what to test
@@ -194,6 +203,18 @@ def score_trial(features: dict[str, Features], search: Search, rerank: str) -> d
     return {"trial": search.trial, **scores, "counts": results.count(search)}
 
 
+def find_pairs(features: dict[str, Features], search: Search, kind: str) -> verification.Pairs:
+    """The genuine and impostor pairs that a search sees."""
+    same = search.query.pids[:, None] == search.gallery.pids
+    return verification.make_pairs(1 - distances(features, search, kind), search.seen(), same)
+
+
+def find_gap(features: dict[str, Features], search: Search, kind: str) -> dict[str, float]:
+    """How far apart the modalities lie in a search."""
+    sides = {side.modality: side for side in (search.query, search.gallery)}
+    return modality_gap(*(features[modality].take(sides[modality], kind) for modality in MODALITIES))
+
+
 # ----------------------------------------------------------------------------------------------------- report
 def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]) -> list[str]:
     """What was done beyond the protocol, in words."""
@@ -211,18 +232,35 @@ def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]
 
 def write(args: argparse.Namespace, named: bool, record: dict[str, Any], features: dict[str, Features],
           search: Search) -> None:
-    """Write what was found, and the features and figures asked for; named: whether the user gave the trial."""
+    """Write what was found, and the features asked for; named: whether the user gave the trial."""
     if args.save_features:
         save_features(Path(args.save_features), features, search)
     if args.out:
-        import figures  # Matplotlib takes a second to load
         results.write(record, Path(args.out))
-        rerank = args.rerank != "none"
-        figures.draw(Path(args.out), record, search, distances(features, search, "bnneck", rerank), rerank)
     else:
         path = results.default_path(args.resume, record, named)
         write_json(path, record)
         print(f"results: {path}")
+
+
+def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, features: dict[str, Features], search: Search,
+         pairs: dict[str, verification.Pairs]) -> None:
+    """Write the figures of the first trial; without scikit-learn, all but the embedding."""
+    import figures  # Matplotlib takes a second to load
+    out, rerank = Path(args.out), args.rerank != "none"
+    dist_mat = distances(features, search, "bnneck", rerank)
+    figures.draw(out, record, search, dist_mat, rerank)
+    title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
+    figures.save(out, {"verification": figures.draw_verification(title, pairs)})
+    rows = [[(caption, find_evidence(net, pair, (search.query.modality, search.gallery.modality), args.img_h, args.img_w))
+             for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
+    figures.save(out, {"evidence": figures.draw_evidence(title, rows, args.img_h, args.img_w)})
+    sides = {side.modality: side for side in (search.query, search.gallery)}
+    try:
+        figures.save(out, {"embedding": figures.draw_embedding(
+            title, sides, {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()})})
+    except UserError as error:
+        warn(str(error))
 
 
 def save_features(path: Path, features: dict[str, Features], search: Search) -> None:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +14,29 @@ from tqdm import tqdm
 from utils import UserError, one_line
 
 FILTER = "LANCZOS"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
+PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of an image: a W3C media fragment
 
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     """Decode an image file, turn it upright as its EXIF says, convert it to RGB, resize it (Pillow LANCZOS).
 
-    Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns (height,
-    width, 3) uint8. Raises `UserError` naming the file if it cannot be decoded whole, or has more than 8 bits
-    a channel, which Pillow would cut off.
+    `FILE#xywh=x,y,w,h` is a part of an upright image, in pixels from its upper left corner, as far as it lies
+    within. Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns
+    (height, width, 3) uint8. Raises `UserError` naming the file if it cannot be decoded whole, or has more than
+    8 bits a channel, which Pillow would cut off, or if a part lies outside.
     """
+    part = PART.search(str(path))
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(PART.sub("", str(path)), formats=FORMATS) as image:
             if has_more_than_8_bits(image):
                 raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, "
                                 "8 bits expected; convert it to an 8-bit file")
             image.info.pop("transparency", None)  # dropped like an alpha channel
             upright = ImageOps.exif_transpose(image).convert("RGB")
+        if part:
+            upright = upright.crop(box_within(path, upright.size, *map(int, part.groups())))
         return np.array(upright.resize((width, height), Image.Resampling[FILTER]))
     except UserError:
         raise
@@ -44,6 +52,14 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
                         "file") from None
 
 
+def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int, h: int) -> tuple[int, int, int, int]:
+    """The box (left, upper, right, lower) of a part of an image of this size (width, height); `UserError` if it is empty."""
+    left, upper, right, lower = max(x, 0), max(y, 0), min(x + w, size[0]), min(y + h, size[1])
+    if left >= right or upper >= lower:
+        raise UserError(f"{path}: nothing of this box lies within the image of {size[0]} x {size[1]} pixels; mend the box")
+    return left, upper, right, lower
+
+
 def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
     """Whether a file, before it is decoded, has more than 8 bits a channel."""
     raw = [str(tile[3]) for tile in image.tile]
@@ -54,6 +70,48 @@ def describe_bytes(path: str | Path) -> str:
     """Say in words what a file that is no image holds."""
     size = Path(path).stat().st_size
     return "an empty file" if size == 0 else f"a file of {size} bytes in no known image format"
+
+
+def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
+                 unreadable: dict[str, str] | None = None) -> Iterator[np.ndarray]:
+    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
+
+    workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. unreadable: takes the
+    error of each file that cannot be read, which its batch is without then.
+    """
+    def read(path: str) -> np.ndarray | None:
+        try:
+            return read_image(path, height, width)
+        except UserError as error:
+            if unreadable is None:
+                raise
+            unreadable[path] = str(error)
+            return None
+
+    chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
+    if workers == 0:
+        for chunk in chunks:
+            yield stack(map(read, chunk), height, width)
+        return
+    ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
+    with ThreadPoolExecutor(workers) as pool:
+        def submit(chunk: Sequence[str]) -> list[Future]:
+            return [pool.submit(read, path) for path in chunk]
+
+        try:
+            jobs = deque(map(submit, chunks[:ahead]))
+            for chunk in [*chunks[ahead:], *[()] * len(jobs)]:
+                images = [job.result() for job in jobs.popleft()]
+                jobs.append(submit(chunk))
+                yield stack(images, height, width)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def stack(images: Iterable[np.ndarray | None], height: int, width: int) -> np.ndarray:
+    """One batch of the images that could be read."""
+    found = [image for image in images if image is not None]
+    return np.stack(found) if found else np.empty((0, height, width, 3), np.uint8)
 
 
 def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, workers: int = 4, *,

@@ -44,6 +44,20 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Features:
+    """L2-normalised features of N images of one modality: paths, and (N, D) float32 for each of FEATURES."""
+
+    paths: tuple[str, ...]
+    pool: np.ndarray
+    bnneck: np.ndarray
+
+    def take(self, images: Images, kind: str) -> np.ndarray:
+        """The features (M, D) of some of the images, in their order."""
+        rows = {path: row for row, path in enumerate(self.paths)}
+        return getattr(self, kind)[[rows[path] for path in images.paths]]
+
+
+@dataclass(frozen=True)
 class Search:
     """One search: a query in a gallery, and the rules that score it.
 

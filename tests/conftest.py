@@ -118,3 +118,35 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 # Flags of a run that takes seconds.
 SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained", "none", "--lr", "0.02", "--gpu", "cpu",
          "--batch-size", "2", "--num_pos", "2", "--workers", "1")
+
+
+def make_network(method: str, arch: str = "resnet18"):
+    """A network as if trained: streams that differ, gammas that act, and BatchNorms that know its activations."""
+    import torch
+
+    from model import TwoStream
+    torch.manual_seed(0)
+    net = TwoStream(method, arch, 4)
+    for name, value in net.named_parameters():
+        value.data = torch.full_like(value, 0.5) if name.endswith("gamma") else value.data * torch.empty_like(value).uniform_(0.8, 1.2)
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(torch.randn(8, 3, 64, 32), torch.randn(8, 3, 64, 32))
+    return net.eval()
+
+
+def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int = 32, width: int = 16) -> Path:
+    """A file as train.py writes it, of an untrained network whose BatchNorms tell images apart; returns its path."""
+    import torch
+
+    from model import TwoStream
+    torch.manual_seed(seed)
+    net = TwoStream(method, "resnet18", 4)
+    for name, value in net.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_(0, 0.1)
+    facts = {"dataset": "regdb", "method": method, "arch": "resnet18", "img_w": width, "img_h": height, "trial": 1}
+    torch.save({"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": 1, "args": facts, "optimiser": {}}, path)
+    return path

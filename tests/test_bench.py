@@ -13,7 +13,7 @@ TINY = ("--arch", "resnet18", "--img_h", "32", "--img_w", "16", "--batch-size", 
 @pytest.fixture
 def small(monkeypatch):
     for name, value in (("STEPS", {"cpu": 1}), ("BATCHES", {"cpu": 2}), ("TEST_IMAGES", {"cpu": 6}), ("QUERIES", 40),
-                        ("GALLERY", 80), ("PERSONS", 24), ("PREPROCESSED", 40), ("DISTINCT", 4), ("PRODUCT", {"cpu": 64}),
+                        ("GALLERY", 80), ("ROWS", 600), ("PERSONS", 24), ("PREPROCESSED", 40), ("DISTINCT", 4), ("PRODUCT", {"cpu": 64}),
                         ("COPY", 1 << 16)):
         monkeypatch.setattr(bench, name, value)
 

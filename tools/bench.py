@@ -1,6 +1,6 @@
 """Times this repository's ways against the plain ones, the two alternately in one process.
 
-    python -m tools.bench step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
+    python -m tools.bench step input extract onnx metrics search preprocess graph [--gpu 0|cpu] [--json FILE]
     python -m tools.bench params --arch mobilenet_v2          parameters and arithmetic of each method
 
 The step that it times is train.py's own.
@@ -27,11 +27,14 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import onnx_model
 from backbones import BACKBONES
+from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages
 from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
+from gallery import BLOCK, find_nearest
 from loss import Criterion
 from model import METHODS, MODALITIES, Method, TwoStream
 from tools import plain
@@ -44,6 +47,7 @@ TEST_IMAGES = {"cpu": 256, "cuda": 4096}
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the matrices that the peak is measured on
 COPY = 1 << 28  # bytes of the copy that the bandwidth is measured on
 QUERIES, GALLERY, PERSONS = 3803, 301, 96  # SYSU-MM01's test, all-search
+ROWS, WIDTH, TOP = 1_000_000, 2048, 10  # of the gallery that is searched
 PREPROCESSED = 4000  # images; SYSU-MM01 has 34,167
 DISTINCT = 64  # image files that differ; the others are links to them
 CPU = torch.device("cpu")
@@ -155,6 +159,25 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
+def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """Features of image files on the CPU: export.py's networks in onnxruntime against `extract_features` in torch."""
+    count, script = TEST_IMAGES["cpu"], Path(__file__).parents[1] / "export.py"
+    net, _ = made_network(METHODS[args.method], args.arch, CPU, torch.channels_last)
+    facts = {"method": args.method, "arch": args.arch, "dataset": "sysu", "img_h": args.img_h, "img_w": args.img_w}
+    settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, CPU)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = made_files(Path(folder) / "images", [f"{number}.jpg" for number in range(count)])
+        save_checkpoint(Path(folder) / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
+        for name, flags in (("float32", []), ("int8", ["--int8", *[f"{folder}/images"] * 2])):
+            command = [sys.executable, str(script), f"{folder}/x.t", "--out", f"{folder}/{name}", *flags]
+            subprocess.run(command, check=True, capture_output=True)
+            model = onnx_model.load(f"{folder}/{name}/visible.onnx", args.threads or 0)
+            sides = (functools.partial(extract_features, net, paths, "visible", settings),
+                     functools.partial(model.extract, paths, TEST_BATCH, args.workers))
+            yield {**compare(f"onnx {name}", *sides, args.repeats, args.warmup, CPU, count, plain_memory=True),
+                   "note": f"{Path(f'{folder}/{name}/visible.onnx').stat().st_size / 1e6:.0f} MB"}
+
+
 def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory that it takes on top."""
     rng = np.random.default_rng(0)
@@ -176,6 +199,28 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             result = {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
                       "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
             yield with_floor(result, dist_mat.nbytes, "B", CPU)
+
+
+def bench_search(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+    """`find_nearest` in a memory-mapped gallery against a product and a full stable sort, and the memory beyond it."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = np.lib.format.open_memmap(Path(folder) / "gallery.npy", "w+", np.float32, (ROWS, WIDTH))
+        for start in range(0, ROWS, BLOCK):
+            gallery[start:start + BLOCK] = unit_rows(rng, len(gallery[start:start + BLOCK]))
+        for count in (1, 64):
+            query = unit_rows(rng, count)
+            sides = (lambda query=query: np.argsort(-(query @ gallery.T), 1, "stable")[:, :TOP],
+                     lambda query=query: find_nearest(query, gallery, TOP).rows)
+            tracemalloc.start()
+            found = sides[1]()
+            memory = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            np.testing.assert_array_equal(found, sides[0]())
+            result = {**compare(f"search {count}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
+                      "note": f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery"}
+            amount = (gallery.nbytes, "B") if count == 1 else (2 * count * gallery.size, "FLOP")
+            yield with_floor(result, *amount, CPU)
 
 
 def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
@@ -221,6 +266,12 @@ def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Res
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces
+def unit_rows(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Random features of unit length (count, WIDTH) float32."""
+    rows = rng.standard_normal((count, WIDTH), np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def precisions(device: torch.device) -> list[tuple[str, bool]]:
     """The precisions to report: float32 and, where the device has it natively, bf16."""
     if not use_bf16(device, "auto"):
@@ -282,7 +333,7 @@ def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device
 
 
 # ----------------------------------------------------------------------------------------------------- command line
-BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "metrics": bench_metrics,
+BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx, "metrics": bench_metrics, "search": bench_search,
               "preprocess": bench_preprocess, "graph": bench_graph, "params": bench_params}
 
 

@@ -1,0 +1,83 @@
+"""Evidence for the similarity of two images: what each of their places says for it and against it.
+
+A similarity of two features is a sum over channels, and a feature after mean pooling is a mean over the
+places of the last map. Both sums can be exchanged: the similarity is exactly the mean over places of
+(feature of the place) . (feature of the other image) / (both lengths), a map on either image (as for class
+activation maps, Zhou et al., CVPR 2016). For GeM pooling the same formula takes gradient times activation, a
+first-order approximation of what a place does to the similarity.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_loader import normalise
+from datasets.images import read_image
+from model import TwoStream, pool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A pair of images with its similarity and the evidence map on either (rows, columns) float32.
+
+    exact: the mean of either map is the similarity, and each place's value its share of it; else the maps are
+    approximate.
+    """
+
+    paths: tuple[str, str]
+    similarity: float
+    maps: tuple[np.ndarray, np.ndarray]
+    exact: bool
+
+    @property
+    def name(self) -> str:
+        """What the maps are, in words."""
+        return "evidence" if self.exact else "approximate evidence (gradient times activation)"
+
+
+def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str], height: int, width: int,
+                  kind: str = "bnneck") -> Evidence:
+    """The evidence of two image files, read at this size in pixels; the network is put into eval mode."""
+    device = next(net.parameters()).device
+    images = [normalise(torch.from_numpy(read_image(path, height, width))[None].to(device))[0] for path in paths]
+    maps = evidence_maps(net, *images, modalities, kind)
+    return Evidence(paths, float(maps[0].mean(dtype=np.float64)), maps, net.method.pooling == "average")
+
+
+def evidence_maps(net: TwoStream, first: Tensor, second: Tensor, modalities: tuple[str, str],
+                  kind: str = "bnneck") -> tuple[np.ndarray, np.ndarray]:
+    """The evidence maps (rows, columns) float32 of two normalised images (3, height, width), one on either.
+
+    kind: the feature, one of FEATURES. The network is put into eval mode.
+    """
+    net.eval()
+    with torch.no_grad():
+        maps = [net.feature_maps({modality: image.reshape(1, *image.shape[-3:])})[0].float()
+                for modality, image in zip(modalities, (first, second))]
+        units = [F.normalize(feature(net, x, kind)) for x in maps]
+    return evidence_map(net, maps[0], units[1], kind), evidence_map(net, maps[1], units[0], kind)
+
+
+def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
+    """The feature (1, D) of a last map (1, D, rows, columns), not normalised."""
+    feats = pool(x, net.method.pooling)
+    return net.bottleneck(feats) if kind == "bnneck" else feats
+
+
+@torch.enable_grad()
+def evidence_map(net: TwoStream, x: Tensor, other: Tensor, kind: str) -> np.ndarray:
+    """The map on one image: its last map x (1, D, rows, columns), the other image's unit feature (1, D).
+
+    Activation times the gradient of the similarity, the length of the own feature held fast; what the shift of
+    BNNeck adds is spread over all places.
+    """
+    x = x.detach().requires_grad_()
+    found = feature(net, x, kind)
+    weight = other / found.detach().norm()
+    (gradient,) = torch.autograd.grad((found * weight).sum(), x)
+    shift = (feature(net, torch.zeros_like(x), kind) * weight).sum() if kind == "bnneck" else 0.0
+    return ((x * gradient).sum((0, 1)) * x[0, 0].numel() + shift).detach().cpu().numpy()

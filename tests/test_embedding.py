@@ -1,0 +1,413 @@
+"""embed.py and embedding.py: features of folders, lists, tracklets and boxes, and the file that they grow in."""
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import server
+import torch
+from conftest import ROOT, make_checkpoint, make_regdb, save_image
+from PIL import Image
+
+import embedding
+from checkpoint import load_network
+from datasets.images import read_image
+from datasets.types import Features
+from gallery import Gallery, Record, read_gallery, write_gallery
+from utils import UserError
+
+HEIGHT, WIDTH = 32, 16
+
+
+def night_image(path, number):
+    """A random image without colour."""
+    save_image(path, [number])
+    Image.open(path).convert("L").save(path)
+
+
+@pytest.fixture(scope="module")
+def world(once):
+    """A checkpoint, another of the same kind, and folders of images; only read."""
+    def make(folder):
+        make_checkpoint(folder / "a.t")
+        make_checkpoint(folder / "b.t", seed=1)
+        make_regdb(folder / "RegDB", images=2)
+        for number in range(12):
+            night_image(folder / f"night/cam{number % 2}/{number // 4}/{number}.png", number)
+            save_image(folder / f"day/{number}.png", [100 + number])
+
+    return once("embedding", make)
+
+
+@pytest.fixture
+def embed(script, world):
+    """Run embed.py in an empty folder."""
+    def call(*words, resume="a.t", **options):
+        return script("embed.py", *words, "--resume", world / resume, "--gpu", "cpu", "--workers", 1, **options)
+    call.cwd = script.cwd
+    return call
+
+
+def oracle(world, paths, modality, resume="a.t", flip=False):
+    """Features one image at a time, in plain steps."""
+    net = load_network(world / resume)[0].eval()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    found = []
+    for path in paths:
+        pixels = read_image(path, HEIGHT, WIDTH) if isinstance(path, (str, Path)) else path
+        image = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            outputs = [net(**{modality: view}) for view in ((image, image.flip(3)) if flip else (image,))]
+        found.append([torch.nn.functional.normalize(sum(torch.nn.functional.normalize(getattr(output, name)) for output in outputs))[0]
+                      for name in ("feats", "neck")])
+    pool, bnneck = (np.stack([pair[kind].numpy() for pair in found]) for kind in (0, 1))
+    return pool, bnneck
+
+
+def agree(gallery, expected, tolerance=1e-5):
+    pool, bnneck = expected
+    assert np.abs(gallery.pool - pool).max() < tolerance and np.abs(gallery.bnneck - bnneck).max() < tolerance
+    assert np.ptp(bnneck @ bnneck.T) > 0.01  # else the check would be blind
+
+
+def files(folder):
+    return sorted(str(path) for path in folder.rglob("*.png"))
+
+
+# ------------------------------------------------------------------------------------------------------- features
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_folder_of_any_depth(embed, world, flip):
+    done = embed(world / "night", "--modality", "infrared", "--out", "night.npz", *["--flip"] * flip)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    gallery = read_gallery(embed.cwd / "night.npz")
+    assert sorted(gallery.paths) == files(world / "night")
+    agree(gallery, oracle(world, gallery.paths, "infrared", flip=flip))
+    import hashlib
+    digest = hashlib.sha256((world / "a.t").read_bytes()).hexdigest()
+    assert gallery.record == Record(digest, "base", HEIGHT, WIDTH, flip, "infrared")
+
+
+def test_features_are_those_of_test_py(embed, script, world):
+    done = script("test.py", "--resume", world / "a.t", "--data-path", world / "RegDB", "--gpu", "cpu", "--save-features", "f.npz")
+    assert done.returncode == 0, done.stderr
+    saved = np.load(script.cwd / "f.npz")
+    for side, modality in (("query", "visible"), ("gallery", "infrared")):
+        Path(script.cwd / "list.txt").write_text("\n".join(saved[f"{side}_paths"]) + "\n")
+        assert embed("list.txt", "--modality", modality, "--out", f"{side}.npz").returncode == 0
+        gallery = read_gallery(script.cwd / f"{side}.npz")
+        assert list(gallery.paths) == [os.path.normpath(path) for path in saved[f"{side}_paths"]]
+        np.testing.assert_allclose(gallery.bnneck, saved[f"{side}_feats"], atol=2e-6)
+        np.testing.assert_allclose(gallery.pool, saved[f"{side}_feats_pool"], atol=2e-6)
+
+
+def test_numpy_reads_the_file(embed, world):
+    assert embed(world / "day", "--modality", "visible", "--out", "day.npz", "--float16").returncode == 0
+    plain, mapped = np.load(embed.cwd / "day.npz", allow_pickle=False), read_gallery(embed.cwd / "day.npz")
+    assert json.loads(str(plain["record"]))["modality"] == "visible" and plain["bnneck"].dtype == np.float16
+    np.testing.assert_array_equal(plain["bnneck"], mapped.bnneck)
+    assert isinstance(mapped.bnneck, np.memmap) and mapped.bnneck.flags.aligned and mapped.pool.offset % 64 == 0
+    agree(mapped, oracle(world, mapped.paths, "visible"), 5e-4)
+
+
+def test_one_line_of_python(world):
+    net, facts = load_network(world / "a.t")
+    paths = files(world / "day")
+    day = embedding.embed(net, paths, "visible", facts["img_h"], facts["img_w"], batch_size=5)
+    assert isinstance(day, Features) and day.paths == tuple(paths) and day.bnneck.dtype == np.float32
+    agree(day, oracle(world, paths, "visible"))
+    with pytest.raises(ValueError, match="modality: 'thermal' found"):
+        embedding.embed(net, paths, "thermal")
+
+
+def test_a_function_is_a_network_too(world):
+    def net(images):
+        assert images.shape[1:] == (HEIGHT, WIDTH, 3) and images.dtype == np.uint8
+        feats = images.reshape(len(images), -1)[:, :8].astype(np.float32) + 1
+        return (feats / np.linalg.norm(feats, axis=1, keepdims=True),) * 2
+
+    found = embedding.embed(net, files(world / "day"), "visible", HEIGHT, WIDTH, flip=True)
+    assert found.pool.shape == (12, 8) and np.allclose(np.linalg.norm(found.pool, axis=1), 1)
+    mirrored = [read_image(path, HEIGHT, WIDTH)[:, ::-1] for path in files(world / "day")]
+    one, other = (net(np.stack(images))[0] for images in ([image[:, ::-1] for image in mirrored], mirrored))
+    np.testing.assert_allclose(found.pool, (one + other) / np.linalg.norm(one + other, axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_features_that_are_not_finite_name_the_image(world):
+    with pytest.raises(UserError, match=r"0\.png: its pool feature is not finite"):
+        embedding.embed(lambda images: (np.full((len(images), 2), np.nan),) * 2, files(world / "day"), "visible", HEIGHT, WIDTH)
+
+
+def test_without_torch(embed, world, tmp_path):
+    pytest.importorskip("onnxruntime")
+    import onnx_model
+    if not hasattr(onnx_model, "load"):
+        pytest.skip("no export")
+    assert server.run([ROOT / "export.py", world / "a.t", "--out", "model"], embed.cwd).returncode == 0
+    for name in ("torch", "torchvision"):
+        (tmp_path / "none" / name).mkdir(parents=True)
+        (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('there is none')\n")
+    done = server.run([ROOT / "embed.py", world / "day", "--modality", "visible", "--resume", "model/visible.onnx", "--out", "day.npz"],
+                      embed.cwd, env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
+    assert done.returncode == 0, done.stderr
+    gallery = read_gallery(embed.cwd / "day.npz")
+    agree(gallery, oracle(world, gallery.paths, "visible"))
+    more = embed(world / "night/cam0/0", "--modality", "visible", "--out", "day.npz", "--append")
+    assert more.returncode == 0 and len(read_gallery(embed.cwd / "day.npz")) == 14, more.stderr  # the same checkpoint
+    other = server.run([ROOT / "embed.py", world / "night", "--modality", "infrared", "--resume", "model/visible.onnx", "--out", "n.npz"],
+                       embed.cwd)
+    assert other.returncode == 2 and "is the network for visible images" in other.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- what to embed
+def test_each_image_once_however_it_is_named(tmp_path, capsys, monkeypatch):
+    (tmp_path / "shots/deep/er").mkdir(parents=True)
+    for name in ("shots/b.png", "shots/deep/er/a.JPG", "shots/.hidden.png"):
+        save_image(tmp_path / "image.png", [0])
+        (tmp_path / name).write_bytes((tmp_path / "image.png").read_bytes())
+    (tmp_path / "shots/notes.doc").write_text("no image")
+    (tmp_path / "shots/deep/up").symlink_to(tmp_path / "shots")
+    (tmp_path / "list.txt").write_text("shots/b.png\r\n\nother name.png\n")
+    monkeypatch.chdir(tmp_path)
+    assert embedding.find_images(["shots/", "list.txt", "./shots/b.png"]) == ["shots/b.png", "shots/deep/er/a.JPG", "other name.png"]
+    assert capsys.readouterr().err.startswith("warning: 1 files that are not .jpg")
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        embedding.find_images(["nowhere"])
+
+
+def test_tracklets_are_normalised_means(embed, world):
+    done = embed(world / "night", "--tracklets", "--modality", "infrared", "--out", "t.npz")
+    assert done.returncode == 0, done.stderr
+    gallery = read_gallery(embed.cwd / "t.npz")
+    folders = sorted({str(Path(path).parent) for path in files(world / "night")})
+    assert sorted(gallery.paths) == folders and gallery.record.rows == "tracklets"
+    for row, folder in enumerate(gallery.paths):
+        assert str(Path(gallery.images[row]).parent) == folder
+        for kind, feats in zip(("pool", "bnneck"), oracle(world, files(Path(folder)), "infrared")):
+            mean = feats.mean(0) / np.linalg.norm(feats.mean(0))
+            np.testing.assert_allclose(getattr(gallery, kind)[row], mean, atol=1e-5)
+
+
+def test_an_image_beside_tracklets_is_refused(embed, world, tmp_path):
+    for name in ("t/1/a.png", "t/b.png"):
+        save_image(tmp_path / name, [0])
+    done = embed(tmp_path / "t", "--tracklets", "--modality", "visible", "--out", "t.npz")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "t/b.png: an image beside the tracklet" in done.stderr
+    assert not (embed.cwd / "t.npz").exists()
+
+
+def test_boxes_are_crops_and_tracks_are_means(embed, world, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(2)]
+    for number, frame in enumerate(frames):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / f"frames/{number}.png")
+    boxes = [("0.png", 3, 4, 20, 40, 7), ("1.png", 10, 0, 16, 32, 7), ("1.png", 70, 50, 40, 40, 8)]
+    crops = [frames[int(name[0])][max(y, 0):y + h, max(x, 0):x + w] for name, x, y, w, h, _ in boxes]
+    crops = [np.array(Image.fromarray(crop).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)) for crop in crops]
+    pool, bnneck = oracle(world, crops, "visible")
+    lines = [",".join(map(str, box[:5])) for box in boxes]
+    (tmp_path / "boxes.csv").write_text("path,x,y,w,h\n" + "\n".join(lines) + "\n")
+    done = embed(tmp_path / "frames", "--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "b.npz")
+    assert done.returncode == 0, done.stderr
+    gallery = read_gallery(embed.cwd / "b.npz")
+    assert list(gallery.paths) == [f"{tmp_path}/frames/{name}#xywh={x},{y},{w},{h}" for name, x, y, w, h, _ in boxes]
+    agree(gallery, (pool, bnneck))
+    lines = [f"frames/{','.join(map(str, box))}" for box in boxes]  # beside the CSV file
+    (tmp_path / "boxes.csv").write_text("path, x, y, w, h, track\n" + "\n".join(lines) + "\n")
+    assert embed("--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "t.npz").returncode == 0
+    gallery = read_gallery(embed.cwd / "t.npz")
+    assert list(gallery.paths) == [f"{tmp_path}/frames#track={track}" for track in (7, 8)] and gallery.record.rows == "tracks"
+    mean = bnneck[:2].mean(0)
+    np.testing.assert_allclose(gallery.bnneck, np.stack([mean / np.linalg.norm(mean), bnneck[2]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("line, words", [("0.png,1,2,x,4", "line 2: path=0.png,x=1,y=2,w=x,h=4 found"), ("0.png,1,2,0,4", "w and h at least 1"),
+                                         ("0.png,1,2,nan,4", "line 2"), ("0.png,1", "line 2"), (",1,2,3,4", "line 2"),
+                                         ("", "no box found"), ("0.png,1e300,2,3,4", "line 2")])
+def test_a_malformed_box_names_its_line(tmp_path, line, words):
+    (tmp_path / "boxes.csv").write_text(f"path,x,y,w,h\n{line}\n")
+    with pytest.raises(UserError, match=words):
+        embedding.read_boxes(str(tmp_path / "boxes.csv"), [])
+
+
+def test_a_box_outside_is_left_out(embed, world, tmp_path):
+    (tmp_path / "boxes.csv").write_text(f"path,x,y,w,h\n{world}/day/0.png,0,0,9,9\n{world}/day/0.png,500,0,9,9\n")
+    done = embed("--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "b.npz")
+    assert done.returncode == 3 and "day/0.png#xywh=500,0,9,9: nothing of this box lies within" in done.stderr
+    assert len(read_gallery(embed.cwd / "b.npz")) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- warnings
+@pytest.mark.parametrize("folder, modality, warned", [("night", "visible", "given as visible have no colour"), ("day", "visible", None),
+                                                      ("day", "infrared", "given as infrared have colour"), ("night", "infrared", None)])
+def test_colour_tells_the_wrong_modality(folder, modality, warned, world, capsys):
+    net, _ = load_network(world / "a.t")
+    embedding.embed(net, files(world / folder), modality, HEIGHT, WIDTH)
+    said = capsys.readouterr().err
+    assert said == "" if warned is None else (f"12 of 12 images {warned}" in said and said.count("\n") == 1)
+
+
+def test_grey_jpegs_have_no_colour(tmp_path):
+    paths = []
+    for quality in (30, 60, 90):
+        night_image(tmp_path / "x.png", quality)
+        paths.append(tmp_path / f"{quality}.jpg")
+        Image.open(tmp_path / "x.png").convert("RGB").save(paths[-1], quality=quality)
+    images = np.stack([read_image(path, HEIGHT, WIDTH) for path in paths])
+    assert not embedding.have_colour(images).any()
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be read
+@pytest.fixture
+def broken(world, tmp_path):
+    """A folder of three images and two files that are none."""
+    for number in range(3):
+        save_image(tmp_path / f"mixed/{number}.png", [number])
+    (tmp_path / "mixed/1b.png").write_bytes(b"")
+    (tmp_path / "mixed/2b.jpg").write_bytes((tmp_path / "mixed/1.png").read_bytes()[:200])
+    return tmp_path / "mixed"
+
+
+def test_unreadable_files_are_named_and_left_out(embed, world, broken):
+    done = embed(broken, "--modality", "visible", "--out", "m.npz", "--test-batch", 2)
+    assert done.returncode == 3
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [str(broken / "1b.png"), str(broken / "2b.jpg")]
+    gallery = read_gallery(embed.cwd / "m.npz")
+    assert [Path(path).name for path in gallery.paths] == ["0.png", "1.png", "2.png"]
+    agree(gallery, oracle(world, gallery.paths, "visible"))
+    again = embed(broken, "--modality", "visible", "--out", "m.npz", "--append")
+    assert again.returncode == 3 and len(read_gallery(embed.cwd / "m.npz")) == 3
+
+
+def test_strict_stops_at_the_first(embed, broken):
+    done = embed(broken, "--modality", "visible", "--out", "m.npz", "--strict")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "1b.png: an empty file found" in done.stderr
+    assert list(embed.cwd.iterdir()) == []
+
+
+def test_nothing_readable_writes_nothing(embed, broken):
+    done = embed(broken / "1b.png", "--modality", "visible", "--out", "m.npz")
+    assert done.returncode == 2 and "no image was read" in done.stderr and list(embed.cwd.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- growing
+def test_append_adds_what_is_not_there(embed, world):
+    whole = embed(world / "day", "--modality", "visible", "--out", "whole.npz")
+    assert whole.returncode == 0
+    some = [world / f"day/{number}.png" for number in (3, 5)]
+    for words in (some, [world / "day"], [world / "day"]):
+        done = embed(*words, "--modality", "visible", "--out", "day.npz", "--append")
+        assert done.returncode == 0, done.stderr
+    assert "12 images, nothing to add" in done.stdout
+    grown, expected = read_gallery(embed.cwd / "day.npz"), read_gallery(embed.cwd / "whole.npz")
+    assert list(grown.paths[:2]) == list(map(str, some)) and sorted(grown.paths) == sorted(expected.paths)
+    rows = [list(expected.paths).index(path) for path in grown.paths]
+    np.testing.assert_allclose(grown.bnneck, expected.bnneck[rows], atol=2e-6)
+    assert grown.record == expected.record
+
+
+@pytest.mark.parametrize("words, resume, named", [(("visible",), "b.t", "checkpoint"), (("infrared",), "a.t", "modality"),
+                                                  (("visible", "--flip"), "a.t", "flip"), (("visible", "--tracklets"), "a.t", "rows")])
+def test_append_refuses_another_kind(embed, world, words, resume, named):
+    assert embed(world / "day", "--modality", "visible", "--out", "day.npz").returncode == 0
+    before = (embed.cwd / "day.npz").read_bytes()
+    done = embed(world / "night", "--modality", *words, "--out", "day.npz", "--append", resume=resume)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f": {named} " in done.stderr, done.stderr
+    assert (embed.cwd / "day.npz").read_bytes() == before and len(list(embed.cwd.iterdir())) == 1
+
+
+def test_append_refuses_another_size(world, tmp_path):
+    record = Record("a", "base", 32, 16, False, "visible")
+    from gallery import require_same
+    with pytest.raises(UserError, match="day.npz: height 32 and 64 found"):
+        require_same(record, Record("a", "base", 64, 16, False, "visible"), tuple(vars(record)), "day.npz")
+
+
+def test_a_size_that_is_not_the_checkpoints_is_refused(embed, world):
+    done = embed(world / "day", "--modality", "visible", "--out", "day.npz", "--img_h", 64)
+    assert done.returncode == 2 and "--img_h 64: the checkpoint" in done.stderr and "trained with --img_h 32" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
+    for number in range(14):
+        save_image(tmp_path / f"day/{number:02d}.png", [100 + number])
+    blocked = tmp_path / "day/08.png"
+    kept = blocked.read_bytes()
+    blocked.unlink()
+    os.mkfifo(blocked)
+    words = [tmp_path / "day", "--modality", "visible", "--out", "day.npz", "--test-batch", "1"]
+    run = server.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu", "--workers", "1"], embed.cwd)
+    with open(blocked, "wb"):  # returns when the reader has come to it
+        run.send_signal(signum)
+        import time
+        time.sleep(1)
+    _, said = run.communicate(60)
+    assert run.returncode == 128 + signum and said.endswith("--append goes on\n"), said
+    done = len(read_gallery(embed.cwd / "day.npz"))
+    assert 5 <= done <= 8 and f"stopped with {done} of 14 images" in said
+    blocked.unlink()
+    blocked.write_bytes(kept)
+    assert embed(*words, "--append").returncode == 0
+    gallery = read_gallery(embed.cwd / "day.npz")
+    assert list(gallery.paths) == files(tmp_path / "day")
+    agree(gallery, oracle(world, gallery.paths, "visible"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the file size")
+def test_a_full_disk_leaves_the_old_file(embed, world):
+    assert embed(world / "night", "--modality", "infrared", "--out", "n.npz").returncode == 0
+    before = (embed.cwd / "n.npz").read_bytes()
+    done = server.run([ROOT / "embed.py", world / "day", "--modality", "infrared", "--out", "n.npz", "--append", "--resume", world / "a.t",
+                       "--gpu", "cpu", "--workers", "1"], embed.cwd, file_size=len(before) + 100)
+    assert done.returncode == 2 and "n.npz: File too large" in done.stderr
+    assert (embed.cwd / "n.npz").read_bytes() == before and len(list(embed.cwd.iterdir())) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- a mistaken file
+def small_gallery(count=6, record=None):
+    rng = np.random.default_rng(0)
+    feats = rng.standard_normal((count, 8)).astype(np.float32)
+    paths = [f"{number}.png" for number in range(count)]
+    return Gallery(paths, paths, feats, -feats, record or Record("a", "base", 32, 16, False, "visible"))
+
+
+def test_what_is_no_gallery_is_refused(tmp_path):
+    path = tmp_path / "g.npz"
+    write_gallery(path, [small_gallery()])
+    content = {name: value for name, value in np.load(path).items()}
+    whole = path.read_bytes()
+
+    def refused(words):
+        with pytest.raises(UserError, match=words):
+            read_gallery(path)
+
+    np.savez_compressed(path, **content)
+    refused("is compressed")
+    np.savez(path, **{**content, "pool": content["pool"][:3]})
+    refused("not a whole gallery file")
+    np.savez(path, **{**content, "paths": content["paths"].astype(object)})
+    refused("not a whole gallery file")
+    np.savez(path, **{**content, "record": np.array('{"format": 2}')})
+    refused("format 2 found, 1 expected")
+    np.savez(path, **{name: value for name, value in content.items() if name != "record"})
+    refused("KeyError")
+    for cut in (0, 10, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:cut])
+        refused("not a whole gallery file")
+    np.savez(path, **content)
+    assert read_gallery(path).record == small_gallery().record
+
+
+@pytest.mark.parametrize("words, said", [(("--out", "x.npy"), "--out x.npy: the name of a file that ends in .npz"), ((), "INPUT: no image given"),
+                                         (("nowhere",), "nowhere: no such file or folder"), (("--boxes", "b.csv"), "--boxes b.csv"),
+                                         (("--boxes", "b.csv", "--tracklets"), "--tracklets: folders expected")])
+def test_mistakes_are_one_line(embed, words, said):
+    out = () if "--out" in words else ("--out", "x.npz")
+    done = embed(*words, "--modality", "visible", *out)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    assert list(embed.cwd.iterdir()) == []

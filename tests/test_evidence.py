@@ -1,0 +1,84 @@
+"""Evidence: the mean of a map is the similarity, for every method; what it shows, and where it is approximate."""
+import numpy as np
+import pytest
+import torch
+from conftest import make_network, save_image
+from torch.nn import functional as F
+
+import figures
+from backbones import BACKBONES
+from datasets.images import read_image
+from engine import Extraction, extract_features
+from evidence import Evidence, evidence_maps, find_evidence
+from model import METHODS
+from results import FEATURES
+
+HEIGHT, WIDTH = 64, 32
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    for number in range(2):
+        save_image(folder / f"{number}.png", [number], (WIDTH, HEIGHT))
+    return str(folder / "0.png"), str(folder / "1.png")
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
+    net, modalities = make_network(method, arch), ("infrared", "visible")
+    settings = Extraction(HEIGHT, WIDTH, 1, 0, torch.device("cpu"))
+    for kind in FEATURES:
+        first, second = (getattr(extract_features(net, [path], modality, settings), kind)[0]
+                         for path, modality in zip(paths, modalities))
+        found = find_evidence(net, paths, modalities, HEIGHT, WIDTH, kind)
+        assert found.exact == (METHODS[method].pooling == "average") and ("approximate" in found.name) == (not found.exact)
+        for values in found.maps:
+            assert values.shape == (4, 2) and values.dtype == np.float32
+            assert not found.exact or values.mean() == pytest.approx(float(first @ second), abs=1e-5)
+        assert not found.exact or found.similarity == pytest.approx(float(first @ second), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["base", "cgrnet"])
+def test_a_place_holds_its_own_share(method):
+    net = make_network(method)
+    images = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    maps = evidence_maps(net, images[0], images[1], ("visible", "infrared"))
+    with torch.no_grad():
+        places = net.feature_maps({"visible": images[:1]})[0][0].flatten(1).T  # (positions, channels)
+        necks = [net(visible=images[:1]).neck[0], net(infrared=images[1:]).neck[0]]
+        shares = net.bottleneck(places) @ F.normalize(necks[1], dim=0) / necks[0].norm()
+    np.testing.assert_allclose(maps[0].ravel(), shares.numpy(), atol=1e-5)
+    assert np.ptp(maps[0]) > 1e-2
+
+
+def test_for_gem_it_is_gradient_times_activation():
+    net, images = make_network("agw"), torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    (found, _) = evidence_maps(net, images[0], images[1], ("visible", "visible"), "pool")
+    x = net.feature_maps({"visible": images[:1]})[0].detach().requires_grad_()
+    other = F.normalize(net(visible=images[1:]).feats.detach())
+    feats = (x.pow(3).mean((2, 3)) + 1e-12).pow(1 / 3)
+    (feats @ other.T / feats.detach().norm()).backward()
+    assert found.mean() == pytest.approx((feats @ other.T / feats.norm()).item(), abs=1e-5)  # GeM is homogeneous
+    np.testing.assert_allclose(found, (x.grad * x).sum(1)[0].detach().numpy() * x[0, 0].numel(), atol=1e-6)
+
+
+def test_blue_is_for_and_orange_against():
+    pixels = np.full((8, 4, 3), 128, np.uint8)
+    for value, channel in ((1.0, 2), (-1.0, 0)):
+        shown = figures.overlay(pixels, np.full((2, 1), value, np.float32), 1.0)
+        assert shown.shape == pixels.shape and shown[0, 0].argmax() == channel
+    assert (figures.overlay(pixels, np.zeros((2, 1), np.float32), 0.0) == 128).all()
+
+
+def test_a_figure_shows_both_images_and_maps_of_each_pair(paths):
+    maps = np.float32([[1, -1], [0.5, 0]]), np.float32([[0, 0], [1, 0]])
+    pairs = [[("same person", Evidence(paths, 0.125, maps, True)), ("another person", Evidence(paths, 0.25, maps, False))],
+             [("same person", Evidence(paths, 0.5, maps, True))]]
+    figure = figures.draw_evidence("title, trial 1", pairs, HEIGHT, WIDTH)
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert len(shown) == 12 and "similarity 0.125" in titles[0] and len(titles) == 3
+    np.testing.assert_array_equal(shown[0], read_image(paths[0], *shown[0].shape[:2]))
+    assert "title, trial 1" in figure.get_suptitle() and "approximate" in figure.get_suptitle()

@@ -1,0 +1,231 @@
+"""export.py: what it writes agrees with torch for every method and backbone, and a wrong file does not get by."""
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_network, save_image
+
+for name in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(name)
+
+import export
+import onnx_model
+from backbones import BACKBONES
+from datasets.types import MODALITIES
+from engine import Extraction, extract_features
+from model import METHODS
+from onnx_model import Facts
+from utils import UserError
+
+HEIGHT, WIDTH = 32, 16
+
+
+def save_checkpoint(path, net, method="cgrnet", arch="resnet18"):
+    facts = {"dataset": "regdb", "method": method, "arch": arch, "img_w": WIDTH, "img_h": HEIGHT, "trial": 1}
+    torch.save({"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": 1, "args": facts, "optimiser": {}}, path)
+    return path
+
+
+def facts_of(method="cgrnet", arch="resnet18", modality="visible", **others):
+    return dataclasses.replace(Facts(onnx_model.FORMAT, method, arch, modality, "regdb", "ab" * 32, HEIGHT, WIDTH, False, False,
+                                     "float32"), **others)
+
+
+def features_of(net, paths, modality, flip=False):
+    found = extract_features(net, paths, modality, Extraction(HEIGHT, WIDTH, 4, 0, torch.device("cpu"), flip=flip))
+    return found.pool, found.bnneck
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A checkpoint, its network, its exported files, and images."""
+    folder = tmp_path_factory.mktemp("world")
+    net, paths = make_network("cgrnet"), [str(folder / f"images/{number}.png") for number in range(6)]
+    for number, path in enumerate(paths):
+        save_image(folder / f"images/{number}.png", [number])
+    for modality in MODALITIES:
+        export.write_network(folder / f"{modality}.onnx", net, facts_of(modality=modality), None)
+    return folder, net, paths
+
+
+# ------------------------------------------------------------------------------------------------------ agreement
+@pytest.mark.parametrize("method, arch", [("base", "resnet18"), ("agw", "resnet50"), ("cgrnet", "mobilenet_v2"),
+                                          ("cgrnet", "resnet50"), ("agw", "mobilenet_v2")])
+def test_any_size_and_number_of_images_agree(method, arch, tmp_path):
+    net, facts = make_network(method, arch), facts_of(method, arch, "infrared", dynamic=True, uint8=arch == "mobilenet_v2")
+    export.write_network(tmp_path / "infrared.onnx", net, facts, None)
+    export.verify(tmp_path / "infrared.onnx", net, facts)  # on batches of 1, 2 and 5, in two sizes
+    model = onnx_model.load(tmp_path / "infrared.onnx")
+    images = export.made_images(3, 48, 40)
+    for mine, theirs in zip(model.features(images), export.torch_features(net, images, "infrared")):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_every_method_and_backbone_is_in_a_test():
+    assert set(METHODS) == {"base", "agw", "cgrnet"} and set(BACKBONES) == {"resnet18", "resnet50", "mobilenet_v2"}
+
+
+def test_the_file_holds_no_batch_normalisation_and_says_what_it_is(world):
+    import onnx
+    model = onnx.load(world[0] / "visible.onnx")
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert [output.name for output in model.graph.output] == ["bnneck", "pool"]
+    assert onnx_model.load(world[0] / "visible.onnx").facts == facts_of()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_extraction_equals_torch(world, flip):
+    folder, net, paths = world
+    for modality in MODALITIES:
+        found = onnx_model.load(folder / f"{modality}.onnx").extract(paths, batch=4, workers=2, flip=flip)
+        for mine, theirs in zip(found, features_of(net, paths, modality, flip)):
+            assert mine.shape == theirs.shape == (6, net.dim) and mine.dtype == np.float32
+            np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    assert [feats.shape[0] for feats in onnx_model.load(folder / "visible.onnx").extract([])] == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------ the check
+@pytest.mark.parametrize("wrong", ["BGR", "mirrored", "another image", "not finite", "scaled", "other branch"])
+def test_the_check_refuses_a_wrong_network(world, wrong, monkeypatch):
+    folder, net, _ = world
+    path = folder / "visible.onnx"
+    export.verify(path, net, facts_of())
+    right = onnx_model.OnnxModel.features
+    changes = {"BGR": lambda images: images[..., ::-1], "mirrored": lambda images: images[:, :, ::-1],
+               "another image": lambda images: np.roll(images, 1, 1)}
+    if wrong in changes:
+        monkeypatch.setattr(onnx_model.OnnxModel, "features", lambda self, images: right(self, changes[wrong](images)))
+    elif wrong == "not finite":
+        monkeypatch.setattr(onnx_model.OnnxModel, "features", lambda self, images: [np.nan * x for x in right(self, images)])
+    elif wrong == "scaled":
+        monkeypatch.setattr(onnx_model.OnnxModel, "features", lambda self, images: [1.01 * x for x in right(self, images)])
+    else:
+        other = onnx_model.load(folder / "infrared.onnx")
+        monkeypatch.setattr(onnx_model.OnnxModel, "features", lambda self, images: right(other, images))
+    with pytest.raises(UserError, match="visible.onnx: not torch's features"):
+        export.verify(path, net, facts_of())
+
+
+def test_the_check_refuses_wrong_metadata(world):
+    with pytest.raises(UserError, match="its metadata reads"):
+        export.verify(world[0] / "visible.onnx", world[1], facts_of(sha256="cd" * 32))
+
+
+def test_a_network_whose_features_are_all_alike_cannot_be_checked(tmp_path):
+    net = make_network("base")
+    for value in net.shared["layer4"][-1].state_dict().values():
+        value.zero_()
+    for name in ("conv1", "conv2"):
+        getattr(net.shared["layer4"][0], name).weight.data.zero_()
+    net.shared["layer4"][0].downsample[0].weight.data.zero_()
+    net.shared["layer4"][0].downsample[1].bias.data.fill_(1.0)
+    export.write_network(tmp_path / "visible.onnx", net, facts_of("base"), None)
+    with pytest.raises(UserError, match="cannot be checked, as torch's features are the same with"):
+        export.verify(tmp_path / "visible.onnx", net, facts_of("base"))
+
+
+# --------------------------------------------------------------------------------------------------- command line
+def test_the_script_writes_networks_config_and_card(script, world):
+    path = save_checkpoint(script.cwd / "x.t", world[1])
+    record = {"checkpoint": {"sha256": [export.sha256(path)]}, "protocol": {"name": "RegDB, v2i"}, "extras": [], "std": {},
+              "mean": {"bnneck": {"rank-1": 0.5, "rank-10": 0.75, "mAP": 0.25, "mINP": 0.125}}, "calibration": "RegDB, v2i, trial 1",
+              "thresholds": {"bnneck": {"v2i": {"0.001": {"threshold": 0.5, "true_accept_rate": 0.25, "impostor_pairs": 12345}}}}}
+    (script.cwd / "results").mkdir()
+    (script.cwd / "results/old.json").write_text("{}")
+    (script.cwd / "results/x.json").write_text(json.dumps(record))
+    done = script("export.py", "x.t", "--out", "model", "--uint8", "--half")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert {path.name for path in (script.cwd / "model").iterdir()} == {"visible.onnx", "infrared.onnx", "config.json", "model_card.md"}
+    config, card = (json.loads((script.cwd / "model/config.json").read_text()), (script.cwd / "model/model_card.md").read_text())
+    assert config["input"]["shape"] == ["batch", HEIGHT, WIDTH, 3] and config["precision"] == "half"
+    assert config["tested"]["thresholds"] == record["thresholds"] and config["sha256"] == export.sha256(path)
+    for name in MODALITIES:
+        assert config["files"][f"{name}.onnx"] == export.sha256(script.cwd / f"model/{name}.onnx")
+    for word in ("cgrnet", "regdb", config["sha256"], "50.00 %", "0.5000", "12,345", "RegDB, v2i, trial 1", "Limits of use"):
+        assert word in card
+
+
+def test_eight_bits_are_calibrated_on_images_of_the_user(world, tmp_path):
+    folder, net, paths = world
+    np.savez(tmp_path / "gallery.npz", paths=np.array(paths))
+    for source in (str(folder / "images"), str(tmp_path / "gallery.npz")):
+        assert export.sample_paths(source) == paths
+    facts = facts_of(precision="int8")
+    export.write_network(tmp_path / "visible.onnx", net, facts, paths)
+    export.verify(tmp_path / "visible.onnx", net, facts)
+    assert (tmp_path / "visible.onnx").stat().st_size < 0.3 * (folder / "visible.onnx").stat().st_size
+    for mine, theirs in zip(onnx_model.load(tmp_path / "visible.onnx").extract(paths), features_of(net, paths, "visible")):
+        assert (mine * theirs).sum(1).min() > 0.9
+
+
+def one_error(done, words):
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert words in done.stderr
+
+
+def test_errors_are_one_line_and_leave_nothing(script, world):
+    save_checkpoint(script.cwd / "x.t", world[1])
+    (script.cwd / "other.json").write_text('{"checkpoint": {"sha256": ["00"]}}')
+    (script.cwd / "empty").mkdir()
+    one_error(script("export.py", "y.t"), "checkpoint y.t: no such file")
+    one_error(script("export.py", "x.t", "--results", "other.json"), "no record of a test of this checkpoint")
+    one_error(script("export.py", "x.t", "--int8", "empty", "empty"), "--int8 empty: no images found")
+    one_error(script("export.py", "x.t", "--half", "--int8", "a", "b"), "not allowed with argument --half")
+    assert not (script.cwd / "model").exists()
+
+
+def test_a_check_that_fails_leaves_the_old_files(script, world):
+    net = make_network("base")
+    for value in net.state_dict().values():
+        if value.is_floating_point():
+            value.zero_()
+    save_checkpoint(script.cwd / "x.t", net, "base")
+    (script.cwd / "model").mkdir()
+    (script.cwd / "model/visible.onnx").write_text("old")
+    done = script("export.py", "x.t")
+    assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "visible.onnx" in done.stderr
+    assert [path.name for path in (script.cwd / "model").iterdir()] == ["visible.onnx"]
+    assert (script.cwd / "model/visible.onnx").read_text() == "old"
+
+
+def test_old_torch_and_missing_packages_are_one_line(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
+    with pytest.raises(UserError, match=r"torch 2.8.1\+cpu found, 2.9 or later expected: .* baddbmm; run: pip install -r requirements-export"):
+        export.require_packages()
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match="onnxscript is not installed; run: pip install -r requirements-export.txt"):
+        export.require_packages()
+
+
+# -------------------------------------------------------------------------------------------------- without torch
+def test_features_need_neither_torch_nor_torchvision(world, tmp_path):
+    folder, net, paths = world
+    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy, onnx_model; "
+            "pool, bnneck = onnx_model.load(sys.argv[1]).extract(sys.argv[3:]); numpy.savez(sys.argv[2], pool=pool, bnneck=bnneck)")
+    words = [sys.executable, "-c", code, str(folder / "visible.onnx"), str(tmp_path / "found.npz"), *paths]
+    subprocess.run(words, cwd=ROOT, check=True)
+    found = np.load(tmp_path / "found.npz")
+    for kind, theirs in zip(("pool", "bnneck"), features_of(net, paths, "visible")):
+        np.testing.assert_allclose(found[kind], theirs, atol=1e-4)
+
+
+def test_files_that_are_no_networks_of_ours_are_one_line(world, tmp_path, monkeypatch):
+    import onnx
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    shutil.copy(world[0] / "visible.onnx", tmp_path / "bare.onnx")
+    model = onnx.load(tmp_path / "bare.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    for name, words in (("none.onnx", "no such file"), ("noise.onnx", "not a network of export.py"),
+                        ("bare.onnx", "no metadata of export.py")):
+        with pytest.raises(UserError, match=words):
+            onnx_model.load(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="onnxruntime is not installed; run: pip install -r requirements-export.txt"):
+        onnx_model.load(world[0] / "visible.onnx")

@@ -1,0 +1,90 @@
+"""Yes or no: genuine and impostor pairs of a search, thresholds of their similarity at false accept rates.
+
+A pair is accepted where its cosine similarity lies above the threshold. Imports no torch.
+"""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datasets.types import DIRECTIONS, Search
+
+RATES = (1e-2, 1e-3, 1e-4)  # false accept rates
+PAIRS = 10  # impostor pairs that must be accepted at a rate, or its threshold is not told
+Thresholds = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Cosine similarities of the pairs of a search, float32: of the same person (N,), of different persons (M,)."""
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+
+    @functools.cached_property
+    def ascending(self) -> np.ndarray:
+        """The impostors' similarities, sorted (M,)."""
+        return np.sort(self.impostor)
+
+    def threshold(self, rate: float) -> float | None:
+        """The threshold that lets `floor(rate M)` impostors through, fewer where similarities tie.
+
+        It lies midway between two of them, so that rounding turns none over. None for fewer than 10 / rate
+        impostors, which say too little of that rate.
+        """
+        accepted = len(self.impostor) // round(1 / rate)
+        return float(self.ascending[-accepted - 1:][:2].mean(dtype=np.float64)) if accepted >= PAIRS else None
+
+    def accept_rates(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shares of impostors and of genuine pairs above each threshold (T,): two (T,) float64."""
+        sides = (self.ascending, np.sort(self.genuine))
+        return tuple(1 - np.searchsorted(side, thresholds, "right") / len(side) for side in sides)
+
+    def equal_error(self) -> float:
+        """Equal error rate: where as many impostors are accepted as genuine pairs are refused (a fraction)."""
+        accepted, kept = self.accept_rates(np.unique(np.concatenate([self.genuine, self.impostor])))
+        nearest = np.abs(accepted - (1 - kept)).argmin()
+        return float((accepted[nearest] + 1 - kept[nearest]) / 2)
+
+
+def make_pairs(similarity: np.ndarray, seen: np.ndarray, same: np.ndarray) -> Pairs:
+    """The pairs among the similarities (Q, G) that a search sees; seen, same (Q, G) bool."""
+    return Pairs(similarity[seen & same], similarity[seen & ~same])
+
+
+def thresholds(pairs: Pairs) -> Thresholds:
+    """Threshold, true accept rate and number of impostor pairs by direction and false accept rate ("0.001").
+
+    A pair has no direction, so that both have the same. Left out: rates with too few impostor pairs, and all
+    of them where no pair is genuine.
+    """
+    found = {}
+    for rate in RATES if len(pairs.genuine) else ():
+        threshold = pairs.threshold(rate)
+        if threshold is not None:
+            found[f"{rate:g}"] = {"threshold": threshold, "true_accept_rate": float((pairs.genuine > threshold).mean()),
+                                  "impostor_pairs": len(pairs.impostor)}
+    return {direction: found for direction in DIRECTIONS}
+
+
+def describe(search: Search) -> str:
+    """The calibration set in words."""
+    return f"{search.name}, trial {search.trial}, {search.counts()['test persons']} persons"
+
+
+def lines(record: dict[str, Any], pairs: dict[str, Pairs]) -> list[str]:
+    """The thresholds of a record in words, with those that are left out."""
+    rows = [f"the same person? yes above a threshold of the cosine similarity, calibrated on {record['calibration']}"]
+    for feature, of_feature in record["thresholds"].items():
+        known = next(iter(of_feature.values()))
+        for rate, values in known.items():
+            rows.append(f"{feature:<8}false accept rate {rate:<7}threshold {values['threshold']:.4f}, true accept rate "
+                        f"{values['true_accept_rate']:.2%}, {values['impostor_pairs']:,} impostor pairs")
+        missing = [f"{rate:g}" for rate in RATES if f"{rate:g}" not in known]
+        if missing:
+            rows.append(f"{feature:<8}false accept rate {', '.join(missing)} left out: {len(pairs[feature].genuine):,} genuine and "
+                        f"{len(pairs[feature].impostor):,} impostor pairs found, 1 and {PAIRS} / rate expected")
+    return rows
