@@ -22,6 +22,10 @@ from datasets.types import MODALITIES, VISIBLE, TrainSplit, View
 from utils import UserError
 
 PADDING = 10  # pixels
+CHANNELS, LUMA = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.299, 0.587, 0.114)  # weights of R, G, B
+AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # of random rectangles: share of the image, height / width
+ATTEMPTS = 10  # at a rectangle that fits into the image; all fail once in 10^13
+RECTANGLES, DARKEST = 8, 0.1  # of `radiance`: the most for an image, and the factor that is the last
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def augment(images: Tensor, names: Sequence[str], modality: str, generator: torc
     images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device. `generator`
     belongs to that device.
     """
+    names = single_names(names)
     if "standard" not in names:
         images = normalise(images)
     for name in sorted(names, key=lambda name: name != "standard"):  # the one that works on bytes
@@ -126,8 +131,173 @@ def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tenso
     return normalise(crop_and_mirror(images, *offsets, mirrored))
 
 
+def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """Random erasing (Zhong et al., AAAI 2020): with probability p, a rectangle of each image is 0, the mean
+    colour.
+    """
+    places = draw_rectangles(images, p, generator)
+    if images.device.type == "cpu":
+        return erase_one_by_one(images, places)
+    return images.masked_fill(inside(places, images), 0)
+
+
+def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float = 2 / 3) -> Tensor:
+    """Channel exchange (CAJ, Ye et al., ICCV 2021): one channel, or grey, four equal chances; visible images
+    only.
+    """
+    return show_one(images, modality, generator, p, (*CHANNELS, LUMA))
+
+
+def grey(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """With probability p, the luma of a visible image in all channels."""
+    return show_one(images, modality, generator, p, (LUMA,))
+
+
+def channel(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """With probability p, one channel of a visible image in all channels."""
+    return show_one(images, modality, generator, p, CHANNELS)
+
+
+def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5, beta: float = 0.3) -> Tensor:
+    """Moderate random linear enhancement (RLE, Tan et al., NeurIPS 2024): a random mean of the channels in all
+    of them.
+
+    The weights are draws from Beta(beta, beta) over their sum; visible images only, with probability p.
+    """
+    if modality != VISIBLE:
+        return images
+    weights = draw_beta(beta, len(images), generator) + 1e-9
+    return recolour(images, weights / weights.sum(1, keepdim=True), p, generator)
+
+
+def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5, beta: float = 0.4) -> Tensor:
+    """Radical random linear enhancement (RLE, Tan et al., NeurIPS 2024): rectangles whose light has another
+    strength.
+
+    With probability p, each channel of a rectangle is scaled (as a pixel value, 0 being black) so that its
+    largest value is a draw from Beta(beta, beta); one rectangle after another, until some place has less than
+    a tenth of its value. At most 8 rectangles; the published code has no such bound.
+    """
+    batch, device = len(images), images.device
+    places = torch.stack([draw_rectangles(images, 1.0, generator) for _ in range(RECTANGLES)])
+    peaks = torch.stack([draw_beta(beta, batch, generator) for _ in range(RECTANGLES)])
+    chosen = torch.rand(batch, generator=generator, device=device) < p
+    return (relight_one_by_one if device.type == "cpu" else relight)(images, places, peaks, chosen)
+
+
 # Each but `standard` maps normalised images (B, 3, height, width) of a modality to others; see `augment`.
-AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {"standard": standard}
+AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
+    "standard": standard, "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
+    "radiance": radiance, "exchanged": functools.partial(channel, p=1.0),
+}
+COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
+
+
+def single_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, with those that stand for several replaced by these."""
+    return tuple(dict.fromkeys(single for name in names for single in COMBINED.get(name, (name,))))
+
+
+def draw_rectangles(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """A random rectangle within each of B images with probability p, else an empty one: top, bottom, left,
+    right (4, B) int64.
+
+    Area and aspect are uniform; the first of ten draws that is smaller than the image counts.
+    """
+    height, width = images.shape[2:]
+    draws = torch.rand(2 * ATTEMPTS + 3, len(images), generator=generator, device=images.device)
+    area, aspect = (low + (high - low) * each for (low, high), each in
+                    zip((AREA, ASPECT), (draws[:ATTEMPTS], draws[ATTEMPTS:-3])))
+    heights, widths = (height * width * area * aspect).sqrt().round(), (height * width * area / aspect).sqrt().round()
+    fits = (heights < height) & (widths < width)
+    first = fits.byte().argmax(0, keepdim=True)
+    tall, wide = heights.gather(0, first)[0], widths.gather(0, first)[0]
+    top, left = (draws[-3] * (height - tall + 1)).floor(), (draws[-2] * (width - wide + 1)).floor()
+    chosen = fits.any(0) & (draws[-1] < p)
+    return torch.stack([top, top + tall * chosen, left, left + wide]).long()
+
+
+def inside(places: Tensor, images: Tensor) -> Tensor:
+    """Which pixels of B images the rectangles (4, B) hold, (B, 1, height, width) bool."""
+    top, bottom, left, right = places[:, :, None]
+    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
+    return (((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None])
+
+
+def erase_one_by_one(images: Tensor, places: Tensor) -> Tensor:
+    """`images.masked_fill(inside(places, images), 0)` for the CPU, which touches the rectangles alone."""
+    images = images.clone()
+    for image, (top, bottom, left, right) in zip(images, places.t().tolist()):
+        image[:, top:bottom, left:right] = 0
+    return images
+
+
+def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float,
+             weights: tuple[tuple[float, ...], ...]) -> Tensor:
+    """With probability p, a visible image in one of the ways of weighing its channels, all of equal chance."""
+    if modality != VISIBLE:
+        return images
+    rows = torch.randint(len(weights), (len(images),), generator=generator, device=images.device)
+    return recolour(images, on_device(weights, images.device)[rows], p, generator)
+
+
+def recolour(images: Tensor, weights: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """With probability p, the sum of an image's channels with its weights (B, 3) in all three."""
+    chosen = torch.rand(len(images), generator=generator, device=images.device) < p
+    if images.device.type == "cpu":
+        return recolour_one_by_one(images, weights, chosen)
+    sums = torch.einsum("bchw,bc->bhw", images, weights)[:, None]
+    return torch.where(chosen[:, None, None, None], sums, images)
+
+
+def recolour_one_by_one(images: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen images (B,) bool as sums of their channels, for the CPU, where one channel is a mere copy."""
+    result = torch.empty_like(images)
+    for image, target, weight, row, shown in zip(images, result, weights, weights.tolist(), chosen.tolist()):
+        if not shown:
+            target.copy_(image)
+        else:
+            target.copy_(image[row.index(1.0)] if 1.0 in row else image.permute(1, 2, 0) @ weight)
+    return result
+
+
+def relight(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
+    """`radiance` with what it draws: rectangles (R, 4, B), their largest values (R, B, 3), the images (B,) bool."""
+    scale, shift = (part[:3].view(3, 1, 1) for part in scale_and_shift(images.device, images.shape[3]))
+    strength, active = torch.ones_like(images), chosen
+    values = (images - shift) / (255 * scale)  # from 0 to 1
+    for rectangles, peak in zip(places, peaks):
+        region = inside(rectangles, images) & active[:, None, None, None]
+        largest = (values * strength * region).amax((2, 3)).clamp_min(1 / 255)
+        strength = torch.where(region, strength * (peak / largest)[:, :, None, None], strength)
+        active = active & (strength.amin((1, 2, 3)) >= DARKEST)
+    return torch.where(strength == 1, images, values * strength * (255 * scale) + shift)
+
+
+def relight_one_by_one(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
+    """`relight` for the CPU, which touches the rectangles alone."""
+    scale, shift = (part[:3].view(3, 1, 1) for part in scale_and_shift(images.device, images.shape[3]))
+    images = images.clone()
+    for index in chosen.nonzero()[:, 0].tolist():
+        strength = torch.ones_like(images[index])
+        for (top, bottom, left, right), peak in zip(places[:, :, index].tolist(), peaks[:, index]):
+            if top == bottom:
+                continue
+            part = (slice(None), slice(top, bottom), slice(left, right))
+            values = (images[index][part] - shift) / (255 * scale)
+            factor = (peak / values.amax((1, 2)).clamp_min(1 / 255)).view(3, 1, 1)
+            images[index][part] = values * factor * (255 * scale) + shift
+            strength[part] *= factor
+            if strength[part].amin() < DARKEST:
+                break
+    return images
+
+
+def draw_beta(beta: float, batch: int, generator: torch.Generator) -> Tensor:
+    """Draws from Beta(beta, beta), (batch, 3) float32, for each channel."""
+    # the first of two shares that are Dirichlet; torch.distributions takes no generator
+    concentration = torch.full((batch, 3, 2), beta, device=generator.device)
+    return torch._sample_dirichlet(concentration, generator)[..., 0]
 
 
 def augment_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
@@ -176,6 +346,12 @@ def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
     """
     return (torch.tensor([1 / (255 * std) for std in STD] * width, device=device),
             torch.tensor([-mean / std for mean, std in zip(MEAN, STD)] * width, device=device))
+
+
+@functools.lru_cache
+def on_device(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """A constant table, made once, for the same reason."""
+    return torch.tensor(values, device=device)
 
 
 class TrainBatches:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_loader import TrainBatches, batches, normalise
 from datasets.types import MODALITIES, Features, Search
 from devices import precision, without_tf32
-from eval_metrics import distance_matrix, evaluate, k_reciprocal_distance
+from eval_metrics import Ranking, distance_matrix, k_reciprocal_distance, rank_queries
 from loss import Criterion
 from model import TwoStream, folded
 from results import FEATURES, Scores
@@ -329,8 +329,18 @@ def distances(found: dict[str, Features], search: Search, kind: str, rerank: boo
     return k_reciprocal_distance(query, gallery) if rerank else distance_matrix(query, gallery)
 
 
-def score(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> Scores:
+def rank(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> Ranking:
+    """What each query of one search finds with one kind of features."""
+    return rank_queries(distances(found, search, kind, rerank), search.query.pids, search.gallery.pids, search.seen(),
+                        count_persons=search.count_persons, max_rank=len(search.gallery))
+
+
+def score(found: dict[str, Features], search: Search, kind: str) -> Scores:
     """CMC, mAP and mINP of one search with one kind of features."""
-    cmc, mean_ap, mean_inp = evaluate(distances(found, search, kind, rerank), search.query.pids, search.gallery.pids,
-                                      search.seen(), count_persons=search.count_persons)
+    return scores_of(rank(found, search, kind))
+
+
+def scores_of(ranking: Ranking) -> Scores:
+    """CMC, mAP and mINP of what the queries of a search found."""
+    cmc, mean_ap, mean_inp = ranking.summary()
     return Scores(tuple(cmc.tolist()), mean_ap, mean_inp)

@@ -91,6 +91,30 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
 
     Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query has a match.
     """
+    ranking = rank_queries(dist_mat, q_pids, g_pids, seen, count_persons=count_persons, max_rank=max_rank)
+    return ranking.summary(max_rank)
+
+
+class Ranking(NamedTuple):
+    """What each query found: ap (Q,), inp (Q,), and first (Q,), the rank of its first match, 0 without one."""
+
+    ap: np.ndarray
+    inp: np.ndarray
+    first: np.ndarray
+
+    def summary(self, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+        """CMC (max_rank,), mAP and mINP over the queries with a match, as `evaluate` returns them."""
+        n_valid = np.count_nonzero(self.first)
+        hits = np.bincount(np.minimum(self.first, max_rank + 1), minlength=max_rank + 2)[1:-1]
+        return hits.cumsum() / n_valid, float(self.ap.sum() / n_valid), float(self.inp.sum() / n_valid)
+
+
+def rank_queries(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: ArrayLike | None = None, *,
+                 count_persons: bool = False, max_rank: int = 20) -> Ranking:
+    """AP, INP and first rank of each query; arguments and errors are those of `evaluate`.
+
+    First ranks are exact up to max_rank; a later one is some rank after it.
+    """
     dist_mat, q_pids, g_pids, seen = _check_ranking(dist_mat, q_pids, g_pids, seen, max_rank)
     threads = THREADS if dist_mat.size >= SMALL else 1
     block_size = min(BLOCK_BYTES, dist_mat.nbytes // (4 * threads)) // (4 * len(g_pids))
@@ -115,9 +139,7 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
             inp[job.queries] = n_matches / ranks[-1]
 
     _share(score, jobs, threads)
-    n_valid = np.count_nonzero(first)
-    hits = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
-    return hits.cumsum() / n_valid, float(ap.sum() / n_valid), float(inp.sum() / n_valid)
+    return Ranking(ap, inp, first)
 
 
 def _share(work: Callable[[_Job], None], jobs: list[_Job], threads: int) -> None:

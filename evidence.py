@@ -64,7 +64,7 @@ def evidence_maps(net: TwoStream, first: Tensor, second: Tensor, modalities: tup
 
 def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
     """The feature (1, D) of a last map (1, D, rows, columns), not normalised."""
-    feats = pool(x, net.method.pooling)
+    feats = pool(x, net.method.pooling, net.method.stripes)
     return net.bottleneck(feats) if kind == "bnneck" else feats
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from datasets.images import read_image
 from datasets.types import MODALITIES, Images, Search
-from results import FEATURES
+from results import scored
 from utils import UserError, atomic_path
 from verification import Pairs
 
@@ -32,13 +32,13 @@ QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
 EMBEDDED, EACH = 20, 12  # persons, and images of each in each modality
 MATCH, MISS = ("✓", "#1a7f37", "-"), ("✗", "#c62828", (0, (2.2, 1.2)))  # told apart by sign, colour and line
 ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart (Okabe and Ito)
-WORDS = {"pool": "after pooling", "bnneck": "after BNNeck"}
+WORDS = {"pool": "after pooling", "bnneck": "after BNNeck", "sum": "sum of both cosines"}
 
 
 def draw(out: Path, record: dict[str, Any], search: Search, dist_mat: np.ndarray, reranked: bool) -> None:
     """Write `cmc.png`, `ranking.png` and `distances.png` into a folder, each whole or not at all.
 
-    record: the results of all trials; search, dist_mat (Q, G): the first trial's, after BNNeck.
+    record: the results of all trials; search, dist_mat (Q, G): the first trial's, with the last feature.
     """
     title = " + ".join([record["protocol"]["name"], *record["extras"]])
     first = f"{title}, trial {search.trial}"
@@ -69,10 +69,10 @@ def curve_axes(title: str) -> tuple[Figure, Axes]:
 
 
 def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
-    """CMC curves of both features, in per cent: the mean over trials, with a band of one standard deviation."""
+    """CMC curves of the features, in per cent: the mean over trials, with a band of one standard deviation."""
     figure, axes = curve_axes(title)
     lowest = 100.0
-    for feature, colour, style, marker in zip(FEATURES, (ORANGE, BLUE), ("--", "-"), ("s", "o")):
+    for feature, colour, style, marker in zip(scored(trials), (ORANGE, BLUE), ("--", "-"), ("s", "o")):
         curves = 100 * np.array([trial[feature]["cmc"] for trial in trials])
         measures = {"Rank-1": curves[:, 0], "mAP": 100 * np.array([trial[feature]["mAP"] for trial in trials])}
         numbers = [f"{name} {values.mean():.2f}" + (f" ± {values.std():.2f}" if len(trials) > 1 else "")

@@ -43,18 +43,34 @@ def build_loss(name: str, parameters: Mapping[str, Any], num_classes: int, dim: 
 
 
 def identity_loss(output: Output, labels: Tensor) -> Tensor:
-    """Cross entropy of the classifier behind BNNeck."""
-    return F.cross_entropy(output.logits, labels)
+    """Cross entropy of each classifier behind BNNeck (see `over_parts`)."""
+    return over_parts([F.cross_entropy(logits, labels) for logits in (output.logits, *output.stripes)])
 
 
 def triplet_loss(output: Output, labels: Tensor, margin: float) -> Tensor:
-    """`batch_hard_triplet` of the features after pooling."""
-    return batch_hard_triplet(output.feats, labels, margin)
+    """`batch_hard_triplet` of the features after pooling (see `over_parts`)."""
+    return over_parts([batch_hard_triplet(feats, labels, margin) for feats in parts_of(output)])
 
 
 def weighted_triplet_loss(output: Output, labels: Tensor) -> Tensor:
-    """`weighted_triplet` of the features after pooling."""
-    return weighted_triplet(output.feats, labels)
+    """`weighted_triplet` of the features after pooling (see `over_parts`)."""
+    return over_parts([weighted_triplet(feats, labels) for feats in parts_of(output)])
+
+
+def squared_triplet_loss(output: Output, labels: Tensor) -> Tensor:
+    """`squared_triplet` of the features after pooling (see `over_parts`)."""
+    return over_parts([squared_triplet(feats, labels) for feats in parts_of(output)])
+
+
+def parts_of(output: Output) -> tuple[Tensor, ...]:
+    """The features (B, D) after pooling of the whole map and of each stripe."""
+    return output.feats.chunk(1 + len(output.stripes), 1)
+
+
+def over_parts(losses: list[Tensor]) -> Tensor:
+    """The loss of the whole map; where there are stripes, its mean with their mean."""
+    whole, *stripes = losses
+    return (whole + torch.stack(stripes).mean()) / 2 if stripes else whole
 
 
 def similarity_loss(output: Output, labels: Tensor) -> Tensor:
@@ -66,6 +82,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "id": identity_loss,
     "triplet": triplet_loss,
     "weighted_triplet": weighted_triplet_loss,
+    "squared_triplet": squared_triplet_loss,
     "similarity": similarity_loss,
 }
 
@@ -105,11 +122,30 @@ def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
     (`published_weights`), which for negatives are far from the softmax of the paper. An anchor is a positive
     of itself. feats (B, D), labels (B,).
     """
+    positive, negative = weighted_distances(feats, labels)
+    return F.softplus(positive - negative).mean()
+
+
+def squared_triplet(feats: Tensor, labels: Tensor) -> Tensor:
+    """Squared difference form of the weighted triplet (CAJ, Ye et al., ICCV 2021): softplus(s |s|) with s = sum
+    w_p d_p - sum w_n d_n, mean over anchors.
+
+    s^2 keeps the sign of s and is cut at 88, as in the published code, where exp would overflow float32. The
+    gradient, 2 |s| sigmoid(s |s|), vanishes at s = 0, where positives and negatives are equally far, and beyond
+    |s| = 9.4, where the cut is: also for anchors whose positives are that much farther than their negatives.
+    feats (B, D), labels (B,).
+    """
+    positive, negative = weighted_distances(feats, labels)
+    difference = positive - negative
+    return F.softplus(difference.sign() * difference.square().clamp_max(88)).mean()
+
+
+def weighted_distances(feats: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted sums (B,) of each anchor's distances to its positives and to its negatives."""
     distances = euclidean_distances(feats)
     same = (labels[:, None] == labels[None, :]).to(distances.dtype)
-    positive = published_weights(distances, same)
-    negative = published_weights(-distances, 1 - same)
-    return F.softplus((positive * distances).sum(1) - (negative * distances).sum(1)).mean()
+    return ((published_weights(distances, same) * distances).sum(1),
+            (published_weights(-distances, 1 - same) * distances).sum(1))
 
 
 def published_weights(values: Tensor, mask: Tensor) -> Tensor:
@@ -120,7 +156,7 @@ def published_weights(values: Tensor, mask: Tensor) -> Tensor:
     0.1, not 1.
     """
     largest = (values * mask).amax(1, keepdim=True)
-    weights = torch.exp(values - largest) * mask
+    weights = torch.exp((values - largest).masked_fill(mask == 0, -torch.inf))
     return weights / (weights.sum(1, keepdim=True) + 1e-6)
 
 

@@ -1,6 +1,4 @@
-"""Two-stream networks for visible-infrared re-identification: `base`, `agw` and `cgrnet`, one row of a table
-each.
-"""
+"""Two-stream networks for visible-infrared re-identification, one row of METHODS each."""
 from __future__ import annotations
 
 import copy
@@ -32,19 +30,26 @@ class Loss:
 class Method:
     """What one method trains: the network, the views that it is given, and the losses.
 
-    own_stages: stages that each modality keeps to itself after the stem. non_local: (stage, number of its
-    last blocks that a non-local block follows). Each modality has a view of its own name, through which its
-    test images go too.
+    own_stages: stages that each modality keeps to itself after the stem. stripes: horizontal parts of the map
+    that are pooled beside the whole. non_local: (stage, number of its last blocks that a non-local block
+    follows). Each modality has a view of its own name, through which its test images go too.
     """
 
     losses: Mapping[str, Loss]
     own_stages: int = 0
     pooling: str = "average"  # or "gem"
+    stripes: int = 0
     non_local: tuple[tuple[str, int], ...] = ()
     similarity: str | None = None  # affinity of the modality similarity module
     graph: str | None = None  # messages of graph reasoning: "normalised" or "plain"
     views: Mapping[str, View] = field(default_factory=lambda: {name: View(name) for name in MODALITIES})
 
+
+STRONG = ("standard", "exchange", "erase")
+STRONG_VIEWS = {modality: View(modality, STRONG) for modality in MODALITIES}
+CAJ_VIEWS = {"visible": View("visible", ("standard", "erase")),
+             "exchanged": View("visible", ("standard", "exchanged", "erase")),
+             "infrared": View("infrared", ("standard", "erase"))}
 
 METHODS = {
     "base": Method(losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3})}),
@@ -52,6 +57,15 @@ METHODS = {
                   non_local=(("layer2", 2), ("layer3", 3))),
     "cgrnet": Method(losses={"id": Loss(), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
                      own_stages=1, similarity="cosine", graph="normalised"),
+    # Ye et al., ICCV 2021
+    "caj": Method(losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem",
+                  non_local=(("layer2", 2), ("layer3", 3)), views=CAJ_VIEWS),
+    # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; weight 2: that of the whole map is 1 then
+    "strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem", stripes=3,
+                     views=STRONG_VIEWS),
+    "cgrnet-strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
+                            own_stages=1, pooling="gem", stripes=3, similarity="cosine", graph="normalised",
+                            views=STRONG_VIEWS),
 }
 
 
@@ -59,13 +73,16 @@ class Output(NamedTuple):
     """What the network gives for B images, view after view.
 
     feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32;
-    affinities: by view, (images of the view, K, K) float32, empty for a method without the similarity module.
+    affinities: by view, (images of the view, K, K) float32, empty for a method without the similarity module;
+    stripes: the logits of each stripe. Where there are S stripes, feats and neck hold the D / (1 + S) features
+    of the whole map, then those of each stripe, and `logits` are those of the whole map.
     """
 
     feats: Tensor
     neck: Tensor
     logits: Tensor
     affinities: dict[str, Tensor]
+    stripes: tuple[Tensor, ...] = ()
 
 
 class ModalitySimilarity(nn.Module):
@@ -191,7 +208,9 @@ class TwoStream(nn.Module):
     """A backbone whose first layers are one copy for each modality; BNNeck (Luo et al., TMM 2020) behind the
     pooling.
 
-    weights: a torchvision state dict of the backbone (its classifier is left out), None for a random start.
+    BatchNorm treats each feature by itself, so that one `bottleneck` is the BNNeck of the whole map and of
+    each stripe; `classifier` holds their classifiers one after another. dim: size of either feature. weights:
+    a torchvision state dict of the backbone (its classifier is left out), None for a random start.
     """
 
     def __init__(self, method: str | Method, arch: str, num_classes: int,
@@ -209,10 +228,11 @@ class TwoStream(nn.Module):
         self.similarity = nn.ModuleDict({modality: ModalitySimilarity(self.method.similarity)
                                          for modality in MODALITIES if self.method.similarity})
         self.graph = GraphReasoning(backbone.width("layer2"), self.method.graph) if self.method.graph else None
-        self.dim = backbone.width("layer4")
+        parts, width = 1 + self.method.stripes, backbone.width("layer4")
+        self.dim = parts * width
         self.bottleneck = nn.BatchNorm1d(self.dim)
         self.bottleneck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(self.dim, num_classes, bias=False)
+        self.classifier = nn.Linear(width, parts * num_classes, bias=False)
         nn.init.normal_(self.bottleneck.weight, 1.0, 0.01)
         nn.init.normal_(self.classifier.weight, 0, 0.001)
 
@@ -220,9 +240,10 @@ class TwoStream(nn.Module):
         """Normalised images of one view or of several, (B, 3, height, width) each, by name, through one pass."""
         x, affinities = self.feature_maps({"visible": visible, "infrared": infrared, **others})
         with torch.autocast(x.device.type, enabled=False):
-            feats = pool(x.float(), self.method.pooling)
+            feats = pool(x.float(), self.method.pooling, self.method.stripes)
             neck = self.bottleneck(feats)
-            return Output(feats, neck, self.classifier(neck), affinities)
+            logits, *stripes = self.classify(neck)
+            return Output(feats, neck, logits, affinities, tuple(stripes))
 
     def feature_maps(self, given: Mapping[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
         """Images by view -> the maps of the last stage, (B, D, H, W), view after view, and the affinities."""
@@ -240,6 +261,11 @@ class TwoStream(nn.Module):
             if stage == "layer2" and self.graph is not None:
                 x = self.graph(x)
         return x, affinities
+
+    def classify(self, neck: Tensor) -> list[Tensor]:
+        """The logits (B, C) of the whole map and of each stripe, from their features (B, D) after BNNeck."""
+        parts = 1 + self.method.stripes
+        return [F.linear(*part) for part in zip(neck.chunk(parts, 1), self.classifier.weight.chunk(parts))]
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
         """One shared stage, with the non-local blocks that follow its last blocks."""
@@ -284,12 +310,16 @@ def folded(net: nn.Module) -> nn.Module:
     return net
 
 
-def pool(x: Tensor, kind: str, power: float = 3.0) -> Tensor:
-    """(B, C, H, W) float32 -> (B, C): mean, or generalised mean (GeM, Radenovic et al., TPAMI 2019) with p =
-    3.
+def pool(x: Tensor, kind: str, stripes: int = 0, power: float = 3.0) -> Tensor:
+    """(B, C, H, W) float32 -> (B, (1 + stripes) C): mean, or generalised mean (GeM, Radenovic et al., TPAMI
+    2019) with p = 3, of the whole map, then of each of its horizontal stripes from the top.
 
-    The constant of 1e-12 within the root is that of AGW.
+    The constant of 1e-12 within the root is that of AGW. Parts are not normalised one by one, as in RLE (Tan et
+    al., NeurIPS 2024): means over a map and its stripes have one scale already. Stripes overlap by a row where
+    they do not divide the map.
     """
-    if kind == "average":
-        return x.mean((2, 3))
-    return (x.pow(power).mean((2, 3)) + 1e-12).pow(1 / power)
+    x = x if kind == "average" else x.pow(power)
+    means = x.mean((2, 3))
+    if stripes:
+        means = torch.cat([means, F.adaptive_avg_pool2d(x, (stripes, 1)).squeeze(3).transpose(1, 2).flatten(1)], 1)
+    return means if kind == "average" else (means + 1e-12).pow(1 / power)

@@ -11,10 +11,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from backbones import BACKBONES
-from data_loader import AUGMENTATIONS
+from data_loader import AUGMENTATIONS, COMBINED
 from data_manager import DATASETS, add_dataset_flags, resolve_arguments
+from datasets.types import View
 from model import METHODS
+from results import FEATURES, SUM
 from utils import Parser, UserError, add_data_arguments, choices, filled, integer, not_negative, positive
+
+# Defaults of other flags in one word, each open to its flag. `paper`: the declared ones.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "strong": {"optim": "sgd", "schedule": "cosine", "epochs": 120, "augment": "strong", "img_h": 384, "img_w": 192},
+    "short": {"optim": "sgd", "schedule": "cosine", "epochs": 24, "augment": "standard", "img_h": 192, "img_w": 96},
+}
+
+# Arguments of training that a result tells, beside the seed: by them, records of several seeds belong together.
+SETTINGS = ("recipe", "lr", "optim", "epochs", "schedule", "batch_size", "num_pos", "margin", "augment", "pretrained", "img_h",
+            "img_w")
 
 
 def train_parser() -> Parser:
@@ -22,6 +35,9 @@ def train_parser() -> Parser:
     parser = Parser(description="Train a model for visible-infrared person re-identification.")
     add_shared_arguments(parser, "train")
     parser.add_argument("--test-only", action="store_true", machine=True, help="evaluate --resume and stop")
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True, help="defaults of other flags: " + "; ".join(
+        f"{name}: {' '.join(f'{key} {value}' for key, value in row.items()) or 'those said here'}"
+        for name, row in RECIPES.items()))
     parser.add_argument("--lr", type=positive, fixed=True,
                         help="learning rate of new layers, and a tenth of it of a pretrained backbone (default: " +
                              ", ".join(f"{row.lr} for {name}" for name, row in BACKBONES.items()) + ")")
@@ -35,8 +51,9 @@ def train_parser() -> Parser:
                         help="visible, and infrared, images of each identity in a batch")
     parser.add_argument("--margin", type=not_negative, fixed=True,
                         help="margin of the triplet loss (default: the method's own)")
-    parser.add_argument("--augment", type=choices(AUGMENTATIONS), metavar="NAME[,NAME...]", fixed=True,
-                        help=f"augmentations of every view, of {', '.join(AUGMENTATIONS)} (default: the method's own)")
+    parser.add_argument("--augment", type=choices([*AUGMENTATIONS, *COMBINED]), metavar="NAME[,NAME...]", fixed=True,
+                        help=f"augmentations of every view, of {', '.join([*AUGMENTATIONS, *COMBINED])} "
+                             "(default: the method's own)")
     parser.add_argument("--pretrained", type=filled, default="imagenet", metavar="imagenet|none|FILE", fixed=True,
                         help="first weights of the backbone; FILE: a torchvision state dict")
     parser.add_argument("--init", type=filled, metavar="FILE", fixed=True,
@@ -77,6 +94,8 @@ def test_parser() -> Parser:
     add_shared_arguments(parser, "test")
     parser.set_defaults(amp="off")  # others check their numbers against these
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
+    parser.add_argument("--feature", choices=(*FEATURES, SUM),
+                        help="score this feature alone, sum: the sum of the cosines of both (default: both, one by one)")
     parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the "
                                                                                            "distances")
     parser.add_argument("--save-features", type=filled, metavar="FILE.npz",
@@ -110,6 +129,14 @@ def add_shared_arguments(parser: Parser, script: str) -> None:
                              ", ".join(f"{data.direction} for "
                                        f"{name}" for name, data in DATASETS.items()) + ")")
     add_dataset_flags(parser, script)
+
+
+def apply_recipe(args: argparse.Namespace, given: set[str]) -> None:
+    """Take from the recipe what the command line does not say; a method keeps augmentations of its own."""
+    own = any(view.augment != View.augment for view in METHODS[args.method].views.values())
+    for name, value in RECIPES[args.recipe].items():
+        if name not in given and not (own and name == "augment"):
+            setattr(args, name, value)
 
 
 def reconcile(parser: Parser, args: argparse.Namespace, given: set[str], saved: Mapping[str, Any], path: str) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from datasets.types import Search
-from utils import UserError, atomic_path, write_json
+from bootstrap import LEVEL, RESAMPLES, QueryScores, paired_difference
+from datasets.types import FEATURES, SUM, Search
+from utils import UserError, atomic_path, warn, write_json
 
 FORMAT = 1
 COMPARABLE = ("name", "trials", "images")  # what records must share
 FOLDER = "results"  # of records, below the current folder, unless --out names another
-FEATURES = ("pool", "bnneck")  # after pooling, after BNNeck
 RANKS = (1, 5, 10, 20)
+DIFFERENCES = ("rank-1", "mAP")  # that `--compare` puts to the test
 MEASURES = (*(f"rank-{k}" for k in RANKS), "mAP", "mINP")
 
 
@@ -61,9 +62,15 @@ def count(search: Search) -> dict[str, int]:
 
 def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Mean and (population) standard deviation over trials of each measure of each feature, fractions."""
-    tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials]) for feature in FEATURES}
+    tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials])
+              for feature in scored(trials)}
     return {name: {feature: dict(zip(MEASURES, statistic(table, axis=0).tolist())) for feature, table in tables.items()}
             for name, statistic in (("mean", np.mean), ("std", np.std))}
+
+
+def scored(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The features that the trials of a record were scored with."""
+    return [feature for feature in (*FEATURES, SUM) if feature in trials[0]]
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -80,11 +87,12 @@ def lines(record: dict[str, Any]) -> list[str]:
     """The table of a record: every trial of both features, then mean and deviation, in per cent."""
     extras = "".join(f" + {extra}" for extra in record["extras"])
     rows = [record["protocol"]["name"], " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
-    for feature in FEATURES:
+    features = scored(record["trials"])
+    for feature in features:
         for trial in record["trials"]:
             values = [f"{100 * headline(trial[feature])[name]:15.2f}" for name in MEASURES]
             rows.append(" ".join([f"{feature + ' trial ' + str(trial['trial']):<24}", *values]) + extras)
-    for feature in FEATURES:
+    for feature in features:
         values = [f"{show_spread(record, feature, name):>15}" for name in MEASURES]
         rows.append(" ".join([f"{feature + ' mean ± std':<24}", *values]) + extras)
     return rows
@@ -92,7 +100,7 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 def gap_lines(record: dict[str, Any]) -> list[str]:
     """The gap between the modalities in words."""
-    return [f"{feature:<8}modality gap: centroids {gap['centroids']:.3f} apart; mean cosine distance within visible "
+    return [f"modality gap, {feature}: centroids {gap['centroids']:.3f} apart; mean cosine distance within visible "
             f"{gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
             for feature, gap in record["modality_gap"].items()]
 
@@ -115,7 +123,7 @@ def write(record: dict[str, Any], folder: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["protocol", "extras", "feature", "trial", *MEASURES])
-            for feature in FEATURES:
+            for feature in scored(record["trials"]):
                 head = [record["protocol"]["name"], " + ".join(record["extras"]), feature]
                 for trial in record["trials"]:
                     writer.writerow([*head, trial["trial"], *headline(trial[feature]).values()])
@@ -123,16 +131,49 @@ def write(record: dict[str, Any], folder: Path) -> None:
                     writer.writerow([*head, kind, *record[kind][feature].values()])
 
 
+def queries_path(record: Path) -> Path:
+    """The file of each query's scores that stands beside a record."""
+    return record.with_suffix(".queries.npz")
+
+
+def write_queries(queries: QueryScores, record: Path) -> None:
+    """Write each query's scores beside a record, whole or not at all."""
+    arrays = {"draws": queries.draws, "pids": queries.pids,
+              **{f"first_rank_{feature}": ranks for feature, ranks in queries.first_ranks.items()},
+              **{f"ap_{feature}": ap for feature, ap in queries.ap.items()}}
+    with atomic_path(queries_path(record)) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def read_queries(record: Path) -> QueryScores | None:
+    """Each query's scores beside a record, None where there are none; raises `UserError` for another file."""
+    path = queries_path(record)
+    try:
+        with np.load(path) as arrays:
+            features = [name.removeprefix("ap_") for name in arrays if name.startswith("ap_")]
+            return QueryScores(arrays["draws"], arrays["pids"], *({feature: arrays[f"{name}_{feature}"] for feature in features}
+                                                                  for name in ("first_rank", "ap")))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
+        raise UserError(f"--compare {path}: not the file that test.py writes beside a record "
+                        f"({type(error).__name__}); test that checkpoint again") from None
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What `--compare` reads of a record."""
+    """What `--compare` reads of a record; kind: what records of other seeds share."""
 
     path: str
     protocol: Mapping[str, Any]
     method: str
     files: str
     extras: str
+    kind: Any
+    features: Sequence[str]
     values: Mapping[str, Mapping[str, str]]  # by feature and measure: mean ± standard deviation
+    queries: QueryScores | None = None
 
 
 def read(path: str) -> Summary:
@@ -142,15 +183,30 @@ def read(path: str) -> Summary:
         if record["format"] != FORMAT:
             raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} "
                             "expected; test that checkpoint again")
-        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, record["checkpoint"]["method"],
-                       ", ".join(record["checkpoint"]["files"]), "".join(" + "
-                                                                         f"{extra}" for extra in record["extras"]),
-                       {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in FEATURES})
+        features, made = scored(record["trials"]), record["checkpoint"]
+        values = {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in features}
+        queries = read_queries(Path(path))
+        if queries is not None:
+            require_same(queries, record, path)
+        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"], ", ".join(made["files"]),
+                       "".join(f" + {extra}" for extra in record["extras"]),
+                       (made["method"], made.get("arch"), made.get("settings"), record["extras"]), features, values, queries)
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"[:100]
         raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
+
+
+def require_same(queries: QueryScores, record: Mapping[str, Any], path: str) -> None:
+    """Raise `UserError` unless the scores of the queries are those of the record."""
+    for feature in scored(record["trials"]):
+        values, matched = queries.values(feature, "mAP"), queries.first_ranks[feature] > 0
+        for trial in record["trials"]:
+            mine = values[(queries.draws == trial["trial"]) & matched]
+            if not len(mine) or abs(mine.mean() - trial[feature]["mAP"]) > 1e-5:
+                raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}; test that "
+                                "checkpoint again")
 
 
 def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
@@ -175,8 +231,44 @@ def compare(paths: Sequence[str]) -> list[str]:
     rows = [first.protocol["name"]]
     rows += [f"[{number}] {each.path}: {each.method}{each.extras}, {each.files}"
              for number, each in enumerate(summaries, 1)]
-    for feature in FEATURES:
-        rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
-        rows += [" ".join([f"{name:<8}", *(f"{each.values[feature][name]:>15}" for each in summaries)])
-                 for name in MEASURES]
+    for feature in (*FEATURES, SUM):
+        if any(feature in each.features for each in summaries):
+            rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
+            rows += [" ".join([f"{name:<8}", *(f"{each.values[feature][name] if feature in each.features else '-':>15}"
+                                               for each in summaries)]) for name in MEASURES]
+    return rows + differences(summaries)
+
+
+def differences(summaries: Sequence[Summary]) -> list[str]:
+    """The paired difference of each group of records to the first one, with an interval.
+
+    A group is the records that differ by their seed alone; where all do, each is a group. Warns where a record
+    has no file of its queries.
+    """
+    if lacking := [each.path for each in summaries if each.queries is None]:
+        if len(summaries) > 1:
+            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is tested; test that "
+                 "checkpoint again")
+        return []
+    groups: list[list[int]] = []
+    for number, each in enumerate(summaries):
+        known = next((group for group in groups if summaries[group[0]].kind == each.kind), None)
+        groups.append([number]) if known is None else known.append(number)
+    groups = groups if len(groups) > 1 else [[number] for number in range(len(summaries))]
+    return [row for group in groups[1:] for row in difference_rows(summaries, groups[0], group)]
+
+
+def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: Sequence[int]) -> list[str]:
+    """The difference of one group of records to another, in words and per cent."""
+    names = [" ".join(f"[{number + 1}]" for number in group) for group in (second, first)]
+    rows = [f"{names[0]} less {names[1]}, with an interval of {LEVEL:.0%} ({RESAMPLES:,} bootstrap samples of persons, draws "
+            "and records)"]
+    for feature in (*FEATURES, SUM):
+        if not all(feature in summaries[number].features for number in (*first, *second)):
+            continue
+        for measure in DIFFERENCES:
+            sides = [[summaries[number].queries.sums(feature, measure) for number in group] for group in (first, second)]
+            found = paired_difference(*sides)
+            rows.append(f"{feature:<8}{measure:<7} {100 * found.value:+6.2f}  [{100 * found.low:+6.2f}, {100 * found.high:+6.2f}]"
+                        + ("" if found.told_apart else "  not told apart by this test"))
     return rows

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ import torch
 import options
 import results
 import verification
+from bootstrap import QueryScores
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
 from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
-from engine import Extraction, Features, distances, score, search_features
-from eval_metrics import modality_gap
+from engine import Extraction, Features, distances, rank, scores_of, search_features
+from eval_metrics import Ranking, modality_gap
 from evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
@@ -37,7 +38,7 @@ from utils import Parser, UserError, atomic_path, make_folder, parse_given, run,
 @dataclass(frozen=True)
 class Model:
     """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
-    of a test.
+    of a test; settings: what its training had in common with that of other seeds.
     """
 
     net: TwoStream
@@ -45,6 +46,7 @@ class Model:
     facts: dict[str, Any]
     trial: int | None = None
     chosen: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -60,29 +62,31 @@ def main() -> None:
     make_folder(args.out or results.FOLDER, "--out")
     if args.save_features:
         make_folder(Path(args.save_features).parent, "--save-features")
-    models, searches, trials, first = [], [], [], None
+    models, searches, rankings, first = [], [], [], None
     for place, path in enumerate(paths, 1):
         model = load_model(path, parser)
         chosen = choose_searches(parser, args, given, model, place if len(paths) > 1 else None)
         warn_of_model(model, chosen[0], known_best=any(other.chosen for other in models))
         features = search_features(model.net.to(device, memory_format=torch.channels_last), chosen,
                                    extraction(args, device))
-        trials += [score_trial(features, search, args.rerank) for search in chosen]
+        rankings += [rank_trial(features, search, args) for search in chosen]
         models, searches, first = [*models, model], [*searches, *chosen], first or (features, chosen[0])
     for line in dict.fromkeys(line for search in searches
                               for line in DATASETS[args.dataset].surprises(args.data_path, search=search)):
         warn(line)
+    trials = [record_trial(*each) for each in zip(searches, rankings)]
     record = {"format": results.FORMAT, "protocol": results.describe_protocol(searches, args.data_path),
               "extras": extras(args, models, searches),
               "checkpoint": {"method": args.method, "arch": args.arch, "files": [Path(path).name for path in paths],
-                             "sha256": [sha256(Path(path)) for path in paths]},
+                             "sha256": [sha256(Path(path)) for path in paths], "settings": models[0].settings},
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
-    pairs = {kind: find_pairs(*first, kind) for kind in FEATURES}
+    kinds = scored_features(args)
+    pairs = {kind: find_pairs(*first, kind) for kind in kinds}
     record |= {"calibration": verification.describe(first[1]),
-               "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in FEATURES},
-               "modality_gap": {kind: find_gap(*first, kind) for kind in FEATURES}}
+               "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in kinds},
+               "modality_gap": {kind: find_gap(*first, kind) for kind in kinds}}
     print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))
-    write(args, "trial" in given, record, *first)
+    write(args, "trial" in given, record, query_scores(searches, rankings), *first)
     if args.out:
         draw(args, record, models[0].net, *first, pairs)
 
@@ -131,7 +135,9 @@ def load_model(path: str, parser: Parser) -> Model:
     data = DATASETS.get(checkpoint.args.get("dataset"))
     trial = checkpoint.trial if data is not None and data.splits > 1 else None
     facts = {name: checkpoint.args[name] for name in parser.fixed & checkpoint.args.keys() if name != "trial"}
-    return Model(checkpoint.network(path), path, facts, trial, chosen=checkpoint.optimiser is None)
+    settings = {"init": bool(checkpoint.args.get("init")),
+                **{name: checkpoint.args[name] for name in options.SETTINGS if name in checkpoint.args}}
+    return Model(checkpoint.network(path), path, facts, trial, checkpoint.optimiser is None, settings)
 
 
 def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,
@@ -197,10 +203,29 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip, silent=False)
 
 
-def score_trial(features: dict[str, Features], search: Search, rerank: str) -> dict[str, Any]:
-    """One search's scores with both features, as a record holds them."""
-    scores = {kind: score(features, search, kind, rerank != "none").record() for kind in FEATURES}
-    return {"trial": search.trial, **scores, "counts": results.count(search)}
+def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:
+    """What each query of one search finds with each feature that is scored."""
+    return {kind: rank(features, search, kind, args.rerank != "none") for kind in scored_features(args)}
+
+
+def scored_features(args: argparse.Namespace) -> tuple[str, ...]:
+    """The features that are scored; the last is that of the figures."""
+    return (args.feature,) if args.feature else FEATURES
+
+
+def record_trial(search: Search, rankings: dict[str, Ranking]) -> dict[str, Any]:
+    """One search's scores with each feature, as a record holds them."""
+    return {"trial": search.trial, **{kind: scores_of(ranking).record() for kind, ranking in rankings.items()},
+            "counts": results.count(search)}
+
+
+def query_scores(searches: list[Search], rankings: list[dict[str, Ranking]]) -> QueryScores:
+    """Each query's scores in each draw."""
+    draws = np.repeat([search.trial for search in searches], [len(search.query) for search in searches])
+    pids = np.concatenate([search.query.pids for search in searches])
+    first, ap = ({kind: np.concatenate([getattr(trial[kind], name) for trial in rankings]).astype(dtype) for kind in rankings[0]}
+                 for name, dtype in (("first", np.int32), ("ap", np.float32)))
+    return QueryScores(draws.astype(np.int16), pids.astype(np.int32), first, ap)
 
 
 def find_pairs(features: dict[str, Features], search: Search, kind: str) -> verification.Pairs:
@@ -219,6 +244,7 @@ def find_gap(features: dict[str, Features], search: Search, kind: str) -> dict[s
 def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]) -> list[str]:
     """What was done beyond the protocol, in words."""
     words = ["flip"] if args.flip else []
+    words += [f"feature {args.feature}"] if args.feature else []
     words += ["k-reciprocal re-ranking"] if args.rerank == "k-reciprocal" else []
     forced = [(search.trial, model.trial) for model, search in zip(models, searches)
               if model.trial not in (None, search.trial)]
@@ -230,16 +256,18 @@ def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]
     return words
 
 
-def write(args: argparse.Namespace, named: bool, record: dict[str, Any], features: dict[str, Features],
-          search: Search) -> None:
+def write(args: argparse.Namespace, named: bool, record: dict[str, Any], queries: QueryScores,
+          features: dict[str, Features], search: Search) -> None:
     """Write what was found, and the features asked for; named: whether the user gave the trial."""
     if args.save_features:
         save_features(Path(args.save_features), features, search)
     if args.out:
         results.write(record, Path(args.out))
+        results.write_queries(queries, Path(args.out) / "results.json")
     else:
         path = results.default_path(args.resume, record, named)
         write_json(path, record)
+        results.write_queries(queries, path)
         print(f"results: {path}")
 
 
@@ -248,7 +276,7 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     """Write the figures of the first trial; without scikit-learn, all but the embedding."""
     import figures  # Matplotlib takes a second to load
     out, rerank = Path(args.out), args.rerank != "none"
-    dist_mat = distances(features, search, "bnneck", rerank)
+    dist_mat = distances(features, search, scored_features(args)[-1], rerank)
     figures.draw(out, record, search, dist_mat, rerank)
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})

@@ -108,6 +108,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     """
     parser = options.train_parser()
     args, given = parse_given(parser)
+    options.apply_recipe(args, given)
     saved = None
     if args.test_only and not args.resume:
         raise UserError("--test-only: no --resume given; name the checkpoint to test")
@@ -305,7 +306,7 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
                  sampler: IdentitySampler, where: str) -> None:
     """Log what is about to run on what."""
     log, method = files.log, state.args["method"]
-    log(f"run {files.name} on {where}, {state.processes} process(es)")
+    log(f"run {files.name}, recipe {state.args['recipe']}, on {where}, {state.processes} process(es)")
     log(f"arguments {json.dumps(state.args)}")
     log(f"{json.dumps({'versions': state.versions, 'commit': state.commit})} data {state.fingerprint[:16]}")
     log(f"first weights: {state.first_weights}")

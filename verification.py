@@ -81,10 +81,10 @@ def lines(record: dict[str, Any], pairs: dict[str, Pairs]) -> list[str]:
     for feature, of_feature in record["thresholds"].items():
         known = next(iter(of_feature.values()))
         for rate, values in known.items():
-            rows.append(f"{feature:<8}false accept rate {rate:<7}threshold {values['threshold']:.4f}, true accept rate "
+            rows.append(f"yes or no, {feature:<7} false accept rate {rate:<7}threshold {values['threshold']:.4f}, true accept rate "
                         f"{values['true_accept_rate']:.2%}, {values['impostor_pairs']:,} impostor pairs")
         missing = [f"{rate:g}" for rate in RATES if f"{rate:g}" not in known]
         if missing:
-            rows.append(f"{feature:<8}false accept rate {', '.join(missing)} left out: {len(pairs[feature].genuine):,} genuine and "
+            rows.append(f"yes or no, {feature:<7} false accept rate {', '.join(missing)} left out: {len(pairs[feature].genuine):,} genuine and "
                         f"{len(pairs[feature].impostor):,} impostor pairs found, 1 and {PAIRS} / rate expected")
     return rows

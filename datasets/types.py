@@ -18,6 +18,7 @@ MODALITIES = (VISIBLE, INFRARED)
 # modality of the query, and of the gallery
 DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}
 TRIALS = 10
+FEATURES, SUM = ("pool", "bnneck"), "sum"  # after pooling, after BNNeck; and the sum of both cosines
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Features:
     bnneck: np.ndarray
 
     def take(self, images: Images, kind: str) -> np.ndarray:
-        """The features (M, D) of some of the images, in their order."""
+        """The features (M, D) of some of the images, in their order; kind: one of FEATURES, or SUM."""
+        if kind == SUM:  # the cosine of both side by side is the mean of their cosines
+            return np.hstack([self.take(images, each) for each in FEATURES]) * np.float32(0.5 ** 0.5)
         rows = {path: row for row, path in enumerate(self.paths)}
         return getattr(self, kind)[[rows[path] for path in images.paths]]
 

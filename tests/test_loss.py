@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss import Criterion, batch_hard_triplet, modality_similarity, weighted_triplet
-from model import METHODS, Output
+from loss import Criterion, batch_hard_triplet, modality_similarity, squared_triplet, weighted_distances, weighted_triplet
+from model import METHODS, Loss, Output
 
 
 def batch(seed: int, persons: int = 3, images: int = 4, dim: int = 5):
@@ -26,7 +26,18 @@ def test_batch_hard_triplet(seed):
     assert batch_hard_triplet(feats, labels, 0.3).item() == pytest.approx(expected, rel=1e-5)
 
 
-def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor) -> float:
+def softplus_of_difference(positive: float, negative: float) -> float:
+    """What AGW's code does with an anchor's weighted distances."""
+    return math.log(1 + math.exp(positive - negative))
+
+
+def soft_margin_of_square(positive: float, negative: float) -> float:
+    """What CAJ's code does with them: a soft margin loss of their squared difference with the target -1 or 1."""
+    target = -1 if positive > negative else 1
+    return math.log(1 + math.exp(-target * min((positive - negative) ** 2, 88)))
+
+
+def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor, of=softplus_of_difference) -> float:
     """A loop over what AGW's code does: each kind's weights from distances in which the other kind's are 0."""
     total = 0.0
     for i in range(len(feats)):
@@ -38,7 +49,7 @@ def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor) -> flo
             own = [value for j, value in enumerate(masked) if (labels[i] == labels[j]) == same]
             exponentials = [math.exp(value - largest) for value in own]
             kept += [sign * value * e / (sum(exponentials) + 1e-6) for value, e in zip(own, exponentials)]
-        total += math.log(1 + math.exp(sum(far) - sum(near))) / len(feats)
+        total += of(sum(far), sum(near)) / len(feats)
     return total
 
 
@@ -48,6 +59,53 @@ def test_weighted_triplet_is_that_of_the_published_code(seed, scale):
     feats, labels = batch(seed)
     found = weighted_triplet(scale * feats, labels).item()
     assert found == pytest.approx(published_weighted_triplet(scale * feats, labels), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 5, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_squared_triplet_is_that_of_the_published_code(seed, scale):
+    feats, labels = batch(seed)
+    found = squared_triplet(scale * feats, labels).item()
+    assert found == pytest.approx(published_weighted_triplet(scale * feats, labels, soft_margin_of_square), rel=1e-4)
+
+
+def pair_of_distances(positive: float, negative: float) -> torch.Tensor:
+    """Features (6, 2) of two persons on two lines: their images `positive` apart, the lines `negative`."""
+    return torch.tensor([[x * positive, y * negative] for y in (0.0, 1.0) for x in (0.0, 0.5, 1.0)], requires_grad=True)
+
+
+def gradient(feats: torch.Tensor) -> float:
+    feats.grad = None
+    squared_triplet(feats, torch.tensor([0, 0, 0, 1, 1, 1])).backward()
+    return feats.grad.abs().max().item()
+
+
+def test_the_gradient_of_the_squared_triplet_vanishes_where_its_docstring_says():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    low, high = 0.01, 5.0  # a distance of the lines at which an outer anchor's two weighted distances are equal
+    for _ in range(60):
+        middle = (low + high) / 2
+        positive, negative = weighted_distances(pair_of_distances(1.0, middle), labels)
+        low, high = (middle, high) if positive[0] > negative[0] else (low, middle)
+    feats = pair_of_distances(1.0, low)
+    positive, negative = weighted_distances(feats, labels)
+    (positive - negative)[0].sign().mul((positive - negative)[0].square()).backward()
+    assert feats.grad.abs().max() < 1e-4
+    far_positives = pair_of_distances(40.0, 0.1)
+    assert gradient(pair_of_distances(6.0, 0.1)) > 0.1 and gradient(far_positives) == 0
+    assert squared_triplet(far_positives, labels).item() > 30  # and yet all of it is wrong
+
+
+def test_losses_of_stripes_are_the_mean_of_the_whole_map_and_of_their_mean():
+    feats, labels = batch(0, dim=20)
+    logits = torch.randn(4, 12, 3)
+    output = Output(feats, feats, logits[0], {}, tuple(logits[1:]))
+    for name, parameters, plain in (("id", {}, [F.cross_entropy(part, labels) for part in logits]),
+                                    ("triplet", {"margin": 0.3}, [batch_hard_triplet(part, labels, 0.3) for part in feats.chunk(4, 1)]),
+                                    ("weighted_triplet", {}, [weighted_triplet(part, labels) for part in feats.chunk(4, 1)]),
+                                    ("squared_triplet", {}, [squared_triplet(part, labels) for part in feats.chunk(4, 1)])):
+        total, _ = Criterion({name: Loss(2.0, parameters)}, 3, 20)(output, labels)
+        torch.testing.assert_close(total, plain[0] + sum(plain[1:]) / 3)
 
 
 def test_weights_of_far_negatives_nearly_vanish_as_published():
@@ -81,7 +139,7 @@ def test_a_criterion_is_the_weighted_sum_of_its_row(method):
     total, parts = Criterion(losses, 3, 5)(Output(feats, feats, logits, affinities), labels[:6])
     assert parts.keys() == losses.keys()
     plain = {"id": F.cross_entropy(logits, labels), "triplet": batch_hard_triplet(feats, labels, 0.3),
-             "weighted_triplet": weighted_triplet(feats, labels), "similarity": modality_similarity(*affinities.values())}
+             "weighted_triplet": weighted_triplet(feats, labels), "squared_triplet": squared_triplet(feats, labels), "similarity": modality_similarity(*affinities.values())}
     torch.testing.assert_close(total, sum(loss.weight * plain[name] for name, loss in losses.items()))
 
 

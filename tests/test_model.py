@@ -128,6 +128,55 @@ def test_pooling():
     torch.testing.assert_close(pool(x, "gem"), ((x ** 3).flatten(2).mean(2) + 1e-12) ** (1 / 3))
 
 
+@pytest.mark.parametrize("kind, power", [("average", 1), ("gem", 3)])
+@pytest.mark.parametrize("height", [6, 9, 7, 2])
+def test_pooling_of_stripes(kind, power, height):
+    """The whole map, then rows floor(i H / 3) to ceil((i + 1) H / 3) of each stripe."""
+    x = torch.rand(2, 4, height, 5)
+    parts = [x, *(x[:, :, i * height // 3:-(-(i + 1) * height // 3)] for i in range(3))]
+    expected = torch.cat([((part ** power).flatten(2).mean(2) + 1e-12 * (power > 1)) ** (1 / power) for part in parts], 1)
+    torch.testing.assert_close(pool(x, kind, 3), expected)
+
+
+def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
+    torch.manual_seed(3)
+    net = TwoStream("strong", "resnet18", 5).train()
+    output = net(*torch.randn(2, 4, 3, 96, 48))
+    logits = [output.logits, *output.stripes]
+    assert net.dim == 4 * 512 and output.feats.shape == output.neck.shape == (8, 4 * 512)
+    for i, (feats, neck, found) in enumerate(zip(output.feats.chunk(4, 1), output.neck.chunk(4, 1), logits, strict=True)):
+        norm, classifier = nn.BatchNorm1d(512), nn.Linear(512, 5, bias=False)
+        with torch.no_grad():
+            norm.weight.copy_(net.bottleneck.weight[512 * i:512 * (i + 1)])
+            classifier.weight.copy_(net.classifier.weight[5 * i:5 * (i + 1)])
+        torch.testing.assert_close(norm(feats), neck)
+        torch.testing.assert_close(classifier(norm(feats)), found)
+
+
+@pytest.mark.parametrize("method", ["base", "agw", "cgrnet", "caj"])
+def test_methods_without_stripes_keep_their_names_and_shapes(method):
+    state = TwoStream(method, "resnet18", 5).state_dict()
+    assert state["bottleneck.weight"].shape == (512,) and state["classifier.weight"].shape == (5, 512)
+    assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph", "bottleneck", "classifier"}
+
+
+def test_cgrnet_strong_is_strong_with_the_modules():
+    strong, both = METHODS["strong"], METHODS["cgrnet-strong"]
+    modules = {"own_stages": 1, "similarity": "cosine", "graph": "normalised"}
+    losses = {**strong.losses, "similarity": METHODS["cgrnet"].losses["similarity"]}
+    assert both == dataclasses.replace(strong, losses=losses, **modules)
+
+
+def test_caj_is_agw_with_an_exchanged_view_of_the_visible_images():
+    agw, caj = METHODS["agw"], METHODS["caj"]
+    assert (caj.pooling, caj.non_local, caj.own_stages) == (agw.pooling, agw.non_local, agw.own_stages)
+    assert [(name, view.modality) for name, view in caj.views.items()] == [
+        ("visible", "visible"), ("exchanged", "visible"), ("infrared", "infrared")]
+    own = TwoStream("caj", "resnet18", 5).state_dict()
+    assert {name: value.shape for name, value in own.items()} == {
+        name: value.shape for name, value in TwoStream("agw", "resnet18", 5).state_dict().items()}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_new_modules_start_as_the_identity(method):
     """A network with all gammas at 0 equals the network without the modules."""

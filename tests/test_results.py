@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import results
+from bootstrap import QueryScores
 from datasets.sysu import SysuSearch
 from datasets.types import Images
 from results import FEATURES
@@ -97,6 +98,94 @@ def test_different_protocols_are_not_compared(tmp_path, key, value):
     paths = [save(tmp_path / "a.json", make_record()), save(tmp_path / "b.json", other)]
     with pytest.raises(UserError, match=f"a.json has {key} .*b.json has .*different protocols"):
         results.compare(paths)
+
+
+def save_with_queries(path, ap, seed=0, settings=None, extras=()):
+    """A record of two draws whose 40 queries have an AP of about `ap`, and the file of its queries; the record's path."""
+    rng = np.random.default_rng(seed)
+    pids, draws = np.tile(np.repeat(np.arange(10), 4), 2), np.repeat([0, 1], 40)
+    values = (ap + rng.normal(0, 0.02, 80)).clip(0, 1).astype(np.float32)
+    queries = QueryScores(draws.astype(np.int16), pids.astype(np.int32), dict.fromkeys(FEATURES, (2 - (values > 0.5)).astype(np.int32)),
+                          dict.fromkeys(FEATURES, values))
+    record = make_record(extras=extras)
+    for trial, mine in zip(record["trials"], (values[:40], values[40:])):
+        for feature in FEATURES:
+            trial[feature]["mAP"] = float(mine.mean(dtype=float))
+    record["checkpoint"]["settings"] = settings
+    results.write_queries(queries, path)
+    return save(path, {**record, **results.summarise(record["trials"])})
+
+
+def test_a_file_of_queries_holds_what_was_written(tmp_path):
+    path = save_with_queries(tmp_path / "a.json", 0.4)
+    found = results.read_queries(tmp_path / "a.json")
+    assert found.draws.tolist() == [0] * 40 + [1] * 40 and found.pids.dtype == np.int32
+    assert found.first_ranks.keys() == found.ap.keys() == set(FEATURES) and found.ap["pool"].dtype == np.float32
+    assert found.ap["bnneck"][:40].mean(dtype=float) == pytest.approx(json.loads(open(path).read())["trials"][0]["bnneck"]["mAP"])
+    assert results.read_queries(tmp_path / "b.json") is None
+
+
+def test_differences_come_with_an_interval_and_are_told_apart_or_not(tmp_path):
+    a, b, c = (save_with_queries(tmp_path / f"{name}.json", ap, seed) for name, ap, seed in
+               (("a", 0.3, 0), ("b", 0.7, 1), ("c", 0.3001, 2)))
+    rows = results.compare([a, b, c])
+    assert rows[-10].startswith("[2] less [1], with an interval of 95% (10,000 bootstrap samples")
+    assert rows[-5].startswith("[3] less [1]")
+    assert [row.split()[:2] for row in rows[-9:-5]] == [[feature, name] for feature in FEATURES for name in ("rank-1", "mAP")]
+    assert rows[-9].split()[2] == "+100.00" and not any("not told apart" in row for row in rows[-9:-5])
+    value, low, high = (float(part.strip("[],")) for part in rows[-8].replace("[", " ").split()[2:5])
+    assert 38 < low < value < high < 42
+    assert all(row.endswith("  not told apart by this test") for row in rows[-4:])
+
+
+def test_records_that_differ_by_their_seed_are_one_group(tmp_path):
+    made = [save_with_queries(tmp_path / f"{name}{seed}.json", ap + 0.05 * seed, seed, {"augment": augment})
+            for name, ap, augment in (("a", 0.2, None), ("b", 0.6, "erase")) for seed in range(3)]
+    rows = results.compare(made)
+    assert sum("less" in row for row in rows) == 1 and "[4] [5] [6] less [1] [2] [3], with" in "\n".join(rows)
+    (line,) = (row for row in rows if row.startswith("pool    mAP  ") and "±" not in row)
+    value, low, high = (float(part.strip("[],")) for part in line.replace("[", " ").split()[2:5])
+    assert value == pytest.approx(40, abs=1) and high - low > 8  # seeds differ by 5 points, persons by less than 1
+    alone = results.compare(made[:2])  # all of one group: each by itself
+    assert any(row.startswith("[2] less [1]") for row in alone)
+
+
+def test_without_files_of_queries_nothing_is_tested_and_a_line_says_so(tmp_path, capsys):
+    paths = [save_with_queries(tmp_path / "a.json", 0.3), save(tmp_path / "b.json", make_record())]
+    assert not any("less" in row for row in results.compare(paths))
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: --compare: ") and "b.queries.npz is not there" in warning and warning.count("\n") == 1
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.write_bytes(b"PK\3\4 no archive"), lambda path: path.write_bytes(b""),
+    lambda path: np.savez(path.open("wb"), draws=[1]), lambda path: (path.unlink(), path.mkdir())])
+def test_a_broken_file_of_queries_is_refused_by_name(tmp_path, spoil):
+    path = save_with_queries(tmp_path / "a.json", 0.3)
+    spoil(tmp_path / "a.queries.npz")
+    with pytest.raises(UserError, match="a.queries.npz: .*test that checkpoint again"):
+        results.compare([path])
+
+
+def test_queries_of_another_test_are_refused(tmp_path):
+    a, _ = save_with_queries(tmp_path / "a.json", 0.3), save_with_queries(tmp_path / "b.json", 0.4)
+    (tmp_path / "b.queries.npz").replace(tmp_path / "a.queries.npz")
+    with pytest.raises(UserError, match="a.queries.npz: of another test than"):
+        results.compare([a])
+
+
+def test_a_record_of_one_feature(tmp_path):
+    record = make_record(extras=["feature sum"])
+    trials = [{"trial": trial["trial"], "sum": trial["pool"], "counts": {}} for trial in record["trials"]]
+    alone = {**record, "trials": trials, **results.summarise(trials)}
+    assert [row.split()[0] for row in results.lines(alone)[2:]] == ["sum"] * 3
+    assert all(row.endswith(" + feature sum") for row in results.lines(alone)[2:])
+    results.write(alone, tmp_path)
+    with open(tmp_path / "results.csv", newline="") as file:
+        assert {row["feature"] for row in csv.DictReader(file)} == {"sum"}
+    rows = results.compare([save(tmp_path / "a.json", make_record()), str(tmp_path / "results.json")])
+    assert [row.split()[0] for row in rows if "[1]" in row and "±" not in row][1:] == ["pool", "bnneck", "sum"]
+    assert next(row for row in rows if row.startswith("rank-1 ")).split()[-1] == "-"
 
 
 def broken(change):

@@ -7,11 +7,14 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_regdb, make_sysu
 
 import options
+import results
+from eval_metrics import eval_sysu
 from model import TwoStream
 from utils import UserError
 
@@ -59,7 +62,8 @@ def test_the_record_is_written_without_out(tested, script, world):
     done = tested("--resume", world.last)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "results: results/regdb_trial_1_last_regdb-v2i.json"
-    assert [path.name for path in (script.cwd / "results").iterdir()] == ["regdb_trial_1_last_regdb-v2i.json"]
+    assert sorted(path.name for path in (script.cwd / "results").iterdir()) == [
+        "regdb_trial_1_last_regdb-v2i.json", "regdb_trial_1_last_regdb-v2i.queries.npz"]
     record = json.loads((script.cwd / "results/regdb_trial_1_last_regdb-v2i.json").read_text())
     assert record["protocol"]["trials"] == [1] and record["extras"] == []
     assert script("test.py", "--compare", "results/regdb_trial_1_last_regdb-v2i.json").returncode == 0
@@ -69,7 +73,8 @@ def test_out_takes_everything(tested, script, world):
     done = tested("--resume", world.last, "--out", "found", "--flip")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in script.cwd.iterdir()} == {"found"}
-    assert {path.name for path in (script.cwd / "found").iterdir()} == {"results.json", "results.csv", "cmc.png", "distances.png",
+    assert {path.name for path in (script.cwd / "found").iterdir()} == {"results.json", "results.csv", "results.queries.npz", "cmc.png", "distances.png", "evidence.png", "verification.png",
+        "embedding.png",
                                                                         "ranking.png"}
 
 
@@ -116,10 +121,58 @@ def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested,
     assert len(warnings(done, "--force-trial")) == 2
     (line,) = warnings(done, "a best file")
     assert "ten_4.t" in line
-    (path,) = (script.cwd / "results").iterdir()
+    (path,) = (script.cwd / "results").glob("*.json")
     assert path.name == "ten_all_regdb-v2i-trial-2-5-trained-on-trial-5-2.json"
     record = json.loads(path.read_text())
     assert record["extras"] == ["trial 2, 5 trained on trial 5, 2"] and record["protocol"]["trials"] == list(range(1, 11))
+
+
+# ----------------------------------------------------------------------------------------------- features and queries
+def test_the_sum_of_both_cosines_is_scored_and_named_in_every_line(script, world):
+    flags = ("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu, "--save-features", "f.npz")
+    done = script(*flags, "--feature", "sum", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck ", "sum "))]
+    assert len(rows) == 11 and all(row.startswith("sum ") and row.endswith(" + feature sum") for row in rows)
+    record = json.loads((script.cwd / "found/results.json").read_text())
+    feats = np.load(script.cwd / "f.npz")
+    cosines = sum(feats[f"query_{name}"] @ feats[f"gallery_{name}"].T for name in ("feats", "feats_pool"))
+    cmc, mean_ap, _ = eval_sysu(-cosines, *(feats[f"{side}_{ids}"] for ids in ("pids", "camids") for side in ("query", "gallery")))
+    assert record["trials"][0]["sum"]["cmc"] == pytest.approx(cmc.tolist())
+    assert record["trials"][0]["sum"]["mAP"] == pytest.approx(mean_ap)
+    assert record["extras"] == ["feature sum"] and record["mean"].keys() == {"sum"}
+
+
+@pytest.mark.parametrize("feature", ["pool", "bnneck"])
+def test_one_feature_alone_has_the_scores_that_it_has_beside_the_other(tested, script, world, feature):
+    both, alone = (tested("--resume", world.last, *words) for words in ([], ["--feature", feature]))
+    assert alone.stdout.splitlines()[-1] == f"results: results/regdb_trial_1_last_regdb-v2i-feature-{feature}.json"
+    rows = [line for line in alone.stdout.splitlines() if " + feature " in line]
+    assert rows == [line + f" + feature {feature}" for line in both.stdout.splitlines() if line.startswith(f"{feature} ")]
+
+
+def test_queries_keep_their_average_precision_and_first_rank(script, world):
+    done = script("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu)
+    assert done.returncode == 0, done.stderr
+    (path,) = (script.cwd / "results").glob("*.json")
+    record, queries = json.loads(path.read_text()), results.read_queries(path)
+    assert len(queries.draws) == 10 * 4 and set(queries.draws.tolist()) == set(range(10))
+    for trial in record["trials"]:
+        for feature in ("pool", "bnneck"):
+            mine = queries.draws == trial["trial"]
+            first, ap = queries.first_ranks[feature][mine], queries.ap[feature][mine]
+            matched = first > 0
+            assert [np.mean(first[matched] <= k) for k in range(1, 21)] == pytest.approx(trial[feature]["cmc"])
+            assert ap[matched].mean() == pytest.approx(trial[feature]["mAP"])
+    settings = record["checkpoint"]["settings"]
+    assert settings["img_h"] == 32 and settings["init"] is False and "seed" not in settings
+
+
+def test_two_tests_are_compared_with_an_interval(tested, script, world):
+    for words in ([], ["--flip"]):
+        assert tested("--resume", world.last, *words).returncode == 0
+    done = script("test.py", "--compare", *sorted(str(path) for path in (script.cwd / "results").glob("*.json")))
+    assert done.returncode == 0 and done.stderr == "" and "[2] less [1], with an interval of 95%" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------- comparing

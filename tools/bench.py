@@ -30,15 +30,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import onnx_model
 from backbones import BACKBONES
 from checkpoint import Checkpoint, save_checkpoint
-from data_loader import IdentitySampler, TrainBatches, TrainImages
+from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
 from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
 from gallery import BLOCK, find_nearest
 from loss import Criterion
-from model import METHODS, MODALITIES, Method, TwoStream
+from model import METHODS, MODALITIES, Method, TwoStream, View
 from tools import plain
-from utils import Parser, add_data_arguments, integer, run, versions, write_json
+from utils import Parser, add_data_arguments, choices, integer, run, versions, write_json
 
 CLASSES = 395  # training persons of SYSU-MM01
 STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`
@@ -112,7 +112,8 @@ def count_flops(piece: Callable[[], Any]) -> int:
 def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Training steps with all their input: train.py's epoch against the plain recipe's."""
     images, sampler = made_training(args, STEPS[device.type])
-    loader = plain.training_loader(images, sampler, args.workers)
+    names = {modality: METHODS[args.method].views[modality].augment for modality in MODALITIES}
+    loader = plain.training_loader(images, sampler, args.workers, names)
     net, criterion = made_network(METHODS[args.method], args.arch, device)
     optimiser = torch.optim.SGD(net.parameter_groups(LR, True), momentum=0.9, nesterov=True, weight_decay=5e-4)
     baseline = functools.partial(plain.train_epoch, net, criterion, loader, optimiser, device)
@@ -136,9 +137,11 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
 def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Training batches on the device and nothing else: `TrainBatches` against the plain recipe's."""
     images, sampler = made_training(args, BATCHES[device.type])
-    loader, count = plain.training_loader(images, sampler, args.workers), sampler.steps * args.step_images
-    ours = TrainBatches(images, sampler, METHODS["base"].views, device, device.type == "cuda", 0)
-    result = compare("input", lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
+    names = single_names(("standard", *args.augment.split(",")))
+    loader = plain.training_loader(images, sampler, args.workers, dict.fromkeys(MODALITIES, names))
+    count, views = sampler.steps * args.step_images, {modality: View(modality, names) for modality in MODALITIES}
+    ours = TrainBatches(images, sampler, views, device, device.type == "cuda", 0)
+    result = compare("input" + (args.augment != "standard") * f" {args.augment}", lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
                      lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count, plain_memory=True)
     yield with_floor(result, count * args.img_h * args.img_w * 3 * (1 + 4), "B", device)  # uint8 read, float32 written
 
@@ -345,6 +348,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", help="backbone")
     parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
+    parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")), default="standard",
+                        metavar="NAME[,NAME...]", help="augmentations of `input`")
     parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch")
     parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", help="images of each identity and modality")
     parser.add_argument("--repeats", type=integer(1), default=5, metavar="N", help="timed runs of each side")

@@ -1,7 +1,9 @@
 """The plain ways of reading, training, extracting and scoring, as this field publishes them: what tools.bench measures against."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,27 +19,117 @@ from model import MODALITIES, TwoStream
 
 
 class PlainImages(Dataset):
-    """Items of images and a label; each image goes through PIL transforms by itself."""
+    """Items of images and a label; each image goes through PIL transforms, and functions of tensors, by itself.
 
-    def __init__(self, items: Sequence[tuple], *first: Callable) -> None:
+    further: for each image of an item, its modality and the augmentations of the normalised image, by name.
+    """
+
+    def __init__(self, items: Sequence[tuple], *first: Callable, further: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
         self.items, self.transform = items, transforms.Compose([*first, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        self.further = further
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple:
         *images, label = self.items[index]
-        return *map(self.transform, images), label
+        images = list(map(self.transform, images))
+        for place, (modality, names) in enumerate(self.further):
+            for name in names:
+                images[place] = AUGMENTATIONS[name](images[place], modality)
+        return *images, label
 
 
-def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, workers: int) -> DataLoader:
-    """One epoch of training batches (visible, infrared, labels) from reader processes, which stay for the next."""
+def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, workers: int,
+                    names: Mapping[str, Sequence[str]]) -> DataLoader:
+    """One epoch of training batches (visible, infrared, labels) from reader processes, which stay for the next.
+
+    names: of augmentations, by modality; `standard` is always among them.
+    """
     visible, infrared = (images[modality].pixels.numpy() for modality in MODALITIES)
     items = [(visible[i], infrared[j], int(images["visible"].labels[i]))
              for i, j in sampler.epoch(0).transpose(0, 2, 1).reshape(-1, 2)]
+    further = [(modality, [name for name in names[modality] if name != "standard"]) for modality in MODALITIES]
     data = PlainImages(items, transforms.ToPILImage(), transforms.Pad(PADDING), transforms.RandomCrop(visible.shape[1:3]),
-                       transforms.RandomHorizontalFlip())
+                       transforms.RandomHorizontalFlip(), further=further)
     return DataLoader(data, sampler.identities * sampler.images, num_workers=workers, persistent_workers=True)
+
+
+# ------------------------------------------------------------------------ augmentations of one normalised image (3, H, W)
+def erase(image: Tensor, modality: str) -> Tensor:
+    """A rectangle of zeros, half of the time."""
+    if random.random() < 0.5 and (place := rectangle(image)):
+        top, left, tall, wide = place
+        image[:, top:top + tall, left:left + wide] = 0
+    return image
+
+
+def rectangle(image: Tensor) -> tuple[int, int, int, int] | None:
+    """Top, left, height and width of a random rectangle, the first of ten that is smaller than the image."""
+    height, width = image.shape[1:]
+    for _ in range(10):
+        area, aspect = random.uniform(0.02, 0.4) * height * width, random.uniform(0.3, 1 / 0.3)
+        tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if tall < height and wide < width:
+            return random.randint(0, height - tall), random.randint(0, width - wide), tall, wide
+    return None
+
+
+def exchange(image: Tensor, modality: str) -> Tensor:
+    """One channel or grey in all channels of a visible image, two times of three."""
+    if modality == "visible" and random.random() < 2 / 3:
+        choice = random.randrange(4)
+        image[:] = image[choice].clone() if choice < 3 else luma(image)
+    return image
+
+
+def grey(image: Tensor, modality: str) -> Tensor:
+    """The luma in all channels of a visible image, half of the time."""
+    if modality == "visible" and random.random() < 0.5:
+        image[:] = luma(image)
+    return image
+
+
+def luma(image: Tensor) -> Tensor:
+    """The grey value of each pixel."""
+    return 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+
+
+def channel(image: Tensor, modality: str) -> Tensor:
+    """One channel in all channels of a visible image, half of the time."""
+    if modality == "visible" and random.random() < 0.5:
+        image[:] = image[random.randrange(3)].clone()
+    return image
+
+
+def mix(image: Tensor, modality: str) -> Tensor:
+    """A random mean of the channels in all channels of a visible image, half of the time."""
+    if modality == "visible" and random.random() < 0.5:
+        weights = [random.betavariate(0.3, 0.3) for _ in range(3)]
+        image[:] = sum(weight / sum(weights) * part for weight, part in zip(weights, image))
+    return image
+
+
+def radiance(image: Tensor, modality: str) -> Tensor:
+    """Rectangles of another strength of light, half of the time, until some place has less than a tenth of its own."""
+    if random.random() < 0.5:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        values, strength = image * std + mean, torch.ones_like(image)
+        for _ in range(8):
+            if place := rectangle(image):
+                top, left, tall, wide = place
+                for number in range(3):
+                    part = (number, slice(top, top + tall), slice(left, left + wide))
+                    factor = random.betavariate(0.4, 0.4) / max(values[part].max().item(), 1 / 255)
+                    values[part] *= factor
+                    strength[part] *= factor
+            if strength.min() < 0.1:
+                break
+        image = (values - mean) / std
+    return image
+
+
+AUGMENTATIONS = {"erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix, "radiance": radiance}
 
 
 def file_loader(paths: list[str], height: int, width: int, batch_size: int, workers: int) -> DataLoader:

@@ -1,0 +1,82 @@
+"""Learning curves of runs: accuracy against minutes of training, drawn from the JSON lines that train.py writes.
+
+    python -m tools.curves log/sysu_log/*.jsonl --out curves.png [--measure bnneck/rank-1]
+
+Runs whose names differ by the seed alone are one colour: each a thin line, their mean a thick one.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils import Parser, UserError, atomic_path, filled, run
+
+Curve = np.ndarray  # (2, N): minutes of training and a fraction, for each evaluation
+
+
+def main() -> None:
+    """Draw the curves and print where each ends."""
+    args = parse_arguments()
+    groups: dict[str, list[Curve]] = {}
+    for path in args.runs:
+        groups.setdefault(re.sub(r"_seed_\d+", "", Path(path).stem), []).append(read_curve(path, args.measure))
+    for name, curves in groups.items():
+        minutes, values = np.mean([curve[:, -1] for curve in curves], 0)
+        print(f"{name:<48} {len(curves)} run(s), at the end {values:7.2%} after {minutes:.1f} minutes")
+    with atomic_path(Path(args.out)) as temporary:
+        FigureCanvasAgg(draw(groups, args.measure)).print_png(temporary)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the command line."""
+    parser = Parser(description="Draw learning curves from the JSON lines of train.py.")
+    parser.add_argument("runs", nargs="+", metavar="run.jsonl", help="JSON lines of a run, below log/")
+    parser.add_argument("--measure", type=filled, default="bnneck/rank-1", help="what to draw, as the JSON lines call it")
+    parser.add_argument("--out", type=filled, default="curves.png", metavar="FILE.png", help="the picture")
+    return parser.parse_args()
+
+
+def read_curve(path: str, measure: str) -> Curve:
+    """A run's curve; raises `UserError` for a file that holds no evaluation with this measure."""
+    try:
+        epochs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs]) / 60
+        points = [(time, float(epoch[measure])) for time, epoch in zip(minutes, epochs) if measure in epoch]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file below log/") from None
+    if not points:
+        known = ", ".join(sorted({name for epoch in epochs for name in epoch if "/" in name})) or "no evaluation"
+        raise UserError(f"--measure {measure}: {path} holds {known}; name one of these")
+    return np.array(points).T
+
+
+def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
+    """One colour for each group of runs: thin lines, and the mean over runs at as many minutes as all have."""
+    figure = Figure(figsize=(6.4, 4.2), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, curves) in enumerate(groups.items()):
+        colour = f"C{number % 10}"
+        for curve in curves:
+            axes.plot(*(curve * [[1], [100]]), color=colour, linewidth=0.6, alpha=0.6)
+        axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8, label=f"{name} ({len(curves)})")
+    axes.set(xlabel="minutes of training", ylabel=f"{measure} (%)", xlim=(0, None), ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def mean_curve(curves: list[Curve]) -> Curve:
+    """The mean over runs, evaluation by evaluation, of minutes and values, as far as the shortest run comes."""
+    length = min(curve.shape[1] for curve in curves)
+    return np.mean([curve[:, :length] for curve in curves], axis=0)
+
+
+if __name__ == "__main__":
+    run(main)
