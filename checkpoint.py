@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from backbones import BACKBONES, fetch_imagenet, weight_shapes
 from data_manager import DATASETS
 from model import METHODS, TwoStream
-from utils import UserError, atomic_path, one_line, warn
+from utils import UserError, atomic_path, one_line, sha256, warn
 
 FORMAT = 1
 OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
@@ -50,6 +50,7 @@ class Checkpoint:
     processes: int = 1
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = "unknown"
+    first_weights: str = ""
     criterion: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Any] | None = None
 
@@ -202,14 +203,14 @@ def warn_of_best(path: str | Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- first weights
-def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
-    """The backbone's first weights: None for `none`, torchvision's ImageNet-1k V1 for `imagenet`, or a file
-    of that form.
+def pretrained_weights(source: str, arch: str) -> tuple[dict[str, Tensor] | None, str]:
+    """The backbone's first weights, and a line that says which: None for `none`, ImageNet-1k's for `imagenet`,
+    or those of a file in torchvision's form.
 
     Raises `UserError` that says where to put which file when it cannot be fetched, or what does not fit.
     """
     if source == "none":
-        return None
+        return None, "none, a random start"
     path = fetch_imagenet(arch) if source == "imagenet" else source
     weights, shapes = load_file(path, "--pretrained"), weight_shapes(arch)
     for name, shape in shapes.items():
@@ -218,7 +219,7 @@ def pretrained_weights(source: str, arch: str) -> dict[str, Tensor] | None:
             raise UserError(f"--pretrained {source}: {path} holds {describe(weights)} without {name} of "
                             f"shape {tuple(shape)}; torchvision's state dict of {arch} expected")
     require_finite({name: weights[name] for name in shapes}, path, "--pretrained")
-    return weights
+    return weights, f"{source}, {path} (SHA-256 {sha256(Path(path))[:16]})"
 
 
 def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from backbones import BACKBONES
 from data_loader import AUGMENTATIONS
-from data_manager import DATASETS, add_dataset_flags
+from data_manager import DATASETS, add_dataset_flags, resolve_arguments
 from model import METHODS
 from utils import Parser, UserError, add_data_arguments, choices, filled, integer, not_negative, positive
 
@@ -22,8 +22,9 @@ def train_parser() -> Parser:
     parser = Parser(description="Train a model for visible-infrared person re-identification.")
     add_shared_arguments(parser, "train")
     parser.add_argument("--test-only", action="store_true", machine=True, help="evaluate --resume and stop")
-    parser.add_argument("--lr", type=positive, default=0.1, fixed=True,
-                        help="learning rate of new layers (pretrained: a tenth)")
+    parser.add_argument("--lr", type=positive, fixed=True,
+                        help="learning rate of new layers, and a tenth of it of a pretrained backbone (default: " +
+                             ", ".join(f"{row.lr} for {name}" for name, row in BACKBONES.items()) + ")")
     parser.add_argument("--optim", choices=("sgd", "adam"), default="sgd", fixed=True, help="optimiser")
     parser.add_argument("--epochs", type=integer(1), default=80, help="length")
     parser.add_argument("--schedule", choices=("step", "cosine"), default="step", fixed=True,
@@ -61,6 +62,13 @@ def train_parser() -> Parser:
     parser.add_argument("--sync-bn", action="store_true", fixed=True,
                         help="several GPUs: batch statistics over all of them")
     return parser
+
+
+def resolve(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what depends on the backbone and the data set; refuse flags that belong to other data sets."""
+    if args.lr is None:
+        args.lr = BACKBONES[args.arch].lr
+    return resolve_arguments(args)
 
 
 def test_parser() -> Parser:

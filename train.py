@@ -25,7 +25,7 @@ import options
 from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weights, remove_old_epochs, save_checkpoint,
                         warn_of_best)
 from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_device, load_train_images
-from data_manager import DATASETS, resolve_arguments
+from data_manager import DATASETS
 from datasets import arrays
 from datasets.types import MODALITIES, Search, TrainSplit
 from devices import Processes, choose_device, prepare, seed_everything, start_processes, stop_processes, use_bf16
@@ -34,7 +34,7 @@ from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser,
 from loss import Criterion
 from model import METHODS, Method, TwoStream
 from results import FEATURES, show_percent
-from utils import Interrupted, Log, RunFiles, UserError, git_commit, one_line, parse_given, run, versions, warn
+from utils import Interrupted, RunFiles, UserError, git_commit, one_line, parse_given, run, versions, warn
 
 SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
@@ -59,7 +59,7 @@ def main() -> None:
                               args.num_pos, args.seed, processes.count)
     with run_files(args, processes, saved) as files:
         seed_everything(args.seed)
-        net = first_network(args, saved, len(split.pids), device, files.log)
+        net, state.first_weights = first_network(args, saved, len(split.pids), device)
         criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
         optimiser = build_optimiser(net, criterion, args.lr, args.pretrained != "none" or bool(args.init), args.optim)
         if saved is not None:
@@ -123,7 +123,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
         if args.epochs < saved.epoch:
             raise UserError(f"--epochs {args.epochs}: the checkpoint {args.resume} has {saved.epoch} epochs "
                             "behind it; give at least as many")
-    return resolve_arguments(args), saved
+    return options.resolve(args), saved
 
 
 def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit, fingerprint: str,
@@ -171,23 +171,26 @@ def method_of(args: argparse.Namespace) -> Method:
     return method
 
 
-def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: int, device: torch.device,
-                  log: Log) -> TwoStream:
-    """A new network with the first weights that the arguments name, or that of a checkpoint."""
+def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: int,
+                  device: torch.device) -> tuple[TwoStream, str]:
+    """A new network with the first weights that the arguments name, or that of a checkpoint; a line on those
+    weights.
+    """
     if saved is not None:
-        net = saved.network(args.resume)
+        net, line = saved.network(args.resume), saved.first_weights
         net.method = method_of(args)
     elif args.init:
         net = TwoStream(method_of(args), args.arch, classes)
-        log(f"--init {args.init}: {load_init(net, args.init, args.dataset, args.trial)}")
+        line = f"--init {args.init}: {load_init(net, args.init, args.dataset, args.trial)}"
     else:
-        net = TwoStream(method_of(args), args.arch, classes, pretrained_weights(args.pretrained, args.arch))
+        weights, line = pretrained_weights(args.pretrained, args.arch)
+        net, line = TwoStream(method_of(args), args.arch, classes, weights), f"--pretrained {line}"
     if args.sync_bn:
         if device.type != "cuda":
             raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the "
                             "CPU; leave it out, or go on with such a run on CUDA")
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return net.to(device, memory_format=torch.channels_last)
+    return net.to(device, memory_format=torch.channels_last), line
 
 
 def go_on_from(saved: Checkpoint, path: str, criterion: Criterion, optimiser: torch.optim.Optimizer,
@@ -305,6 +308,7 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
     log(f"run {files.name} on {where}, {state.processes} process(es)")
     log(f"arguments {json.dumps(state.args)}")
     log(f"{json.dumps({'versions': state.versions, 'commit': state.commit})} data {state.fingerprint[:16]}")
+    log(f"first weights: {state.first_weights}")
     log(f"{DATASETS[state.args['dataset']].title:<18} {'ids':>6} {'images':>8}")
     for name, images in (("train visible", split.visible), ("train infrared", split.infrared),
                          (f"query {search.query.modality}", search.query),

