@@ -1,7 +1,7 @@
 """Times this repository's ways against the plain ones, the two alternately in one process.
 
     python -m tools.bench step input extract metrics preprocess graph [--gpu 0|cpu] [--json FILE]
-    python -m tools.bench params          parameters and arithmetic of each method
+    python -m tools.bench params --arch mobilenet_v2          parameters and arithmetic of each method
 
 The step that it times is train.py's own.
 """
@@ -124,7 +124,7 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
                 meters.add(values)
             meters.read()
 
-        result = compare(f"step {name}", baseline, ours, args.repeats, args.warmup, device,
+        result = compare(f"step {args.arch} {name}", baseline, ours, args.repeats, args.warmup, device,
                          sampler.steps * args.step_images, plain_memory=True)
         yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
 
@@ -151,7 +151,7 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, device, bf16)
             sides = (functools.partial(plain.features, plain_net, loader, device),
                      functools.partial(extract_features, net, paths, "visible", settings))
-            result = compare(f"extract {name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
+            result = compare(f"extract {args.arch} {name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
@@ -204,7 +204,7 @@ def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     for name, bf16 in precisions(device):
         pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
                   for method in (without, METHODS["cgrnet"])]
-        result = compare(f"graph {name}", *pieces, args.repeats, args.warmup, device, args.step_images)
+        result = compare(f"graph {args.arch} {name}", *pieces, args.repeats, args.warmup, device, args.step_images)
         extra = 100 / result["ratio"] - 100
         result = {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
         yield with_floor(result, count_flops(pieces[1]), "FLOP", device, bf16)
@@ -216,7 +216,7 @@ def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Res
         net = TwoStream(method, args.arch, CLASSES).to(device).eval()
         parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
         flops = flops_of_pair(net, args, device)
-        yield {"name": f"params {method}", "parameters": parameters, "flops_pair": flops,
+        yield {"name": f"params {args.arch} {method}", "parameters": parameters, "flops_pair": flops,
                "note": f"{parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a pair of images"}
 
 
@@ -317,10 +317,10 @@ def device_name(device: torch.device) -> str:
 def show(result: Result) -> str:
     """One result on one line."""
     if "ratio" not in result:
-        return f"{result['name']:<24} {result['note']}"
+        return f"{result['name']:<32} {result['note']}"
     times, speeds = ([result[side][what] for side in ("baseline", "variant")] for what in ("seconds", "images_per_s"))
     speed = f"{speeds[0]:7.0f} -> {speeds[1]:7.0f} images/s" if speeds[0] else " " * 27
-    return (f"{result['name']:<24} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio {result['ratio']:6.2f} "
+    return (f"{result['name']:<32} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio {result['ratio']:6.2f} "
             f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f})  {result['note']}")
 
 
