@@ -1,0 +1,144 @@
+"""What each part of a method is worth: its rows trained from several seeds, and their differences to the first row.
+
+    python -m tools.ablation base cgrnet "own stage 1" --seeds 0 1 2 3 4 --json runs.jsonl [flags of train.py]
+    python -m tools.ablation --json runs.jsonl          only the table of what the file holds
+
+Each run is train.py's own, of the same seed. Runs that the file holds are not run again.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+import options
+from checkpoint import pretrained_weights
+from data_loader import IdentitySampler, TrainBatches, TrainImages, load_train_images
+from data_manager import DATASETS
+from datasets.types import MODALITIES, Search, TrainSplit
+from devices import choose_device, prepare, seed_everything, use_bf16
+from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features, set_learning_rate,
+                    train_steps)
+from loss import Criterion
+from model import METHODS, Loss, TwoStream
+from results import FEATURES
+from utils import integer, run
+
+BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
+DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
+SIMILARITY = replace(CGRNET, graph=None)
+ROWS = {
+    "base": BASE,
+    "base, triplet x 2": replace(BASE, losses=DOUBLE),
+    "own stage 1": replace(BASE, losses=DOUBLE, own_stages=1),
+    "own stage 1, similarity without its loss": replace(SIMILARITY, losses=DOUBLE),
+    "own stage 1, similarity": SIMILARITY,
+    "shared stage 1, graph": replace(BASE, losses=DOUBLE, graph="normalised"),
+    "cgrnet": CGRNET,
+    "cgrnet, energy": replace(CGRNET, similarity="energy"),
+    "cgrnet, plain": replace(CGRNET, graph="plain"),
+    "cgrnet, energy and plain": replace(CGRNET, similarity="energy", graph="plain"),
+    "agw": AGW,
+    "agw, average pooling": replace(AGW, pooling="average"),
+    "agw, no non-local": replace(AGW, non_local=()),
+    "agw, batch-hard triplet": replace(AGW, losses=BASE.losses),
+    "base, GeM": replace(BASE, pooling="gem"),
+    "base, non-local": replace(BASE, non_local=AGW.non_local),
+    "base, weighted triplet": replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()}),
+}
+FIGURES = ("rank-1", "mAP")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags of train.py, and which rows to run from which seeds."""
+    parser = options.train_parser()
+    parser.add_argument("rows", nargs="*", choices=(*ROWS, []), metavar="ROW", help=f"of: {'; '.join(ROWS)}")
+    parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED", help="one run each")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
+    return options.resolve(parser.parse_args())
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    args = parse_arguments()
+    known = read_runs(args.json)
+    missing = [(row, seed) for seed in args.seeds for row in args.rows if (row, seed) not in known]
+    if missing:
+        device = choose_device(args.gpu)
+        prepare(device)
+        data = DATASETS[args.dataset]
+        searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial)[:1],
+                                 **data.keywords("searches", vars(args)))
+        split = data.train_split(args.data_path, args.trial)
+        images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, silent=True)
+    for row, seed in missing:
+        begun = time.perf_counter()
+        figures = train(row, seed, args, split, images, searches, device)
+        record = {"row": row, "seed": seed, "seconds": round(time.perf_counter() - begun), **figures}
+        with open(args.json, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, "args": {k: str(v) for k, v in vars(args).items() if k != "rows"}}) + "\n")
+        print(json.dumps(record), flush=True)
+    for line in table(read_runs(args.json)):
+        print(line)
+
+
+def read_runs(path: Path) -> dict[tuple[str, int], dict]:
+    """The runs that a file holds, by row and seed."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {(record["row"], record["seed"]): record for record in map(json.loads, lines)}
+
+
+def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, images: dict[str, TrainImages],
+          searches: list[Search], device: torch.device) -> dict[str, float]:
+    """Train one row from one seed as train.py does; the figures of the last epoch, and where gammas went."""
+    weights, _ = pretrained_weights(args.pretrained, args.arch)
+    seed_everything(seed)
+    net = TwoStream(ROWS[row], args.arch, len(split.pids), weights).to(device, memory_format=torch.channels_last)
+    criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
+    optimiser = build_optimiser(net, criterion, args.lr, weights is not None, args.optim)
+    sampler = IdentitySampler({m: split.labels(m) for m in MODALITIES}, args.batch_size, args.num_pos, seed)
+    batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", seed)
+    for epoch in range(args.epochs):
+        set_learning_rate(optimiser, learning_rate_factor(epoch, args.epochs, args.schedule))
+        for values in train_steps(net, criterion, batches, optimiser, epoch, 0, use_bf16(device, args.amp, args.img_w)):
+            last = values
+    settings = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device)
+    found = search_features(net, searches, settings)
+    gammas = {name: value.tolist() for name, value in net.named_parameters() if name.endswith("gamma")}
+    return {**{f"{kind}/{name}": round(100 * value, 2) for kind in FEATURES
+               for name, value in score(found, searches[0], kind).headline().items() if name in FIGURES},
+            "loss": float(last["loss"].detach()), "accuracy": float(last["accuracy"]), "gammas": gammas}
+
+
+def table(runs: dict[tuple[str, int], dict]) -> list[str]:
+    """A Markdown table: mean ± standard error, and the mean paired difference to the first row [95 % interval]."""
+    rows = list(dict.fromkeys(row for row, _ in runs))
+    columns = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
+    for row in rows:
+        seeds = [seed for name, seed in runs if name == row]
+        cells = []
+        for column in columns:
+            values = np.array([runs[row, seed][column] for seed in seeds])
+            pairs = [runs[row, seed][column] - runs[rows[0], seed][column] for seed in seeds if (rows[0], seed) in runs]
+            cells.append(interval(values, "{0:.1f} ± {1:.1f}") + (f"; {interval(pairs)}" if row != rows[0] and pairs else ""))
+        lines.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} |")
+    return lines
+
+
+def interval(values: np.ndarray | list[float], form: str = "{0:+.1f} [{2:+.1f}, {3:+.1f}]") -> str:
+    """Mean, standard error and the ends of Student's 95 % interval of some values."""
+    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    reach = stats.t.ppf(0.975, len(values) - 1) * error if len(values) > 1 else math.nan
+    return form.format(mean, error, mean - reach, mean + reach)
+
+
+if __name__ == "__main__":
+    run(main)
