@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from backbones import fetch_imagenet
 from data_manager import DATASETS
 from datasets.images import read_image
 from datasets.types import Search
@@ -26,24 +29,50 @@ from synthetic.pedestrians import render_regdb, render_sysu
 from utils import Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
 
 HERE = Path(__file__).resolve().parent
-HEIGHT, WIDTH = 64, 32
-# What is trained, one from the weights of the other, the first from scratch: data set, method, epochs, learning rate (of which a
-# backbone that is not from scratch takes a tenth).
-COURSE = (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004))
-# A few minutes from scratch ask for many small steps; the paper's schedule is made for hours and ImageNet weights.
-RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is trained: image size in pixels, flags of every training, and (data set, method, epochs, rate) of
+    each.
+
+    chained: each training begins with the weights of the one before, the first with none.
+    """
+
+    height: int
+    width: int
+    flags: tuple
+    trainings: tuple[tuple[str, str, int, float], ...]
+    chained: bool = False
+
+
+# A few minutes ask for many small steps; the paper's schedule is made for hours.
+PRETRAINED = Course(
+    128, 64, ("--arch", "mobilenet_v2", "--optim", "adam", "--schedule", "cosine"),
+    (("sysu", "base", 5, 0.0035), ("sysu", "cgrnet", 5, 0.0035), ("regdb", "cgrnet", 6, 0.0035)))
+# `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, those of a trained one do
+# not.
+FROM_SCRATCH = Course(
+    64, 32, ("--arch", "resnet18", "--optim", "adam", "--schedule", "cosine", "--num_pos", 2),
+    (("sysu", "base", 2, 0.001), ("sysu", "cgrnet", 1, 0.004), ("regdb", "cgrnet", 3, 0.004)), chained=True)
 RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
 
 
 def build_parser() -> Parser:
     """The arguments of the demonstration."""
-    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train and test on them.")
-    parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR", help="folder for data, models and figures")
-    parser.add_argument("--ids", type=integer(12, 999), default=216, metavar="N",
-                        help="persons in SYSU-MM01's layout; RegDB's has a third of them, and at least 16")
+    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train and "
+                                "test on them.")
+    parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
+                        help="folder for data, models and figures")
+    parser.add_argument("--ids", type=integer(12, 999), default=640, metavar="N",
+                        help="persons in SYSU-MM01's layout; RegDB's has a quarter of them, and at least 16")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
-    parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="the same seed gives the same bytes")
+    parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
+    parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
+                        help="seed of the data; the same gives the same bytes")
+    parser.add_argument("--gpu", metavar="N|cpu", help="CUDA device number, or cpu, which is taken where there "
+                                                       "is no CUDA")
     parser.add_argument("--data-only", action="store_true", help="stop after rendering")
     return parser
 
@@ -51,30 +80,58 @@ def build_parser() -> Parser:
 def main() -> None:
     """Run the demonstration."""
     args = build_parser().parse_args()
+    args.gpu = args.gpu or ("0" if torch.cuda.is_available() else "cpu")
     begun = time.perf_counter()
     out = make_folder(args.out, "--out")
-    roots = {name: out / Path(data.path).name for name, data in DATASETS.items()}
-    render(out, roots, args)
+    roots = {name: out / Path(DATASETS[name].path).name for name in RENDERERS}
+    titles = " and ".join(DATASETS[name].title for name in RENDERERS)
+    print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: about a minute on two CPU cores.",
+          flush=True)
     if args.data_only:
-        return
-    script("pre_process_sysu.py", "--data-path", roots["sysu"], "--img_h", HEIGHT, "--img_w", WIDTH)
-    rows, start = {name: baselines(roots[name], name) for name in DATASETS}, None
-    for name, method, epochs, rate in COURSE:
-        begun_from = f"from {start.parent.name}" if start else "from scratch"
-        start, record = train_and_test(name, method, ("--epochs", epochs, "--lr", rate), start, roots[name], out)
-        rows[name].append((f"{method}, {begun_from}", record["mean"]["bnneck"]))
-    print(f"\n{'':<40}{'Rank-1':>8}{'Rank-10':>9}{'mAP':>8}   (per cent)")
-    for name, data in DATASETS.items():
-        for what, values in rows[name]:
-            print(f"{data.title + ', ' + what:<40}" + "".join(f"{100 * values[k]:>{w}.1f}" for k, w in
-                                                          (("rank-1", 8), ("rank-10", 9), ("mAP", 8))))
-    print(f"\nfigures: {out / 'pedestrians.png'}, and ranking.png, cmc.png and distances.png in {out / 'sysu_cgrnet'} and others")
+        return render(out, roots, args)
+    course = choose_course()
+    models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
+    print(f"Then trains and tests {models}: in all about five minutes. Everything goes to {out}.\n", flush=True)
+    render(out, roots, args)
+    script("pre_process_sysu.py", "--data-path", roots["sysu"], "--img_h", course.height, "--img_w", course.width)
+    rows, start = {name: baselines(root, name) for name, root in roots.items()}, None
+    for name, method, epochs, rate in course.trainings:
+        length = ("--epochs", epochs, "--lr", rate, "--seed", args.seed)
+        trained, record = train_and_test(name, method, course, length, start, roots[name], out, args.gpu)
+        source = f"from {start.parent.name}" if start else "from scratch" if course.chained else "from ImageNet"
+        rows[name].append((f"{method}, {source}", record["mean"]["pool"]))
+        start = trained if course.chained else None
+    show(rows, out, course)
     print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
+
+
+def choose_course() -> Course:
+    """The course from ImageNet weights where they are within reach, or else the one from scratch; says which."""
+    try:
+        print(f"First weights: {fetch_imagenet('mobilenet_v2')}")
+        return PRETRAINED
+    except UserError as error:
+        print(f"No first weights, so all is trained from scratch, to a fraction of the accuracy ({error}).")
+        return FROM_SCRATCH
+
+
+def show(rows: dict[str, list[tuple[str, dict[str, float]]]], out: Path, course: Course) -> None:
+    """Print the table of all scores, and where to look."""
+    print(f"\n{'':<40}{'Rank-1':>8}{'Rank-10':>9}{'mAP':>8}   (per cent)")
+    for name in rows:
+        for what, values in rows[name]:
+            figures = "".join(f"{100 * values[figure]:>{width}.1f}"
+                              for figure, width in (("rank-1", 8), ("rank-10", 9), ("mAP", 8)))
+            print(f"{DATASETS[name].title + ', ' + what:<40}{figures}")
+    print(f"\nLook at {out / 'pedestrians.png'}: some of the persons; and of each model at")
+    for name, method, *_ in course.trainings:
+        print(f"  {out / f'{name}_{method}' / 'ranking.png'}: queries and what they found; beside it cmc.png, "
+              "distances.png and results.json")
 
 
 def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
     """Render what is missing of both data sets from the same settings; `UserError` if others are in the way."""
-    wanted = {"ids": args.ids, "images": args.images, "seed": args.seed}
+    wanted = {"ids": args.ids, "images": args.images, "seed": args.data_seed}
     record, sheet = out / "demo.json", out / "pedestrians.png"
     known = read_record(record, out) == wanted
     there = [name for name, root in roots.items() if root.exists() and any(root.iterdir())]
@@ -106,9 +163,9 @@ def read_record(path: Path, out: Path) -> object:
 def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     """Render one data set."""
     images = args.images if name == "sysu" else 10
-    ids = args.ids if name == "sysu" else max(16, args.ids // 3)
+    ids = args.ids if name == "sysu" else max(16, args.ids // 4)
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
-        RENDERERS[name](root, ids, images, args.seed, lambda done, total, bar=bar: bar.update(done - bar.n),
+        RENDERERS[name](root, ids, images, args.data_seed, lambda done, total, bar=bar: bar.update(done - bar.n),
                         workers=os.cpu_count() or 1)
     print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {ids} persons")
 
@@ -133,18 +190,20 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
     return sheet
 
 
-def train_and_test(name: str, method: str, length: tuple, start: Path | None, root: Path, out: Path) -> tuple[Path, dict]:
-    """Train and test with the real scripts, from a checkpoint's weights or from scratch; the new checkpoint and its record.
-
-    `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, those of a trained one do not.
+def train_and_test(name: str, method: str, course: Course, length: tuple, start: Path | None, root: Path,
+                   out: Path, gpu: str) -> tuple[Path, dict]:
+    """Train and test with the real scripts, from a checkpoint or as the course begins; the new checkpoint and
+    its record.
     """
     models, figures = out / "models" / f"{name}_{method}", out / f"{name}_{method}"
-    begin = ("--init", start) if start else ("--pretrained", "none")
-    script("train.py", "--dataset", name, "--data-path", root, "--method", method, *length, *begin, *RECIPE,
-           "--arch", "resnet18", "--img_h", HEIGHT, "--img_w", WIDTH, "--gpu", "cpu", "--workers", 2, "--eval-every", 100,
-           "--print-freq", 1000, "--model_path", models, "--log_path", out / "log", "--vis_log_path", out / "log" / "vis_log")
+    begin = ("--init", start) if start else ("--pretrained", "none" if course.chained else "imagenet")
+    where = ("--data-path", root, "--gpu", gpu, "--workers", 2)
+    script("train.py", "--dataset", name, "--method", method, *length, *begin, *course.flags, *where,
+           "--img_h", course.height, "--img_w", course.width, "--amp", "off", "--eval-every", 100,
+           "--print-freq", 1000, "--model_path", models, "--log_path", out / "log", "--vis_log_path",
+           out / "log" / "vis_log")
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
-    script("test.py", "--resume", trained, "--data-path", root, "--gpu", "cpu", "--workers", 2, "--out", figures)
+    script("test.py", "--resume", trained, *where, "--out", figures)
     return trained, json.loads((figures / "results.json").read_text(encoding="utf-8"))
 
 

@@ -487,7 +487,7 @@ FLAGS = [
           ("pre_process_sysu.py", "--workers", "-1"), ("pre_process_sysu.py", "--img_w",
                                                                                                   "0"),
           ("pre_process_sysu.py", "--img_h", "-288"), ("pre_process_sysu.py", "--img_h", "1e3"), ("demo.py", "--ids", "0"),
-          ("demo.py", "--ids", "11"), ("demo.py", "--images", "0"), ("demo.py", "--seed", "-1"), ("train.py", "--lr", "nan"),
+          ("demo.py", "--ids", "11"), ("demo.py", "--images", "0"), ("demo.py", "--seed", "-1"), ("demo.py", "--data-seed", "-1"), ("train.py", "--lr", "nan"),
           ("train.py", "--batch-size", "0"), ("train.py", "--batch-size", "1"), ("train.py", "--epochs", "0"), ("train.py",
                                                                                                                 "--trial", "11"),
           ("test.py", "--workers", "-1"), ("test.py", "--trial", "11"))),

@@ -161,10 +161,10 @@ def test_the_demo_renders_what_is_missing_and_no_more(rendered, tmp_path, capsys
     assert rendered() == ["regdb"] and "rendered before" not in capsys.readouterr().out
     assert (tmp_path / "pedestrians.png").exists()
     with pytest.raises(UserError, match="sysu of other settings"):
-        rendered("--seed", "1")
+        rendered("--data-seed", "1")
     for name in ("sysu", "regdb"):
         (tmp_path / name / "1.jpg").unlink()
-    assert rendered("--seed", "1") == ["sysu", "regdb"]
+    assert rendered("--data-seed", "1") == ["sysu", "regdb"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
