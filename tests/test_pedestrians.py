@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -309,3 +310,64 @@ def test_nearest_neighbours_stay_near_chance(layout, feature, request):
     pids = np.array([int(path.parent.name) for path in paths])
     feats = np.stack([FEATURES[feature](path) for path in paths]).astype(np.float32)
     assert times_chance(feats, pids, camids) < 3
+
+
+@pytest.fixture
+def played(monkeypatch, tmp_path):
+    """Run the demo's main with scripts that only note their arguments; the calls, one list of words each."""
+    calls = []
+
+    def script(*words: object) -> None:
+        calls.append(list(map(str, words)))
+        flags = dict(zip(calls[-1][1:], calls[-1][2:]))
+        if words[0] == "train.py":
+            folder = Path(flags["--model_path"])
+            folder.mkdir(parents=True)
+            (folder / "x_last.t").touch()
+        elif words[0] == "test.py":
+            folder = Path(flags["--out"])
+            folder.mkdir()
+            scores = {"pool": {"rank-1": 0.5, "rank-10": 0.75, "mAP": 0.625}}
+            (folder / "results.json").write_text(json.dumps({"mean": scores}))
+
+    def call(weights: bool, *words: str) -> list[list[str]]:
+        def fetch(arch: str) -> Path:
+            if not weights:
+                raise UserError("put that file there")
+            return tmp_path / f"{arch}.pth"
+
+        for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", lambda *_: None),
+                            ("baselines", lambda *_: [])):
+            monkeypatch.setattr(demo, name, value)
+        monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
+        demo.main()
+        return calls
+
+    return call
+
+
+def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_given(played, tmp_path, capsys):
+    calls = played(True, "--seed", "3", "--gpu", "cpu")
+    assert [call[0] for call in calls] == ["pre_process_sysu.py"] + ["train.py", "test.py"] * 3
+    for call in calls[1::2]:
+        flags = " ".join(call)
+        assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags and "--init" not in flags
+        assert "--arch mobilenet_v2" in flags and "--amp off" in flags
+    first, second, third, *_ = (printed := capsys.readouterr().out).splitlines()
+    assert first.startswith("Renders 640 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
+    assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB: ")
+    *_, persons, base, full, regdb, minutes = printed.splitlines()
+    assert "pedestrians.png" in persons and minutes.endswith(" minutes")
+    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet")):
+        assert str(tmp_path / "out" / folder / "ranking.png") in line
+    assert f"{'SYSU-MM01, cgrnet, from ImageNet':<40}    50.0     75.0    62.5" in printed
+
+
+def test_the_demo_without_weights_says_so_and_begins_from_scratch(played, tmp_path, capsys):
+    calls = played(False)
+    assert "No first weights, so all is trained from scratch" in (printed := capsys.readouterr().out)
+    base, full, regdb = calls[1::2]
+    assert "--pretrained none" in " ".join(base) and "resnet18" in base
+    assert full[full.index("--init") + 1] == str(tmp_path / "out/models/sysu_base/x_last.t")
+    assert regdb[regdb.index("--init") + 1] == str(tmp_path / "out/models/sysu_cgrnet/x_last.t")
+    assert "SYSU-MM01, cgrnet, from sysu_base" in printed

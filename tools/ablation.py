@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +76,7 @@ def main() -> None:
         device = choose_device(args.gpu)
         prepare(device)
         data = DATASETS[args.dataset]
-        searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial)[:1],
+        searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial),
                                  **data.keywords("searches", vars(args)))
         split = data.train_split(args.data_path, args.trial)
         images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, silent=True)
@@ -83,7 +85,7 @@ def main() -> None:
         figures = train(row, seed, args, split, images, searches, device)
         record = {"row": row, "seed": seed, "seconds": round(time.perf_counter() - begun), **figures}
         with open(args.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "args": {k: str(v) for k, v in vars(args).items() if k != "rows"}}) + "\n")
+            file.write(json.dumps({**record, "command": shlex.join(sys.argv[1:])}) + "\n")
         print(json.dumps(record), flush=True)
     for line in table(read_runs(args.json)):
         print(line)
@@ -97,7 +99,7 @@ def read_runs(path: Path) -> dict[tuple[str, int], dict]:
 
 def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, images: dict[str, TrainImages],
           searches: list[Search], device: torch.device) -> dict[str, float]:
-    """Train one row from one seed as train.py does; the figures of the last epoch, and where gammas went."""
+    """Train one row from one seed as train.py does; the means over all trials that test.py finds, and the gammas."""
     weights, _ = pretrained_weights(args.pretrained, args.arch)
     seed_everything(seed)
     net = TwoStream(ROWS[row], args.arch, len(split.pids), weights).to(device, memory_format=torch.channels_last)
@@ -112,8 +114,9 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
     settings = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device)
     found = search_features(net, searches, settings)
     gammas = {name: value.tolist() for name, value in net.named_parameters() if name.endswith("gamma")}
-    return {**{f"{kind}/{name}": round(100 * value, 2) for kind in FEATURES
-               for name, value in score(found, searches[0], kind).headline().items() if name in FIGURES},
+    scores = {kind: [score(found, search, kind).headline() for search in searches] for kind in FEATURES}
+    return {**{f"{kind}/{name}": round(100 * float(np.mean([each[name] for each in scores[kind]])), 2)
+               for kind in FEATURES for name in FIGURES},
             "loss": float(last["loss"].detach()), "accuracy": float(last["accuracy"]), "gammas": gammas}
 
 
