@@ -1,4 +1,4 @@
-"""The whole pipeline on synthetic pedestrians: render, pre-process, train, test, and show.
+"""The whole pipeline on synthetic pedestrians: render, pre-process, train, test, search, and show.
 
     python demo.py                 everything, a few minutes on two CPU cores
     python demo.py --data-only     only data/demo/SYSU-MM01 and data/demo/RegDB
@@ -63,12 +63,14 @@ def main() -> None:
         begun_from = f"from {start.parent.name}" if start else "from scratch"
         start, record = train_and_test(name, method, ("--epochs", epochs, "--lr", rate), start, roots[name], out)
         rows[name].append((f"{method}, {begun_from}", record["mean"]["bnneck"]))
+    page = search_page(roots["sysu"], out / "models" / "sysu_cgrnet", out / "sysu_cgrnet" / "results.json", out / "search")
     print(f"\n{'':<40}{'Rank-1':>8}{'Rank-10':>9}{'mAP':>8}   (per cent)")
     for name, data in DATASETS.items():
         for what, values in rows[name]:
             print(f"{data.title + ', ' + what:<40}" + "".join(f"{100 * values[k]:>{w}.1f}" for k, w in
                                                           (("rank-1", 8), ("rank-10", 9), ("mAP", 8))))
     print(f"\nfigures: {out / 'pedestrians.png'}, and ranking.png, cmc.png and distances.png in {out / 'sysu_cgrnet'} and others")
+    print(f"a search to open in a browser: {page}")
     print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
 
 
@@ -146,6 +148,22 @@ def train_and_test(name: str, method: str, length: tuple, start: Path | None, ro
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
     script("test.py", "--resume", trained, "--data-path", root, "--gpu", "cpu", "--workers", 2, "--out", figures)
     return trained, json.loads((figures / "results.json").read_text(encoding="utf-8"))
+
+
+def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
+    """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of what was found."""
+    trained = max(models.glob("*_last.t"), key=os.path.getmtime)
+    search = DATASETS["sysu"].searches(root, direction="i2v", trials=[0])[0]
+    out.mkdir(exist_ok=True)
+    for side in (search.query, search.gallery):
+        names = out / f"{side.modality}.txt"
+        names.write_text("\n".join(side.paths) + "\n", encoding="utf-8")
+        script("embed.py", names, "--modality", side.modality, "--resume", trained, "--out", names.with_suffix(".npz"), "--gpu", "cpu",
+               "--workers", 2)
+    known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]  # none from too few pairs
+    verdicts = ("--far", "0.01", "--calibration", results) if "0.01" in known else ()
+    script("search.py", out / "infrared.npz", out / "visible.npz", "--resume", trained, "--out", out, *verdicts)
+    return out / "hits.html"
 
 
 def script(name: str, *words: object) -> None:
