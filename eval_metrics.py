@@ -45,13 +45,13 @@ def modality_gap(visible: np.ndarray, infrared: np.ndarray) -> dict[str, float]:
     centroids: Euclidean distance of their means; visible, infrared, across: mean cosine distance of the pairs
     within and across modalities, an image not with itself (0 for a single image).
     """
-    means = [side.mean(0, dtype=np.float64) for side in (visible, infrared)]
+    first, second = (side.mean(0, dtype=np.float64) for side in (visible, infrared))
 
-    def within(mean: np.ndarray, count: int) -> float:  # the mean over pairs is that over all products, less N of 1
-        return 1 - (count * mean @ mean - 1) / (count - 1) if count > 1 else 0.0
+    def within(mean: np.ndarray, count: int) -> float:  # of all products, N are of an image with itself, 1 each
+        return float(1 - (count * mean @ mean - 1) / (count - 1)) if count > 1 else 0.0
 
-    return {"centroids": float(np.linalg.norm(means[0] - means[1])), "visible": float(within(means[0], len(visible))),
-            "infrared": float(within(means[1], len(infrared))), "across": float(1 - means[0] @ means[1])}
+    return {"centroids": float(np.linalg.norm(first - second)), "visible": within(first, len(visible)),
+            "infrared": within(second, len(infrared)), "across": float(1 - first @ second)}
 
 
 def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike,

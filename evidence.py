@@ -39,12 +39,12 @@ class Evidence:
         return "evidence" if self.exact else "approximate evidence (gradient times activation)"
 
 
-def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str], height: int, width: int,
-                  kind: str = "bnneck") -> Evidence:
+def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str], height: int,
+                  width: int, kind: str = "bnneck") -> Evidence:
     """The evidence of two image files, read at this size in pixels; the network is put into eval mode."""
     device = next(net.parameters()).device
-    images = [normalise(torch.from_numpy(read_image(path, height, width))[None].to(device))[0] for path in paths]
-    maps = evidence_maps(net, *images, modalities, kind)
+    pixels = (torch.from_numpy(read_image(path, height, width)[None]).to(device) for path in paths)
+    maps = evidence_maps(net, *map(normalise, pixels), modalities, kind)
     return Evidence(paths, float(maps[0].mean(dtype=np.float64)), maps, net.method.pooling == "average")
 
 
@@ -72,8 +72,8 @@ def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
 def evidence_map(net: TwoStream, x: Tensor, other: Tensor, kind: str) -> np.ndarray:
     """The map on one image: its last map x (1, D, rows, columns), the other image's unit feature (1, D).
 
-    Activation times the gradient of the similarity, the length of the own feature held fast; what the shift of
-    BNNeck adds is spread over all places.
+    Activation times the gradient of the similarity, the length of the own feature held fast; what the shift
+    of BNNeck adds is spread over all places.
     """
     x = x.detach().requires_grad_()
     found = feature(net, x, kind)

@@ -1,4 +1,4 @@
-"""Write a trained network as ONNX: one file for each modality, checked against torch before it is put in place.
+"""Write a trained network as ONNX: a file for each modality, checked against torch before it is put in place.
 
     python export.py save_model/..._last.t --out model/
     python export.py save_model/..._last.t --out model/ --uint8 --half --dynamic
@@ -31,13 +31,13 @@ from checkpoint import as_checkpoint, is_own, is_published, load_file, load_publ
 from data_loader import normalise
 from datasets.files import IMAGE_SUFFIXES
 from datasets.images import MEAN, STD, read_batches
-from datasets.types import INFRARED, MODALITIES, VISIBLE
+from datasets.types import MODALITIES, VISIBLE
 from model import TwoStream, folded, pool
 from onnx_model import Facts
 from utils import Parser, UserError, filled, integer, make_folder, run, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
-TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3), "int8": (0.1, 0.1)}  # of entries, and of similarities
+TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3), "int8": (0.1, 0.1)}  # of entries, of similarities
 CALIBRATION = 256  # images of each modality at most
 OUTPUTS = ("bnneck", "pool")
 EXTRAS = "pip install -r requirements-export.txt"
@@ -49,15 +49,17 @@ def build_parser() -> Parser:
     parser.add_argument("checkpoint", metavar="X.t", help="a file of train.py, or of the published code")
     parser.add_argument("--out", type=filled, default="model/", metavar="DIR", help="folder of the files")
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
-        parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS", help=f"image {side} (default: the checkpoint's)")
-    parser.add_argument("--dynamic", action="store_true", help="take images of any size, these above being the usual one")
-    parser.add_argument("--uint8", action="store_true", help="take bytes (B, height, width, 3) and normalise them inside")
+        parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
+                            help=f"image {side} (default: the checkpoint's)")
+    parser.add_argument("--dynamic", action="store_true", help="take images of any size, the one above by default")
+    parser.add_argument("--uint8", action="store_true",
+                        help="take bytes (B, height, width, 3) and normalise them inside")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_true", help="compute in float16")
     precision.add_argument("--int8", nargs=2, metavar=("VISIBLE", "INFRARED"),
                            help="compute in 8 bits, calibrated on two folders of images or galleries of embed.py")
     parser.add_argument("--results", type=filled, metavar="results.json",
-                        help=f"record of test.py for the model card (default: one of this checkpoint in {results.FOLDER}/)")
+                        help=f"record of test.py for the model card (default: the checkpoint's in {results.FOLDER}/)")
     return parser
 
 
@@ -68,28 +70,28 @@ def main() -> None:
     net, known = load_network(args.checkpoint)
     digest = sha256(Path(args.checkpoint))
     record = find_record(digest, args.results)
-    precision = "half" if args.half else "int8" if args.int8 else "float32"
-    facts = [Facts(onnx_model.FORMAT, known["method"], known["arch"], modality, known.get("dataset", "unknown"), digest,
-                   args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144), args.dynamic, args.uint8,
-                   precision) for modality in MODALITIES]
-    samples = dict(zip(MODALITIES, map(sample_paths, args.int8 or [None, None])))
+    facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"), digest,
+                  args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144), args.dynamic,
+                  args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32")
+    samples = [sample_paths(source) for source in args.int8] if args.int8 else [None, None]
     out = make_folder(args.out, "--out")
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as folder:
-        for branch in facts:
-            path = Path(folder) / f"{branch.modality}.onnx"
-            write_network(path, net, branch, samples[branch.modality])
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as name:
+        folder = Path(name)
+        for modality, sample in zip(MODALITIES, samples):
+            path, branch = folder / f"{modality}.onnx", dataclasses.replace(facts, modality=modality)
+            write_network(path, net, branch, sample)
             verify(path, net, branch)
-            print(f"{branch.modality}.onnx: agrees with torch ({precision}, {path.stat().st_size / 1e6:.1f} MB)")
-        files = {path.name: sha256(path) for path in sorted(Path(folder).iterdir())}
-        config = describe(facts[0], net.dim, files, record)
-        write_json(Path(folder) / "config.json", config)
-        (Path(folder) / "model_card.md").write_text(model_card(config, Path(args.checkpoint).name), encoding="utf-8")
-        for path in sorted(Path(folder).iterdir()):
+            print(f"{path.name}: agrees with torch ({facts.precision}, {path.stat().st_size / 1e6:.1f} MB)")
+        config = describe(facts, net.dim, {path.name: sha256(path) for path in sorted(folder.iterdir())}, record)
+        write_json(folder / "config.json", config)
+        card = model_card(config, Path(args.checkpoint).name)
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
+        for path in sorted(folder.iterdir()):
             os.replace(path, out / path.name)
-    print(f"{out}: {', '.join([*files, 'config.json', 'model_card.md'])}")
+    print(f"{out}: {', '.join([*config['files'], 'config.json', 'model_card.md'])}")
 
 
-# -------------------------------------------------------------------------------------------------- what to export
+# ---------------------------------------------------------------------------------------------- what to export
 def require_packages() -> None:
     """Raise `UserError` unless this torch can export, and ONNX and onnxruntime are there."""
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
@@ -112,20 +114,21 @@ def load_network(path: str) -> tuple[TwoStream, dict[str, Any]]:
 
 
 def find_record(digest: str, path: str | None) -> dict[str, Any] | None:
-    """The record of a test of this checkpoint, given or in the folder of results (the latest); None if there is none.
+    """The record of a test of this checkpoint alone: the one given, or the latest in the folder of results.
 
-    Raises `UserError` where the one that is given is of another checkpoint.
+    None if there is none; raises `UserError` where the one given is of another checkpoint.
     """
-    found = [Path(path)] if path else sorted(Path(results.FOLDER).glob("**/*.json"), key=os.path.getmtime, reverse=True)
-    for candidate in found:
+    there = Path(results.FOLDER).glob("**/*.json")
+    for candidate in [Path(path)] if path else sorted(there, key=os.path.getmtime, reverse=True):
         try:
             record = json.loads(candidate.read_text(encoding="utf-8"))
-            if digest in record["checkpoint"]["sha256"]:
+            if record["checkpoint"]["sha256"] == [digest]:
                 return record
         except (OSError, ValueError, KeyError, TypeError):
-            continue
+            continue  # another file of JSON
     if path:
-        raise UserError(f"--results {path}: no record of a test of this checkpoint; name one that test.py wrote for it")
+        raise UserError(f"--results {path}: no record of a test of this checkpoint found; name one that test.py "
+                        "wrote for it")
     return None
 
 
@@ -139,13 +142,14 @@ def sample_paths(source: str | None) -> list[str] | None:
     else:
         paths = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise UserError(f"--int8 {source}: no images found; a folder of images, or a gallery of embed.py, expected")
+        raise UserError(f"--int8 {source}: no images found; a folder of images, or a gallery of embed.py, "
+                        "expected")
     return paths[::-(-len(paths) // CALIBRATION)]
 
 
-# --------------------------------------------------------------------------------------------------- the network
+# ------------------------------------------------------------------------------------------------ the network
 class Branch(nn.Module):
-    """One modality's network as it is exported: BatchNorm folded, BNNeck a scale and a shift, outputs normalised."""
+    """One modality's network as exported: BatchNorm folded, BNNeck a scale and a shift, outputs normalised."""
 
     def __init__(self, net: TwoStream, facts: Facts) -> None:
         super().__init__()
@@ -178,14 +182,15 @@ def write_network(path: Path, net: TwoStream, facts: Facts, sample: Sequence[str
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(Branch(net, facts).eval(), (example,), str(path), dynamo=True, verbose=False, external_data=False,
-                          optimize=False,  # it takes the 1e-12 of GeM for 0; onnxruntime does its own
+        torch.onnx.export(Branch(net, facts).eval(), (example,), str(path), dynamo=True, verbose=False,
+                          external_data=False, optimize=False,  # it takes the 1e-12 of GeM for 0; onnxruntime does its own
                           input_names=["images"], output_names=list(OUTPUTS),
                           dynamic_shapes={"images": dict.fromkeys(free, torch.export.Dim.DYNAMIC)})
     if sample is not None:
         quantise(path, facts, sample)
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in dataclasses.asdict(facts).items()})
+    metadata = {name: json.dumps(value) for name, value in dataclasses.asdict(facts).items()}
+    onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
 
 
@@ -205,74 +210,77 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
                 return None
             return {"images": np.stack(images) if facts.uint8 else onnx_model.normalise(np.stack(images))}
 
-    quantize_static(path, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"], per_channel=True,
-                    activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True)
+    # 7 bits of weights: without VNNI, processors add products of bytes in 16 bits, which could overflow
+    quantize_static(path, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
+                    per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True)
 
 
-# ------------------------------------------------------------------------------------------------------ the check
+# -------------------------------------------------------------------------------------------------- the check
 def verify(path: Path, net: TwoStream, facts: Facts) -> None:
     """Raise `UserError` unless a file says the facts and gives torch's features, by a check that sees mistakes.
 
-    Such are the other branch, BGR and mirrored images: the same check must refuse them. So must it the features
-    of another image, or it would say nothing of a network whose features are all alike.
+    What torch makes of wrong images must not pass the same check: where all features are alike, everything
+    would.
     """
-    model = onnx_model.load(path)
+    model, name = onnx_model.load(path), f"{facts.modality}.onnx"
     if model.facts != facts:
-        raise UserError(f"{path.name}: its metadata reads {model.facts}, {facts} expected")
-    sizes = [(facts.height, facts.width), *([(facts.height + 32, facts.width + 16)] if facts.dynamic else [])]
-    for height, width in sizes:
+        raise UserError(f"{name}: its metadata reads {model.facts}, {facts} expected")
+    usual = (facts.height, facts.width)
+    for height, width in (usual, (facts.height + 32, facts.width + 16)) if facts.dynamic else (usual,):
         images = made_images(max(BATCHES), height, width)
         expected = torch_features(net, images, facts.modality)
         wrong = wrong_features(net, images, facts.modality)
         tolerances = choose_tolerances(facts.precision, expected, wrong)
         for batch in BATCHES:
-            problem = difference(model.features(images[:batch]), [feats[:batch] for feats in expected], tolerances)
-            if problem:
-                raise UserError(f"{facts.modality}.onnx: not torch's features for {batch} images of {height} x {width}: {problem}; "
-                                "nothing was written" + ("; leave --int8 out" if facts.precision == "int8" else ""))
-        for name, feats in wrong.items():
-            if difference(model.features(images), feats, tolerances) is None:
-                raise UserError(f"{facts.modality}.onnx: cannot be checked, as torch's features are the same with {name}; "
-                                "export a network that has learnt something")
+            found = model.features(images[:batch])
+            if problem := difference(found, [feats[:batch] for feats in expected], tolerances):
+                raise UserError(f"{name}: not torch's features for {batch} images of {height} x {width}: {problem}; "
+                                f"{'leave --int8 out' if facts.precision == 'int8' else 'nothing was written'}")
+        for what, feats in wrong.items():
+            if difference(found, feats, tolerances) is None:
+                raise UserError(f"{name}: cannot be checked, as torch's features are the same with {what}; export "
+                                "a network that has learnt something")
 
 
 def choose_tolerances(precision: str, expected: Sequence[np.ndarray],
                       wrong: dict[str, list[np.ndarray]]) -> list[tuple[float, float]]:
-    """What entries and similarities of either feature may differ by: for a network that rounds, by at most half of
-    the way to the nearest wrong features.
+    """What entries and similarities of either feature may differ by: for a network that rounds, by at most
+    half of the way to the nearest wrong features.
     """
     entries, similarities = TOLERANCES[precision]
     if precision == "float32":
         return [(entries, similarities)] * len(expected)
-    nearest = [min(np.abs(feats[kind] - expected[kind]).max() for feats in wrong.values()) for kind in range(len(expected))]
+    nearest = [min(np.abs(feats - right).max() for feats in others) for right, *others in zip(expected, *wrong.values())]
     return [(min(entries, distance / 2), similarities) for distance in nearest]
 
 
 def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray],
                tolerances: Sequence[tuple[float, float]]) -> str | None:
     """What is wrong with features after pooling and after BNNeck, (B, D) each; None where they agree."""
-    for kind, mine, theirs, allowed in zip(results.FEATURES, found, expected, tolerances):
-        if mine.shape != theirs.shape or not np.isfinite(mine).all():
-            return f"{kind}: shape {mine.shape}, finite: {np.isfinite(mine).all()}; {theirs.shape} and finite expected"
+    for kind, mine, theirs, (entry, similarity) in zip(results.FEATURES, found, expected, tolerances):
+        if mine.shape != theirs.shape:
+            return f"{kind}: shape {mine.shape} found, {theirs.shape} expected"
+        if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
+            return f"{kind}: not finite"
         apart = np.abs(mine - theirs).max(), np.abs(mine @ mine.T - theirs @ theirs.T).max()
-        if apart[0] > allowed[0] or apart[1] > allowed[1]:
-            return (f"{kind}: entries {apart[0]:.1e} and similarities {apart[1]:.1e} apart, {allowed[0]:.1e} and "
-                    f"{allowed[1]:.1e} allowed")
+        if apart[0] > entry or apart[1] > similarity:
+            return (f"{kind}: entries {apart[0]:.1e} and similarities {apart[1]:.1e} apart, {entry:.1e} and "
+                    f"{similarity:.1e} allowed")
     return None
 
 
 def wrong_features(net: TwoStream, images: np.ndarray, modality: str) -> dict[str, list[np.ndarray]]:
-    """What torch makes of images that are not what they should be, by name; each differs in something from the right."""
-    other = INFRARED if modality == VISIBLE else VISIBLE
+    """What torch makes, by name, of images that are not what they should be, or in the other branch."""
+    (other,) = {*MODALITIES} - {modality}
     wrong = {"BGR images": (images[..., ::-1], modality), "mirrored images": (images[:, :, ::-1], modality),
-             "each other's images": (np.roll(images, 1, 0), modality)}
-    branches = [nn.ModuleList([net.streams[name], *([net.similarity[name]] if net.similarity else [])]).state_dict()
-                for name in MODALITIES]
-    if all(torch.equal(value, branches[1][name]) for name, value in branches[0].items()):
+             "each other's images": (np.roll(images, 1, 0), modality), "the other branch": (images, other)}
+    own, others = ([value for part in (net.streams, net.similarity) if name in part
+                    for value in part[name].state_dict().values()] for name in (modality, other))
+    if all(map(torch.equal, own, others)):
         warn(f"{modality}.onnx: both branches hold the same weights; nothing tells them apart")
-    else:
-        wrong["the other branch"] = (images, other)
-    return {name: torch_features(net, np.ascontiguousarray(pixels), branch) for name, (pixels, branch) in wrong.items()}
+        del wrong["the other branch"]
+    return {name: torch_features(net, np.ascontiguousarray(pixels), branch)
+            for name, (pixels, branch) in wrong.items()}
 
 
 @torch.inference_mode()
@@ -283,44 +291,52 @@ def torch_features(net: TwoStream, images: np.ndarray, modality: str) -> list[np
 
 
 def made_images(count: int, height: int, width: int) -> np.ndarray:
-    """Images of large random patches, (count, height, width, 3) uint8: unlike each other, their mirror images and BGR."""
-    small = np.random.default_rng(0).integers(0, 256, (count, 6, 3, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)) for image in small])
+    """Images of large random patches (count, height, width, 3) uint8: unlike each other, mirrored and BGR."""
+    small = map(Image.fromarray, np.random.default_rng(0).integers(0, 256, (count, 6, 3, 3), dtype=np.uint8))
+    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) for image in small])
 
 
-# --------------------------------------------------------------------------------------------------------- report
+# ----------------------------------------------------------------------------------------------------- report
 def describe(facts: Facts, dim: int, files: dict[str, str], record: dict[str, Any] | None) -> dict[str, Any]:
     """What config.json holds."""
-    size = ["batch", *(["height", "width"] if facts.dynamic else [facts.height, facts.width])]
-    config = {name: value for name, value in dataclasses.asdict(facts).items() if name != "modality"}
-    tested = {"protocol": record["protocol"]["name"], "extras": record["extras"], "mean": record["mean"], "std": record["std"],
-              "calibration": record.get("calibration"), "thresholds": record.get("thresholds", {})} if record else None
-    return {**config, "input": {"name": "images", "dtype": "uint8" if facts.uint8 else "float32",
-                                "shape": [*size, 3] if facts.uint8 else [size[0], 3, *size[1:]], "channels": "RGB",
-                                "mean": MEAN, "std": STD, "resize": "Pillow LANCZOS",
-                                "normalised": "inside" if facts.uint8 else "outside: (x / 255 - mean) / std"},
-            "outputs": [{"name": name, "shape": ["batch", dim], "normalised": "L2"} for name in OUTPUTS],
+    size = ["height", "width"] if facts.dynamic else [facts.height, facts.width]
+    pixels = {"name": "images", "channels": "RGB", "resize": "Pillow LANCZOS", "mean": MEAN, "std": STD}
+    pixels |= {"dtype": "uint8", "shape": ["batch", *size, 3], "normalised": "inside"} if facts.uint8 else {
+        "dtype": "float32", "shape": ["batch", 3, *size], "normalised": "outside: (x / 255 - mean) / std"}
+    tested = record and {"protocol": record["protocol"]["name"], **{
+        name: record.get(name) for name in ("extras", "mean", "std", "calibration", "thresholds")}}
+    return {**{name: value for name, value in dataclasses.asdict(facts).items() if name != "modality"},
+            "input": pixels, "outputs": [{"name": name, "shape": ["batch", dim], "normalised": "L2"} for name in OUTPUTS],
             "files": files, "tested": tested}
 
 
 def model_card(config: dict[str, Any], checkpoint: str) -> str:
     """The model card, Markdown."""
-    tested, rows = config["tested"], []
-    if tested:
-        rows = [f"Tested by `test.py` on {' + '.join([tested['protocol'], *tested['extras']])}, float32 in torch.", "",
-                "| feature | Rank-1 | Rank-10 | mAP | mINP |", "| --- | --- | --- | --- | --- |"]
-        rows += [f"| {feature} | " + " | ".join(f"{100 * values[name]:.2f} %" for name in ("rank-1", "rank-10", "mAP", "mINP")) + " |"
-                 for feature, values in tested["mean"].items()]
-        rows += ["", f"Same person? Yes above a threshold of the cosine similarity, calibrated on {tested['calibration']}:", "",
-                 "| feature | direction | false accept rate | threshold | true accept rate | impostor pairs |",
-                 "| --- | --- | --- | --- | --- | --- |"]
-        rows += [f"| {feature} | {direction} | {rate} | {found['threshold']:.4f} | {found['true_accept_rate']:.2%} | "
-                 f"{found['impostor_pairs']:,} |" for feature, directions in tested["thresholds"].items()
-                 for direction, rates in directions.items() for rate, found in rates.items()]
-    return CARD.format(checkpoint=checkpoint, scores="\n".join(rows) or "Not tested: `test.py` wrote no record of this checkpoint.",
-                       shape=" x ".join(map(str, config["input"]["shape"])), names=", ".join(config["files"]),
-                       normalised=config["input"]["normalised"], **{name: config[name] for name in (
-                           "method", "arch", "dataset", "sha256", "precision", "height", "width")})
+    tested, pixels = config["tested"], config["input"]
+    scores = "\n".join(score_rows(tested)) if tested else "Not tested: `test.py` wrote no record of this checkpoint."
+    return CARD.format(checkpoint=checkpoint, scores=scores, names=", ".join(config["files"]),
+                       shape=" x ".join(map(str, pixels["shape"])), normalised=pixels["normalised"],
+                       **{name: value for name, value in config.items() if isinstance(value, (str, int))})
+
+
+def score_rows(tested: dict[str, Any]) -> list[str]:
+    """The scores and thresholds of a test as Markdown tables."""
+    measures = {"rank-1": "Rank-1", "rank-10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
+    rows = [f"Tested by `test.py` (torch, float32) on {' + '.join([tested['protocol'], *tested['extras']])}.", "",
+            *table_head("feature", *measures.values())]
+    rows += [f"| {feature} | {' | '.join(f'{values[name]:.2%}' for name in measures)} |"
+             for feature, values in tested["mean"].items()]
+    rows += ["", "The same person? Yes above a threshold of the cosine similarity, calibrated on "
+             f"{tested['calibration']}.", "", *table_head("feature", "direction", "false accept rate", "threshold",
+                                                          "true accept rate", "impostor pairs")]
+    return rows + [f"| {feature} | {direction} | {rate} | {found['threshold']:.4f} | {found['true_accept_rate']:.2%} | "
+                   f"{found['impostor_pairs']:,} |" for feature, directions in (tested["thresholds"] or {}).items()
+                   for direction, rates in directions.items() for rate, found in rates.items()]
+
+
+def table_head(*names: str) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * len(names))} |"]
 
 
 CARD = """# {method} on {arch}: visible-infrared person re-identification
@@ -330,7 +346,7 @@ CARD = """# {method} on {arch}: visible-infrared person re-identification
 | files | {names} |
 | trained on | {dataset} |
 | checkpoint | {checkpoint}, SHA-256 {sha256} |
-| input | RGB, {shape}, resized to {height} x {width} (height x width) by Pillow LANCZOS; normalised {normalised} |
+| input | RGB, {shape}, resized to {height} x {width} (height x width), normalised {normalised} |
 | outputs | 0: L2-normalised feature after BNNeck; 1: after pooling |
 | precision | {precision} |
 
@@ -341,11 +357,11 @@ CARD = """# {method} on {arch}: visible-infrared person re-identification
 ## Limits of use
 
 - It compares crops of whole persons, one a crop. It finds nobody in a picture, and does not read faces.
-- Scores and thresholds hold for the cameras, persons and cropping of the data named above. On other cameras, calibrate
-  again (`test.py`) before a yes or no is believed.
-- A similarity is a reason to look, no proof of identity: at a false accept rate of 0.001, a gallery of 10,000 others holds
-  about ten that are accepted. A person decides, and can see why.
-- Data of persons: whoever uses it needs a lawful basis, and must keep to the terms of the data that it was trained on.
+- Scores and thresholds hold for the cameras, persons and crops of the data named above. On other cameras,
+  calibrate again (`test.py`) before a yes or no is believed.
+- A similarity is a reason to look, no proof of identity: at a false accept rate of 0.001, a gallery of 10,000
+  others holds about ten that are accepted. A person decides, and can see why.
+- Data of persons: whoever uses it needs a lawful basis, and keeps to the terms of the data it was trained on.
 """
 
 

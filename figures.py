@@ -1,4 +1,4 @@
-"""Figures of a test: CMC and ROC curves, example rankings, histograms of distances, evidence, an embedding."""
+"""Figures of a test: CMC and ROC curves, rankings, histograms of distances, evidence, an embedding."""
 from __future__ import annotations
 
 import contextlib
@@ -115,8 +115,9 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
 
 
 def choose_pairs(search: Search, dist_mat: np.ndarray) -> list[list[tuple[str, tuple[str, str]]]]:
-    """For some queries, from the best to the worst, the nearest image of their person and of another: captions
-    and paths.
+    """For some queries, from the best to the worst, the nearest image of their person and of another one.
+
+    Each a caption and two paths.
     """
     same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
     chosen = choose_queries(first_match(dist_mat, shown, same), search.query.pids)[::2]
@@ -213,7 +214,7 @@ def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarra
 
 
 def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
-    """ROC of each feature's pairs: true accept rate over false accept rate (log axis), equal error rate marked."""
+    """ROC of each feature: true accept rate over false accept rate (log axis), the equal error rate marked."""
     figure, axes = curve_axes(title)
     most = max([len(each.impostor) for each in pairs.values()] + [10])
     for (feature, each), colour, style in zip(pairs.items(), (ORANGE, BLUE), ("--", "-")):
@@ -221,19 +222,20 @@ def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
             continue
         accepted = np.unique(np.geomspace(1, len(each.impostor), 400).astype(int))
         error = each.equal_error()
-        axes.plot(*each.accept_rates(np.append(each.ascending[-accepted], -np.inf)), color=colour, linestyle=style, linewidth=1.4,
-                  label=f"{WORDS[feature]}: EER {error:.2%}")
-        axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", clip_on=False, zorder=3)
+        curve = each.accept_rates(np.append(each.ascending[-accepted], -np.inf))
+        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4, label=f"{WORDS[feature]}: EER {error:.2%}")
+        axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
     rates = np.geomspace(1 / most, 1, 200)
     axes.plot(rates, 1 - rates, color="0.6", linewidth=0.8, linestyle=":", label="equal errors")
-    axes.set(xscale="log", xlim=(1 / most, 1), ylim=(0, 1), xlabel=f"false accept rate ({most:,} impostor pairs)",
-             ylabel="true accept rate (%)")
+    axes.set(xscale="log", xlim=(1 / most, 1), ylim=(0, 1), ylabel="true accept rate (%)",
+             xlabel=f"false accept rate ({most:,} impostor pairs)")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.legend(loc="best", fontsize=8)
     return figure
 
 
-def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], height: int, width: int) -> Figure:
+def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], height: int,
+                  width: int) -> Figure:
     """Pairs of images with what speaks for them and against them, some captioned pairs a row.
 
     height, width: pixels, which give the aspect. Either image stands beside its map; the colours of a pair
@@ -242,21 +244,22 @@ def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], he
     columns, across = max(map(len, rows)), 1.44 * width / height
     figure = Figure(figsize=(0.4 + columns * (4 * across + 0.6), 0.9 + 1.95 * len(rows)), dpi=DPI)
     axes = figure.subplots(len(rows), 5 * columns, squeeze=False, gridspec_kw={
-        "width_ratios": [1, 1, 1, 1, 0.4] * columns, "left": 0.01, "right": 1.0, "bottom": 0.01, "wspace": 0.04, "hspace": 0.3,
-        "top": 1 - 0.9 / figure.get_figheight()})
+        "width_ratios": [1, 1, 1, 1, 0.4] * columns, "left": 0.01, "right": 1.0, "bottom": 0.01,
+        "top": 1 - 0.9 / figure.get_figheight(), "wspace": 0.04, "hspace": 0.3})
     for axis in axes.flat:
         axis.set_axis_off()
     for line, row in zip(axes, rows):
         for start, (caption, pair) in zip(range(0, len(line), 5), row):
-            first, second = (read_image(path, 2 * DPI, round(2 * DPI * width / height)) for path in pair.paths)
+            size = 2 * DPI, max(1, round(2 * DPI * width / height))
+            first, second = (read_image(path, *size) for path in pair.paths)
             limit = max(np.abs(values).max() for values in pair.maps)
             shown = first, overlay(first, pair.maps[0], limit), overlay(second, pair.maps[1], limit), second
             for axis, pixels in zip(line[start:], shown):
                 axis.imshow(pixels, aspect="auto")
             line[start + 1].set_title(f"{caption}\nsimilarity {pair.similarity:.3f}", x=1.02, fontsize=8)
     names = " / ".join(dict.fromkeys(pair.name for row in rows for _, pair in row))
-    figure.suptitle("\n".join([textwrap.fill(title, round(11 * figure.get_figwidth())),
-                               f"{names}: blue speaks for the pair, orange against it"]), fontsize=10, y=0.99, va="top")
+    lines = textwrap.fill(title, round(11 * figure.get_figwidth())), f"{names}: blue for the pair, orange against it"
+    figure.suptitle("\n".join(lines), fontsize=10, y=0.99, va="top")
     return figure
 
 
@@ -274,10 +277,10 @@ def overlay(pixels: np.ndarray, evidence: np.ndarray, limit: float) -> np.ndarra
 
 
 def draw_embedding(title: str, images: Mapping[str, Images], feats: Mapping[str, np.ndarray]) -> Figure:
-    """t-SNE (van der Maaten and Hinton, JMLR 2008) of the first persons who have both modalities.
+    """t-SNE (van der Maaten and Hinton, JMLR 2008) of some persons, evenly from those with both modalities.
 
-    images, feats (N, D): by modality. Colour tells the person, the marker the modality. Raises `UserError` that
-    says what to install without scikit-learn.
+    images, feats (N, D): by modality. Colour tells the person, the marker the modality. Without scikit-learn,
+    raises `UserError` that says what to install.
     """
     try:
         from sklearn.manifold import TSNE
@@ -296,8 +299,9 @@ def draw_embedding(title: str, images: Mapping[str, Images], feats: Mapping[str,
     colours = colormaps["tab20"](np.searchsorted(persons, pids) % 20)
     cut = len(rows[MODALITIES[0]])
     for modality, part, marker in zip(MODALITIES, (slice(cut), slice(cut, None)), ("o", "^")):
-        axes.scatter(*places[part].T, c=colours[part], marker=marker, s=22, linewidths=0.3, edgecolors="black")
-        axes.scatter([], [], c="0.6", marker=marker, s=22, linewidths=0.3, edgecolors="black", label=modality)
+        look = {"marker": marker, "s": 22, "linewidths": 0.3, "edgecolors": "black"}
+        axes.scatter(*places[part].T, c=colours[part], **look)
+        axes.scatter([], [], c="0.6", label=modality, **look)
     axes.set(xticks=[], yticks=[], xlabel="t-SNE: one colour a person; only neighbourhoods mean something")
     axes.grid(False)
     axes.legend(loc="best", fontsize=8)

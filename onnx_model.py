@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ FORMAT = 1
 class Facts:
     """What a file says of its network, as JSON values in its metadata.
 
-    sha256: of the checkpoint that it comes from; height, width: pixels of the images, which may be others where
-    `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised (B, 3, height, width)
-    float32; precision: float32, half or int8.
+    sha256: of the checkpoint that it comes from; height, width: pixels of the images, which may be others
+    where `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised float32 (B, 3,
+    height, width); precision: float32, half or int8.
     """
 
     format: int
@@ -50,18 +50,17 @@ class OnnxModel:
         bnneck, pool = self.session.run(None, {"images": images if self.facts.uint8 else normalise(images)})
         return pool, bnneck
 
-    def extract(self, paths: Sequence[str], batch: int = 64, workers: int = 4, flip: bool = False, silent: bool = True,
-                check: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray]:
+    def extract(self, paths: Sequence[str], batch: int = 64, workers: int = 4, flip: bool = False,
+                silent: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Features of image files after pooling and after BNNeck, (N, D) float32 each.
 
-        flip: the sum of the features of image and mirror, normalised again. `check` is called between batches and
-        may raise to stop. Raises `UserError` naming a file that cannot be read.
+        flip: the sum of the features of image and mirror, normalised again. Raises `UserError` naming a file that
+        cannot be read.
         """
         found = [np.empty((2, 0, 0), np.float32)] if not paths else []
         reading = read_batches(paths, self.facts.height, self.facts.width, batch, workers)
         total = -(-len(paths) // batch)
         for images in tqdm(reading, self.facts.modality, total, unit="batch", leave=False, disable=silent or None):
-            check()
             pixels = np.stack(images)
             feats = np.stack(self.features(pixels))
             if flip:
@@ -73,7 +72,7 @@ class OnnxModel:
 
 
 def normalise(images: np.ndarray) -> np.ndarray:
-    """(B, height, width, 3) uint8 -> (B, 3, height, width) float32, by ImageNet's mean and standard deviation."""
+    """(B, height, width, 3) uint8 -> (B, 3, height, width) float32, by ImageNet's mean and deviation."""
     scale, shift = 1 / (255 * np.float32(STD)), -np.float32(MEAN) / np.float32(STD)
     return np.ascontiguousarray((images * scale + shift).transpose(0, 3, 1, 2))
 
@@ -86,7 +85,8 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"{path}: onnxruntime is not installed; run: pip install -r requirements-export.txt") from None
+        raise UserError(f"{path}: onnxruntime is not installed; run: pip install -r "
+                        "requirements-export.txt") from None
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; name a visible.onnx or an infrared.onnx that export.py wrote")
     options = onnxruntime.SessionOptions()
@@ -96,8 +96,10 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
         metadata = session.get_modelmeta().custom_metadata_map
         facts = Facts(**{field.name: json.loads(metadata[field.name]) for field in fields(Facts)})
     except Exception as error:  # onnxruntime's own errors, one class for each of its status codes
-        what = "no metadata of export.py" if isinstance(error, (KeyError, ValueError)) else one_line(error)[:160]
+        unknown = isinstance(error, (KeyError, ValueError))
+        what = "no metadata of export.py" if unknown else one_line(error)[:160]
         raise UserError(f"{path}: not a network of export.py ({what}); export the checkpoint again") from None
     if facts.format != FORMAT:
-        raise UserError(f"{path}: format {facts.format} found, {FORMAT} expected; export the checkpoint again")
+        raise UserError(f"{path}: format {facts.format} found, {FORMAT} expected; export the checkpoint "
+                        "again")
     return OnnxModel(session, facts)

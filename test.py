@@ -243,8 +243,8 @@ def write(args: argparse.Namespace, named: bool, record: dict[str, Any], feature
         print(f"results: {path}")
 
 
-def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, features: dict[str, Features], search: Search,
-         pairs: dict[str, verification.Pairs]) -> None:
+def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, features: dict[str, Features],
+         search: Search, pairs: dict[str, verification.Pairs]) -> None:
     """Write the figures of the first trial; without scikit-learn, all but the embedding."""
     import figures  # Matplotlib takes a second to load
     out, rerank = Path(args.out), args.rerank != "none"
@@ -252,13 +252,14 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     figures.draw(out, record, search, dist_mat, rerank)
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
-    rows = [[(caption, find_evidence(net, pair, (search.query.modality, search.gallery.modality), args.img_h, args.img_w))
-             for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
+    modalities = search.query.modality, search.gallery.modality
+    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w)) for caption, pair in row]
+            for row in figures.choose_pairs(search, dist_mat)]
     figures.save(out, {"evidence": figures.draw_evidence(title, rows, args.img_h, args.img_w)})
     sides = {side.modality: side for side in (search.query, search.gallery)}
+    feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}
     try:
-        figures.save(out, {"embedding": figures.draw_embedding(
-            title, sides, {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()})})
+        figures.save(out, {"embedding": figures.draw_embedding(title, sides, feats)})
     except UserError as error:
         warn(str(error))
 

@@ -19,7 +19,7 @@ Thresholds = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Cosine similarities of the pairs of a search, float32: of the same person (N,), of different persons (M,)."""
+    """Cosine similarities of a search's pairs, float32: of the same person (N,), of different persons (M,)."""
 
     genuine: np.ndarray
     impostor: np.ndarray
@@ -44,7 +44,7 @@ class Pairs:
         return tuple(1 - np.searchsorted(side, thresholds, "right") / len(side) for side in sides)
 
     def equal_error(self) -> float:
-        """Equal error rate: where as many impostors are accepted as genuine pairs are refused (a fraction)."""
+        """Equal error rate, a fraction: as large a share of impostors is accepted as of genuine pairs refused."""
         accepted, kept = self.accept_rates(np.unique(np.concatenate([self.genuine, self.impostor])))
         nearest = np.abs(accepted - (1 - kept)).argmin()
         return float((accepted[nearest] + 1 - kept[nearest]) / 2)
@@ -65,7 +65,8 @@ def thresholds(pairs: Pairs) -> Thresholds:
     for rate in RATES if len(pairs.genuine) else ():
         threshold = pairs.threshold(rate)
         if threshold is not None:
-            found[f"{rate:g}"] = {"threshold": threshold, "true_accept_rate": float((pairs.genuine > threshold).mean()),
+            accepted = float((pairs.genuine > threshold).mean())
+            found[f"{rate:g}"] = {"threshold": threshold, "true_accept_rate": accepted,
                                   "impostor_pairs": len(pairs.impostor)}
     return {direction: found for direction in DIRECTIONS}
 
@@ -77,14 +78,13 @@ def describe(search: Search) -> str:
 
 def lines(record: dict[str, Any], pairs: dict[str, Pairs]) -> list[str]:
     """The thresholds of a record in words, with those that are left out."""
-    rows = [f"the same person? yes above a threshold of the cosine similarity, calibrated on {record['calibration']}"]
-    for feature, of_feature in record["thresholds"].items():
-        known = next(iter(of_feature.values()))
-        for rate, values in known.items():
-            rows.append(f"{feature:<8}false accept rate {rate:<7}threshold {values['threshold']:.4f}, true accept rate "
-                        f"{values['true_accept_rate']:.2%}, {values['impostor_pairs']:,} impostor pairs")
-        missing = [f"{rate:g}" for rate in RATES if f"{rate:g}" not in known]
-        if missing:
-            rows.append(f"{feature:<8}false accept rate {', '.join(missing)} left out: {len(pairs[feature].genuine):,} genuine and "
-                        f"{len(pairs[feature].impostor):,} impostor pairs found, 1 and {PAIRS} / rate expected")
+    rows = [f"the same person? yes above a threshold of the similarity, calibrated on {record['calibration']}"]
+    for feature, directions in record["thresholds"].items():
+        known, counted = next(iter(directions.values())), pairs[feature]
+        rows += [f"{feature:<8}false accept rate {rate:<7}threshold {found['threshold']:.4f}, true accept rate "
+                 f"{found['true_accept_rate']:.2%}, {found['impostor_pairs']:,} impostor pairs"
+                 for rate, found in known.items()]
+        if missing := [f"{rate:g}" for rate in RATES if f"{rate:g}" not in known]:
+            rows.append(f"{feature:<8}false accept rate {', '.join(missing)} left out: {len(counted.genuine):,} genuine "
+                        f"and {len(counted.impostor):,} impostor pairs found, 1 and {PAIRS} / rate expected")
     return rows

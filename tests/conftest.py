@@ -121,14 +121,15 @@ SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained",
 
 
 def make_network(method: str, arch: str = "resnet18"):
-    """A network as if trained: streams that differ, gammas that act, and BatchNorms that know its activations."""
+    """A network as if trained: streams that differ, gammas that act, BatchNorms that know its activations."""
     import torch
 
     from model import TwoStream
     torch.manual_seed(0)
     net = TwoStream(method, arch, 4)
     for name, value in net.named_parameters():
-        value.data = torch.full_like(value, 0.5) if name.endswith("gamma") else value.data * torch.empty_like(value).uniform_(0.8, 1.2)
+        noise = torch.empty_like(value).uniform_(0.8, 1.2)
+        value.data = 0.5 * noise if name.endswith("gamma") else value.data * noise
     for module in net.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0

@@ -1,4 +1,4 @@
-"""Yes or no: thresholds against counting, on persons held out, in the record; ROC, equal error rate, modality gap."""
+"""Yes or no: thresholds against counting, on persons held out, in the record; ROC, modality gap, embedding."""
 import itertools
 import json
 
@@ -10,6 +10,7 @@ from scipy.stats import binom, norm
 
 import figures
 import verification
+from datasets.types import MODALITIES, Images
 from eval_metrics import modality_gap
 from model import TwoStream
 from verification import RATES, Pairs, make_pairs, thresholds
@@ -115,6 +116,23 @@ def test_the_modality_gap_equals_loops_over_pairs():
         assert found[name] == pytest.approx(np.mean([1 - a @ b for a, b in itertools.permutations(side, 2)]), abs=1e-6)
     assert found["centroids"] == pytest.approx(np.linalg.norm(visible.mean(0) - infrared.mean(0)), abs=1e-6)
     assert modality_gap(visible[:1], infrared)["visible"] == 0
+
+
+@pytest.mark.parametrize("persons, images", [(30, 3), (3, 20), (1, 1)])
+def test_the_embedding_shows_persons_by_colour_and_modalities_by_marker(persons, images):
+    pytest.importorskip("sklearn")
+    pids, rng = np.repeat(10 * np.arange(1, persons + 1), images), np.random.default_rng(0)
+    sides = {modality: Images(("",) * len(pids), pids, pids, modality) for modality in MODALITIES}
+    feats = {modality: rng.standard_normal((len(pids), 8)).astype(np.float32) for modality in MODALITIES}
+    axes = figures.draw_embedding("RegDB, v2i, trial 1", sides, feats).axes[0]
+    title = axes.get_title().replace("\n", " ")
+    assert title == f"RegDB, v2i, trial 1, {min(persons, 20)} of {persons} test persons, after BNNeck"
+    shown = axes.collections[::2]
+    assert [len(each.get_offsets()) for each in shown] == [min(persons, 20) * min(images, 12)] * 2
+    assert np.array_equal(*(each.get_facecolors() for each in shown))
+    assert len(np.unique(shown[0].get_facecolors(), axis=0)) == min(persons, 20)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(MODALITIES)
+    assert len({each.get_paths()[0].vertices.shape for each in shown}) == 2
 
 
 # -------------------------------------------------------------------------------------------------- command line

@@ -160,10 +160,10 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
 
 
 def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Features of image files on the CPU: export.py's networks in onnxruntime against `extract_features` in torch."""
+    """Features of image files on the CPU: export.py's networks in onnxruntime against torch's own."""
     count, script = TEST_IMAGES["cpu"], Path(__file__).parents[1] / "export.py"
     net, _ = made_network(METHODS[args.method], args.arch, CPU, torch.channels_last)
-    facts = {"method": args.method, "arch": args.arch, "dataset": "sysu", "img_h": args.img_h, "img_w": args.img_w}
+    facts = {name: getattr(args, name) for name in ("method", "arch", "img_h", "img_w")}
     settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, CPU)
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder) / "images", [f"{number}.jpg" for number in range(count)])
@@ -174,8 +174,9 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
             model = onnx_model.load(f"{folder}/{name}/visible.onnx", args.threads or 0)
             sides = (functools.partial(extract_features, net, paths, "visible", settings),
                      functools.partial(model.extract, paths, TEST_BATCH, args.workers))
-            yield {**compare(f"onnx {name}", *sides, args.repeats, args.warmup, CPU, count, plain_memory=True),
-                   "note": f"{Path(f'{folder}/{name}/visible.onnx').stat().st_size / 1e6:.0f} MB"}
+            result = compare(f"onnx {name}", *sides, args.repeats, args.warmup, CPU, count)
+            size = Path(f"{folder}/{name}/visible.onnx").stat().st_size
+            yield {**result, "note": f"{size / 1e6:.0f} MB a file"}
 
 
 def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
