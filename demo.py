@@ -1,4 +1,4 @@
-"""The whole pipeline on synthetic pedestrians: render, pre-process, train, test, and show.
+"""The whole pipeline on synthetic pedestrians: render, pre-process, train, test, search, and show.
 
     python demo.py                 everything, a few minutes on two CPU cores
     python demo.py --data-only     only data/demo/SYSU-MM01 and data/demo/RegDB
@@ -101,7 +101,9 @@ def main() -> None:
         source = f"from {start.parent.name}" if start else "from scratch" if course.chained else "from ImageNet"
         rows[name].append((f"{method}, {source}", record["mean"]["pool"]))
         start = trained if course.chained else None
+    page = search_page(roots["sysu"], out / "models" / "sysu_cgrnet", out / "sysu_cgrnet" / "results.json", out / "search")
     show(rows, out, course)
+    print(f"a search to open in a browser: {page}")
     print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
 
 
@@ -205,6 +207,22 @@ def train_and_test(name: str, method: str, course: Course, length: tuple, start:
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
     script("test.py", "--resume", trained, *where, "--out", figures)
     return trained, json.loads((figures / "results.json").read_text(encoding="utf-8"))
+
+
+def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
+    """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of what was found."""
+    trained = max(models.glob("*_last.t"), key=os.path.getmtime)
+    search = DATASETS["sysu"].searches(root, direction="i2v", trials=[0])[0]
+    out.mkdir(exist_ok=True)
+    for side in (search.query, search.gallery):
+        names = out / f"{side.modality}.txt"
+        names.write_text("\n".join(side.paths) + "\n", encoding="utf-8")
+        script("embed.py", names, "--modality", side.modality, "--resume", trained, "--out", names.with_suffix(".npz"), "--gpu", "cpu",
+               "--workers", 2)
+    known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]  # none from too few pairs
+    verdicts = ("--far", "0.01", "--calibration", results) if "0.01" in known else ()
+    script("search.py", out / "infrared.npz", out / "visible.npz", "--resume", trained, "--out", out, *verdicts)
+    return out / "hits.html"
 
 
 def script(name: str, *words: object) -> None:

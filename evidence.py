@@ -8,6 +8,7 @@ first-order approximation of what a place does to the similarity.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +43,20 @@ class Evidence:
 def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str], height: int,
                   width: int, kind: str = "bnneck") -> Evidence:
     """The evidence of two image files, read at this size in pixels; the network is put into eval mode."""
+    return find_evidence_of_all(net, paths[0], paths[1:], modalities, height, width, kind)[0]
+
+
+def find_evidence_of_all(net: TwoStream, first: str, others: Sequence[str], modalities: tuple[str, str],
+                         height: int, width: int, kind: str = "bnneck") -> list[Evidence]:
+    """The evidence of an image file with each of others, which pass through the network as one batch."""
     device = next(net.parameters()).device
-    pixels = (torch.from_numpy(read_image(path, height, width)[None]).to(device) for path in paths)
-    maps = evidence_maps(net, *map(normalise, pixels), modalities, kind)
-    return Evidence(paths, float(maps[0].mean(dtype=np.float64)), maps, net.method.pooling == "average")
+    pixels = [torch.from_numpy(np.stack([read_image(path, height, width) for path in paths])).to(device)
+              for paths in ((first,), others)]
+    (own,), found = (last_maps(net, normalise(images), modality) for images, modality in zip(pixels, modalities))
+    pairs = [pair_maps(net, own[None], x[None], kind) for x in found]
+    exact = net.method.pooling == "average"
+    return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact)
+            for other, maps in zip(others, pairs)]
 
 
 def evidence_maps(net: TwoStream, first: Tensor, second: Tensor, modalities: tuple[str, str],
@@ -54,12 +65,22 @@ def evidence_maps(net: TwoStream, first: Tensor, second: Tensor, modalities: tup
 
     kind: the feature, one of FEATURES. The network is put into eval mode.
     """
-    net.eval()
+    maps = [last_maps(net, image.reshape(1, *image.shape[-3:]), modality)
+            for modality, image in zip(modalities, (first, second))]
+    return pair_maps(net, *maps, kind)
+
+
+@torch.no_grad()
+def last_maps(net: TwoStream, images: Tensor, modality: str) -> Tensor:
+    """The last maps (B, D, rows, columns) of normalised images (B, 3, height, width) of one modality."""
+    return net.eval().feature_maps({modality: images})[0].float()
+
+
+def pair_maps(net: TwoStream, x: Tensor, y: Tensor, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The evidence maps (rows, columns) on two images, of their last maps (1, D, rows, columns)."""
     with torch.no_grad():
-        maps = [net.feature_maps({modality: image.reshape(1, *image.shape[-3:])})[0].float()
-                for modality, image in zip(modalities, (first, second))]
-        units = [F.normalize(feature(net, x, kind)) for x in maps]
-    return evidence_map(net, maps[0], units[1], kind), evidence_map(net, maps[1], units[0], kind)
+        units = [F.normalize(feature(net, each, kind)) for each in (x, y)]
+    return evidence_map(net, x, units[1], kind), evidence_map(net, y, units[0], kind)
 
 
 def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:

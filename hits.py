@@ -25,7 +25,6 @@ PAGE = Path(__file__).resolve().parent / "web" / "hits.html"
 THUMBNAIL = 192  # pixels, height
 ABOVE, BELOW, NOBODY = "above", "below", "no one here"
 SIGNS = {ABOVE: "✓", BELOW: "✗", NOBODY: "○", "": ""}
-Drawer = Callable[[tuple[str, str], int, int], tuple[str, Sequence[np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,17 @@ class Answer:
     image: str
     verdict: str
     hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The evidence on the image of a query and on that of a hit, (height, width, 3) uint8, and what it is, in words."""
+
+    name: str
+    pictures: Sequence[np.ndarray]
+
+
+Drawer = Callable[[str, Sequence[str], int, int], list[Drawn]]  # of a query's image and its hits', height and width
 
 
 # ------------------------------------------------------------------------------------------------------ verdicts
@@ -150,8 +160,7 @@ def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequenc
                draw: Drawer | None) -> int:
     """Write the page, whole or not at all; returns how many images could not be read, which are empty frames in it.
 
-    about: lines below the title; height, width: pixels, which give the aspect; draw: takes the images of a query and of
-    a hit, and the height and width of pictures, to the name of evidence and its picture (height, width, 3) uint8 on either.
+    about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence.
     """
     size = THUMBNAIL, round(THUMBNAIL * width / height)
     thumbnails: dict[str, str] = {}
@@ -176,12 +185,14 @@ def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequenc
 
 def section(answer: Answer, thumbnails: dict[str, str], size: tuple[int, int], draw: Drawer | None) -> str:
     """A query and its hits in HTML."""
-    items = []
+    items, drawn = [], {}
+    others = [hit.image for hit in answer.hits if thumbnails[hit.image]]
+    if draw is not None and thumbnails[answer.image] and others:
+        drawn = dict(zip(others, draw(answer.image, others, *size)))
     for rank, hit in enumerate(answer.hits, 1):
         evidence = ""
-        if draw is not None and thumbnails[answer.image] and thumbnails[hit.image]:
-            name, pictures = draw((answer.image, hit.image), *size)
-            evidence = f' data-evidence="{escape(name)}" data-maps="{" ".join(map(data_uri, pictures))}"'
+        if found := drawn.get(hit.image):
+            evidence = f' data-evidence="{escape(found.name)}" data-maps="{" ".join(map(data_uri, found.pictures))}"'
         items.append(
             f'<li class="hit" data-verdict="{hit.verdict}" data-path="{attribute(hit.name)}"><button type="button"{evidence}>'
             f'{picture(thumbnails[hit.image])}<span class="rank">{rank} · <b>{hit.similarity:.3f}</b></span>'

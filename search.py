@@ -130,15 +130,18 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
     if sha256(Path(args.resume)) != query.record.checkpoint:
         raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name that one, or leave it out")
     from checkpoint import load_network  # with torch, which a search by itself does without
-    from evidence import find_evidence
+    from evidence import find_evidence_of_all
     from figures import overlay
     net, _ = load_network(args.resume)
-    modalities = query.record.modality, gallery.record.modality
+    sides = (query.record.modality, gallery.record.modality), query.record.height, query.record.width
 
-    def draw(pair: tuple[str, str], height: int, width: int) -> tuple[str, list[np.ndarray]]:
-        found = find_evidence(net, pair, modalities, query.record.height, query.record.width, args.feature)
-        limit = max(np.abs(values).max() for values in found.maps)
-        return found.name, [overlay(read_image(path, height, width), values, limit) for path, values in zip(pair, found.maps)]
+    def draw(image: str, others: Sequence[str], height: int, width: int) -> list[hits.Drawn]:
+        drawn = []
+        for found in find_evidence_of_all(net, image, others, *sides, args.feature):
+            limit = max(np.abs(values).max() for values in found.maps)
+            drawn.append(hits.Drawn(found.name, [overlay(read_image(path, height, width), values, limit)
+                                                 for path, values in zip(found.paths, found.maps)]))
+        return drawn
 
     return draw
 
