@@ -73,7 +73,8 @@ def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_devi
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_precision_trains(method, bf16, device):
-    losses = train(method, device, bf16, False, on_device=device.type == "cuda")
+    slow = METHODS[method].views != METHODS["base"].views  # stronger augmentation; caj's triplet is cut at first
+    losses = train(method, device, bf16, False, on_device=device.type == "cuda", epochs=20 if slow else 8)
     assert np.mean(losses[-2:]) < 0.6 * losses[0]
 
 
