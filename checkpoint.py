@@ -32,7 +32,7 @@ OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
 class Checkpoint:
     """What a file of train.py holds.
 
-    args: the run's arguments; trial: the data set's split; epoch: the next one; step, sums: of an epoch that
+    name: the run's, with which its files begin; args: its arguments; trial: the data set's split; epoch: the next one; step, sums: of an epoch that
     was begun; best: scores of the best epoch so far; fingerprint: of the training images; processes: that
     train together; criterion, optimiser: what losses learn, and the optimiser's state, which is None in a
     file of weights alone (`best`).
@@ -41,6 +41,7 @@ class Checkpoint:
     net: dict[str, Tensor]
     args: dict[str, Any]
     num_classes: int
+    name: str = ""
     epoch: int = 0
     trial: int = 1
     step: int = 0

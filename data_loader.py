@@ -406,7 +406,7 @@ class TrainBatches:
         if self.stream is not None:
             with torch.cuda.stream(self.stream):
                 pixels = pixels.to(self.device, non_blocking=True)
-        return pixels
+        return pixels.to(self.device)
 
     def arrived(self, pixels: Tensor) -> Tensor:
         """The same pixels, for which the device's current stream waits where they come on another."""

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils import UserError, warn
+from utils import UserError, one_line, warn
 
+LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what a launcher sets for each process of a run
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # options of glibc's mallopt
 
 
@@ -31,12 +32,20 @@ class Processes:
 
 
 def start_processes(device: torch.device) -> Processes:
-    """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU); a run of one without
-    torchrun.
+    """Join the processes that a launcher (torchrun, srun) tells of in RANK, WORLD_SIZE and MASTER_ADDR, by NCCL
+    on CUDA, by gloo on the CPU; a run of one without these.
+
+    Raises `UserError` if the others are not found.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not LAUNCHED <= os.environ.keys():
         return Processes()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        where = " ".join(f"{name}={os.environ[name]}" for name in (*sorted(LAUNCHED), "MASTER_PORT"))
+        raise UserError(f"{where}: the processes of this run do not find each other ({one_line(error)[:160]}); mend these, "
+                        "or unset RANK for a run of one process") from None
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
@@ -47,23 +56,34 @@ def stop_processes() -> None:
 
 
 def choose_device(gpu: str) -> torch.device:
-    """The device that `--gpu` names; under torchrun, that of the local rank. Without CUDA, one line and the
-    CPU.
+    """The device that `--gpu` names; where a launcher starts several processes, one for each. Where it is not
+    there, one line and the CPU, or the only GPU.
 
-    Raises `UserError` for a device that is not there.
+    Raises `UserError` for what names no device, and for one of several GPUs that is not there.
     """
     if gpu == "cpu":
         return torch.device("cpu")
-    if not (gpu.isascii() and gpu.isdigit()):
-        raise UserError(f"--gpu {gpu}: a device number or cpu expected")
-    index = int(os.environ.get("LOCAL_RANK", gpu))
-    if not torch.cuda.is_available():
+    number = gpu.removeprefix("cuda:")
+    if gpu != "mps" and not (number.isascii() and number.isdigit()):
+        raise UserError(f"--gpu {gpu}: N or cuda:N (the number of one device), mps or cpu expected; for several GPUs: "
+                        "torchrun --nproc-per-node 2 train.py, which gives each its process")
+    if not (torch.backends.mps if gpu == "mps" else torch.cuda).is_available():
         if int(os.environ.get("RANK", 0)) == 0:
-            warn(f"--gpu {gpu}: no CUDA device here, running on the CPU (--gpu cpu asks for that)")
+            what = "MPS" if gpu == "mps" else "CUDA"
+            warn(f"--gpu {gpu}: no {what} device here, running on the CPU (--gpu cpu asks for that)")
         return torch.device("cpu")
-    if index >= torch.cuda.device_count():
-        raise UserError(f"--gpu {index}: {torch.cuda.device_count()} CUDA device(s) found, counted from 0; "
-                        "name one of them")
+    if gpu == "mps":
+        return torch.device("mps")
+    index, count = int(number), torch.cuda.device_count()
+    if "LOCAL_RANK" in os.environ:
+        index = int(os.environ["LOCAL_RANK"])
+    elif LAUNCHED <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1":  # srun may show each process its GPU alone
+        index = int(os.environ.get("SLURM_LOCALID", os.environ["RANK"])) % count
+    elif index >= count == 1:
+        warn(f"--gpu {gpu}: one CUDA device here, number 0 (they count from 0); running on that")
+        index = 0
+    if index >= count:
+        raise UserError(f"--gpu {index}: {count} CUDA device(s) found, counted from 0; name one of them")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -121,6 +141,15 @@ def without_tf32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+def require_compiler(device: torch.device) -> None:
+    """Try torch.compile on a small function; `UserError` in one line if it cannot be used here."""
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(8, device=device))
+    except Exception as error:  # a compiler that is missing, or does not fit, in many ways
+        raise UserError(f"--compile: torch.compile does not work here ({one_line(error)[:200]}); install a C++ compiler "
+                        "(on a GPU, triton), or leave --compile out") from None
+
+
 def use_bf16(device: torch.device, amp: str, width: int = 288) -> bool:
     """Whether to autocast to bfloat16: `auto` says yes where the device multiplies it natively.
 
@@ -131,7 +160,7 @@ def use_bf16(device: torch.device, amp: str, width: int = 288) -> bool:
         return amp == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    return width > 16 and cpu_has_bf16()
+    return device.type == "cpu" and width > 16 and cpu_has_bf16()
 
 
 def cpu_has_bf16() -> bool:

@@ -99,11 +99,11 @@ class Meters:
         """
         if not self.rows:
             return None
-        rows = torch.stack(self.rows).double()
+        rows = torch.stack(self.rows)
         if dist.is_initialized():
+            rows = rows.double() / dist.get_world_size()
             dist.all_reduce(rows)
-            rows /= dist.get_world_size()
-        rows = rows.cpu().numpy()
+        rows = rows.cpu().double().numpy()  # there: MPS has no float64
         first = self.steps - len(rows)
         self.rows = []
         for row in rows:
@@ -150,8 +150,8 @@ class StopRequest:
             raise Interrupted(self.signum, "stopped")
 
 
-class NotFinite(Exception):
-    """A step's loss was NaN or infinite."""
+class NotFinite(UserError):
+    """A step's loss, or a feature, was NaN or infinite; all processes of a run find that together."""
 
 
 def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimiser: torch.optim.Optimizer,
@@ -291,7 +291,7 @@ def search_features(net: nn.Module, searches: Sequence[Search], settings: Extrac
                     check: Callable[[], None] = lambda: None) -> dict[str, Features]:
     """Features of every distinct image of some searches, once each, by modality.
 
-    Raises `UserError` naming an image whose features are not finite; warns where all are nearly the same.
+    Raises `NotFinite` naming an image whose features are not finite; warns where all are nearly the same.
     """
     found = {}
     for modality in MODALITIES:
@@ -312,8 +312,9 @@ def check_features(found: dict[str, Features]) -> None:
         feats = getattr(found[modality], kind)
         broken = np.flatnonzero(~np.isfinite(feats).all(1))
         if len(broken):
-            raise UserError(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite; use "
-                            "sound weights, or --amp off")
+            raise NotFinite(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite ({len(broken)} of "
+                            f"{len(feats)} such): values overflow where running statistics lag behind the weights; use "
+                            "weights of a later epoch, or of a run with a lower --lr, or --amp off")
         length = float(np.linalg.norm(feats.mean(0, dtype=np.float64)))
         if len(feats) > 1 and length > NEARLY_IDENTICAL:
             alike.append(f"{kind} of {modality} images ({length:.6f})")

@@ -282,17 +282,21 @@ class TwoStream(nn.Module):
         """Optimiser groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one
         at all of it.
 
-        AGW's non-local blocks go with the backbone, as in its published code. A gamma's gradient is a sum
+        AGW's non-local blocks learn at a tenth beside either, as in its published code: they multiply three
+        of their inputs' projections, so that at the full rate they outgrow the running statistics behind them
+        within an epoch, and features overflow in testing. A gamma's gradient is a sum
         over all of its message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it
         learns at a fiftieth (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no
         less.
         """
-        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "gamma": [], "new": []}
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "non_local": [], "gamma": [], "new": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                backbone = name.startswith(("streams.", "shared.", "non_local."))
-                groups["backbone" if backbone else "gamma" if name.endswith("gamma") else "new"].append(parameter)
-        rates = {"backbone": 0.1 if pretrained else 1.0, "gamma": GAMMA_RATES[optim], "new": 1.0}
+                non_local = name.startswith("non_local.")
+                backbone = name.startswith(("streams.", "shared.")) or (non_local and pretrained)
+                groups["backbone" if backbone else "non_local" if non_local else
+                       "gamma" if name.endswith("gamma") else "new"].append(parameter)
+        rates = {"backbone": 0.1 if pretrained else 1.0, "non_local": 0.1, "gamma": GAMMA_RATES[optim], "new": 1.0}
         return [{"params": parameters, "lr": lr * rates[kind]} for kind, parameters in groups.items() if parameters]
 
 

@@ -118,8 +118,8 @@ def add_shared_arguments(parser: Parser, script: str) -> None:
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", fixed=True, help="backbone")
     parser.add_argument("--resume", "-r", type=filled, metavar="PATH", machine=True,
                         help="checkpoint to go on from, or to test")
-    parser.add_argument("--gpu", default="0", metavar="N|cpu", machine=True, help="CUDA device number, or "
-                                                                                  "cpu")
+    parser.add_argument("--gpu", default="0", metavar="N|cuda:N|mps|cpu", machine=True,
+                        help="number of a CUDA device, mps, or cpu")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
                         help="bfloat16 autocast; auto: where the device has it natively")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", machine=True,

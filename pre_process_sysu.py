@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import filelock
 import numpy as np
 from tqdm import tqdm
 
@@ -20,7 +19,7 @@ from data_manager import DATASETS
 from datasets.arrays import ARRAYS, MANIFEST, manifest, marks
 from datasets.images import read_image
 from datasets.types import Images, TrainSplit
-from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes,
+from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, locked,
                    one_line_warnings, run, warn, write_json)
 
 CHUNK = 16  # images a task
@@ -53,21 +52,13 @@ def main() -> None:
 @contextlib.contextmanager
 def exclusive(root: Path) -> Iterator[None]:
     """Keep a second pre-processing off the same folder, and clear away what an interrupted one left."""
-    lock = filelock.FileLock(root / ".pre_process_sysu.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(f"--data-path {root}: a living process is pre-processing this folder; wait for "
-                        "it") from None
-    except OSError as error:
-        raise UserError(f"--data-path {root}: cannot be written ({error.strerror}); mend its "
-                        "permissions") from None
-    try:
+    with locked(root / ".pre_process_sysu.lock", (
+            f"--data-path {root}: a living process is pre-processing this folder; wait for it")):
         clear(root)
-        yield
-    finally:
-        clear(root)
-        lock.release()  # the file stays: to remove it would race with another process that opens it
+        try:
+            yield
+        finally:
+            clear(root)
 
 
 def clear(root: Path) -> None:

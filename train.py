@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,14 +30,17 @@ from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_devi
 from data_manager import DATASETS
 from datasets import arrays
 from datasets.types import MODALITIES, Search, TrainSplit
-from devices import Processes, choose_device, prepare, seed_everything, start_processes, stop_processes, use_bf16
+from devices import (Processes, choose_device, prepare, require_compiler, seed_everything, start_processes,
+                     stop_processes, use_bf16)
 from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor, load_optimiser,
                     score, search_features, set_learning_rate, train_one_epoch, train_steps)
 from loss import Criterion
 from model import METHODS, Method, TwoStream
 from results import FEATURES, show_percent
-from utils import Interrupted, RunFiles, UserError, git_commit, one_line, parse_given, run, versions, warn
+from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given, run,
+                   versions, warn)
 
+STUCK = 0.0015  # how near a triplet loss is to that of features that do not differ
 SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
 
@@ -57,7 +62,7 @@ def main() -> None:
     state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, marks), processes)
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
                               args.num_pos, args.seed, processes.count)
-    with run_files(args, processes, saved) as files:
+    with run_files(state.name, args, processes, saved) as files:
         seed_everything(args.seed)
         net, state.first_weights = first_network(args, saved, len(split.pids), device)
         criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
@@ -68,12 +73,15 @@ def main() -> None:
         describe_run(state, files, split, searches[0], net, sampler, f"{device}, "
                                                                      f"{'bf16' if bf16 else 'float32'}")
         if files.writes:
-            warn_of_surprises(args, files, split, searches[0], resumed=saved is not None)
+            warn_of_surprises(args, files, split, searches[0], saved)
+            take_best_along(args, state, files)
+        files.open_board(state.epoch)
+        if args.compile:
+            require_compiler(device)
         images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, marks,
                                    silent=files.log.silent)
         batches = TrainBatches(images, sampler, net.method.views, device, keep_on_device(args, images, device),
                                args.seed, processes.rank)
-        files.open_board(state.epoch)
         stop = StopRequest()
         save = partial(save_state, state=state, files=files, net=net, criterion=criterion, optimiser=optimiser)
         trained, weighed = wrap(net, args.compile, device), wrap(criterion, False, device)
@@ -90,13 +98,13 @@ def main() -> None:
             if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
                 save("last")  # whatever happens to the evaluation, the epoch is not lost
                 try:
-                    record |= evaluate(net, searches, evaluation(args, device, files.log.silent), stop)
+                    record |= evaluate(net, searches, evaluation(args, device, files.log.silent), stop, epoch)
                 except Interrupted:
                     raise stopped(stop, state, batches, files) from None
             finish_epoch(record, state, files, save, args)
         best = state.best
         files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
-                  f"{files.path('best')}")
+                  f"{files.path('best')}" if best["epoch"] >= 0 else f"done, without figures: {files.path('last')}")
     stop_processes()
 
 
@@ -133,7 +141,7 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
 
     Raises `UserError` unless that checkpoint can be gone on from with these images and processes.
     """
-    fresh = Checkpoint(net={}, args=vars(args), num_classes=len(split.pids), trial=args.trial,
+    fresh = Checkpoint(net={}, args=vars(args), num_classes=len(split.pids), name=run_name(args), trial=args.trial,
                        fingerprint=fingerprint, processes=processes.count, versions=versions(), commit=git_commit())
     if saved is None:
         return fresh
@@ -148,15 +156,48 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
         raise UserError(f"--resume {args.resume}: a run of {saved.processes} process(es) found, "
                         f"{processes.count} started; go on with torchrun --nproc-per-node {saved.processes}, "
                         "or begin a new run with --init")
-    return replace(fresh, epoch=saved.epoch, step=saved.step, sums=saved.sums, best=saved.best)
+    return replace(fresh, name=saved.name or run_name(args, old=True), epoch=saved.epoch, step=saved.step,
+                   sums=saved.sums, best=saved.best)
 
 
-def run_files(args: argparse.Namespace, processes: Processes, saved: Checkpoint | None) -> RunFiles:
-    """The run's files, under the name that its arguments give it."""
-    trial = f"_trial_{args.trial}" if DATASETS[args.dataset].splits > 1 else ""
-    name = f"{args.dataset}_{args.method}_p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}{trial}"
+def run_name(args: argparse.Namespace, old: bool = False) -> str:
+    """What tells a run from others; backbone, size, schedule and length where they are not the defaults.
+
+    old: as it was before names told these, in files that hold no name.
+    """
+    words = [args.dataset, args.method, f"p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}"]
+    told = {("arch",): "{}", ("img_h", "img_w"): "{}x{}", ("schedule",): "{}", ("epochs",): "epochs_{}"}
+    default = options.train_parser().get_default
+    for names, form in told.items():
+        values = [getattr(args, name) for name in names]
+        if values != [default(name) for name in names] and not old:
+            words.append(form.format(*values))
+    return "_".join(words + ([f"trial_{args.trial}"] if DATASETS[args.dataset].splits > 1 else []))
+
+
+def run_files(name: str, args: argparse.Namespace, processes: Processes, saved: Checkpoint | None) -> RunFiles:
+    """The run's files, which all begin with its name."""
     return RunFiles(name, args.model_path, Path(args.log_path) / f"{args.dataset}_log", args.vis_log_path,
                     processes.writes, resumed=saved is not None)
+
+
+def moved(args: argparse.Namespace) -> bool:
+    """Whether a run goes on in another folder than that of the checkpoint that it goes on from."""
+    return args.resume is not None and Path(args.resume).resolve().parent != Path(args.model_path).resolve()
+
+
+def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles) -> None:
+    """Have the best file of a run that goes on in its folder; where there is none, the best is counted anew."""
+    if state.best["epoch"] < 0:
+        return
+    target = files.path("best")
+    source = Path(args.resume).with_name(target.name)
+    if moved(args) and source.exists():
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+    elif not target.exists():
+        warn(f"--resume {args.resume}: {source} is not there; the best is counted anew from epoch {state.epoch}")
+        state.best = Checkpoint({}, {}, 0).best
 
 
 def method_of(args: argparse.Namespace) -> Method:
@@ -241,24 +282,36 @@ def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, bat
     return {**meters.means(), "seconds": round(seconds, 3), "images_per_s": round(images / seconds, 1)}
 
 
-def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop: StopRequest) -> dict[str, float]:
+def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop: StopRequest,
+             epoch: int) -> dict[str, float]:
     """Figures of the first search, as test.py finds them; several processes take the running statistics of
     the first.
 
-    Raises `Interrupted` if a signal comes.
+    What fails is a warning, and there are no figures; of several processes, where all of them see it. Raises
+    `Interrupted` if a signal comes.
     """
     if dist.is_initialized():
         for buffer in net.buffers():
             dist.broadcast(buffer, 0)
-    found = search_features(net, searches, settings, check=stop.raise_if_asked)
-    return {f"{kind}/{name}": value for kind in FEATURES
-            for name, value in score(found, searches[0], kind).headline().items()}
+    try:
+        found = search_features(net, searches, settings, check=stop.raise_if_asked)
+        return {f"{kind}/{name}": value for kind in FEATURES
+                for name, value in score(found, searches[0], kind).headline().items()}
+    except Exception as error:
+        cause = explain(error)
+        if cause is None or (dist.is_initialized() and not isinstance(error, NotFinite)):
+            raise
+        if not settings.silent:
+            warn(f"epoch {epoch}: the evaluation failed, no figures of this epoch, the run goes on: {cause}")
+        return {}
 
 
 def finish_epoch(record: dict[str, float], state: Checkpoint, files: RunFiles, save: Callable[..., None],
                  args: argparse.Namespace) -> None:
-    """Write logs, then checkpoints: what a kill in between loses is done again in the same way."""
-    files.write_epoch(record)
+    """Write logs, then checkpoints: what a kill in between loses is done again in the same way; what is only for
+    looking at comes last.
+    """
+    files.log_epoch(record)
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     if record.get("bnneck/rank-1", -1.0) > state.best["rank-1"]:
         state.best = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"], "epoch": record["epoch"]}
@@ -268,6 +321,7 @@ def finish_epoch(record: dict[str, float], state: Checkpoint, files: RunFiles, s
         if args.keep and files.writes:
             remove_old_epochs(files.folder, files.name, args.keep, state.epoch)
     save("last")
+    files.draw_epoch(record)
 
 
 def save_state(kind: str, state: Checkpoint, files: RunFiles, net: TwoStream, criterion: Criterion,
@@ -323,17 +377,22 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
 
 
 def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSplit, search: Search,
-                      resumed: bool) -> None:
+                      saved: Checkpoint | None) -> None:
     """Warn of what is legal but surely unintended."""
     for line in DATASETS[args.dataset].surprises(args.data_path, split, search):
         warn(line)
-    if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and not resumed:
+    if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and saved is None:
         warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten "
              "times that of a pretrained one; if the loss does not fall, lower --lr")
     if args.schedule == "step" and args.epochs <= SHORT:
         warn(f"--epochs {args.epochs}: --schedule step first lowers the rate in epoch 20, after the end of "
              "this run; --schedule cosine fits any length")
-    if not resumed and (earlier := files.earlier()):
+    if saved is not None and args.schedule == "cosine" and args.epochs != saved.args["epochs"]:
+        then, now = (learning_rate_factor(saved.epoch, epochs, "cosine") * args.lr
+                     for epochs in (saved.args["epochs"], args.epochs))
+        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule cosine goes by its "
+             f"length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
+    if (earlier := files.earlier(last_only=saved is not None)) and (saved is None or moved(args)):
         warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume "
              "goes on with it, another --model_path and --log_path keep it")
     few = sum(int((np.bincount(split.labels(modality)) < args.num_pos).sum()) for modality in MODALITIES)
@@ -343,11 +402,14 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
 
 
 def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
-    """Warn if an epoch's triplet loss is its margin: the network maps all images to one point."""
+    """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to one
+    point.
+    """
     margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
-    if margin and abs(record["triplet"] - margin) < 0.005 * margin:
-        warn(f"epoch {record['epoch']}: the triplet loss stayed at its margin ({record['triplet']:.4f}): "
-             "features do not differ; lower --lr or use pretrained weights")
+    for name, value, what in (("triplet", margin, "its margin"), ("weighted_triplet", math.log(2), "ln 2")):
+        if value and abs(record.get(name, 0) - value) < STUCK:
+            warn(f"epoch {record['epoch']}: the {name.replace('_', ' ')} loss stayed at {what} ({record[name]:.4f}): "
+                 "features do not differ; lower --lr or use pretrained weights")
 
 
 def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search], device: torch.device,

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +27,13 @@ from typing import Any, NoReturn
 
 import filelock
 from tqdm import tqdm
+
+
+# What torch and its libraries, on a GPU or on the CPU, say in a RuntimeError where memory or threads run out.
+NO_MEMORY = ("(?i)out of memory|can't allocate memory|not enough memory|alloc_failed|bad_alloc|"
+             "could not create a (primitive|memory)|can't start new thread")
+# What a file system without locks answers, as those of clusters may be.
+NO_LOCKS = {getattr(errno, name, None) for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP")}
 
 
 class UserError(Exception):
@@ -115,8 +124,6 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding does not
         one_line_warnings()
         main()
-    except UserError as error:
-        status, line = 2, f"error: {one_line(error)}"
     except Interrupted as error:
         status, line = 128 + error.signum, one_line(error) if os.environ.get("RANK", "0") == "0" else ""
     except KeyboardInterrupt:
@@ -124,13 +131,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # the reader of our output has gone: nothing to tell it
         status = 1
-    except (OSError, MemoryError) as error:
-        status, line = 2, f"error: {explain_os_error(error)}"
-    except RuntimeError as error:  # torch's own, of a GPU or of the CPU
-        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if (cause := explain(error)) is None:
             raise
-        status, line = 2, (f"error: out of memory ({one_line(error)[:160]}); free some, or use a smaller "
-                           "--batch-size or --test-batch, or --data-device cpu")
+        status, line = 2, f"error: {cause}"
     if line:
         print(f"{program}: {line}", file=sys.stderr)
     sys.exit(status)
@@ -189,6 +193,18 @@ def begin(start: Callable[[], None] | None) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if start:
         start()
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that a user can mend; None for any other, which is ours."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    if isinstance(error, OSError):
+        return explain_os_error(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))):
+        return (f"out of memory ({one_line(error)[:160] or type(error).__name__}); free some, or use a smaller "
+                "--batch-size or --test-batch, fewer --workers, or --data-device cpu")
+    return None
 
 
 def explain_os_error(error: Exception) -> str:
@@ -320,6 +336,28 @@ def make_folder(path: str | Path, flag: str) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, which stays, as taking it away races; raises `UserError(taken)` if another process does.
+
+    Where the file system has no locks, one warning, and on without.
+    """
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(taken) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f"{path.parent}: its file system has no locks ({error.strerror}), going on without; let no second "
+             "process write there")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
@@ -410,7 +448,9 @@ class RunFiles:
         folders = {flag: make_folder(path, flag) for flag, path in self.flags.items()}
         with contextlib.ExitStack() as held:
             for flag in ("--model_path", "--log_path"):
-                held.enter_context(self.lock(folders[flag], flag))
+                held.enter_context(locked(folders[flag] / f".{self.name}.lock", (
+                    f"{flag} {folders[flag]}: a living process is training {self.name} there; wait for it, or choose "
+                    f"another {flag} or --seed")))
             self.log = Log(folders["--log_path"], self.name)
             self.clear()
             self.held = held.pop_all()
@@ -438,23 +478,8 @@ class RunFiles:
     def close_board(self) -> None:
         """Close TensorBoard's file; that it cannot be written was said before."""
         with contextlib.suppress(OSError):
-            self.board.close()
-
-    @contextlib.contextmanager
-    def lock(self, folder: Path, flag: str) -> Iterator[None]:
-        """Keep other processes off this run's files in a folder; the file of the lock stays, as taking it
-        away races.
-        """
-        lock = filelock.FileLock(folder / f".{self.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UserError(f"{flag} {folder}: a living process is training {self.name} there; wait for it, "
-                            f"or choose another {flag} or --seed") from None
-        try:
-            yield
-        finally:
-            lock.release()
+            if self.board is not None:
+                self.board.close()
 
     def clear(self) -> None:
         """Remove the checkpoints that a killed process left half-written."""
@@ -462,28 +487,34 @@ class RunFiles:
             if stray.name.startswith(f".{self.name}_") and stray.name.endswith(".tmp"):
                 stray.unlink()
 
-    def earlier(self) -> list[Path]:
+    def earlier(self, last_only: bool = False) -> list[Path]:
         """What a run of this name has left here, and a new one overwrites."""
-        return [path for path in (self.path("last"), self.log.epochs) if path is not None and path.exists()]
+        paths = [self.path("last"), *([] if last_only else [self.path("best"), self.log.epochs])]
+        return [path for path in paths if path is not None and path.exists()]
 
     def path(self, kind: str) -> Path:
         """The file of `last`, `best` or `epoch_N`."""
         return self.folder / f"{self.name}_{kind}.t"
 
-    def write_epoch(self, record: dict[str, Any]) -> None:
-        """Write an epoch's figures to the text log, the JSON lines and TensorBoard."""
-        if not self.writes:
+    def log_epoch(self, record: dict[str, Any]) -> None:
+        """Write an epoch's figures to the text log and the JSON lines."""
+        if self.writes:
+            self.log(show(record))
+            self.log.epoch(record)
+
+    def draw_epoch(self, record: dict[str, Any]) -> None:
+        """Write an epoch's figures to TensorBoard; if that fails, one warning, and on without."""
+        if self.board is None:
             return
-        self.log(show(record))
-        self.log.epoch(record)
         try:
             for name, value in record.items():
                 self.board.add_scalar(name, value, record["epoch"])
             self.board.flush()
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise UserError(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); "
-                            "make room, or choose a folder that can") from None
+        except Exception as error:  # of whatever TensorBoard, protobuf and the disk do to each other
+            self.board = None
+            reason = getattr(error, "strerror", None) or one_line(error)[:160]
+            warn(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); the run goes on without "
+                 "TensorBoard")
 
 
 def show(values: dict[str, float]) -> str:

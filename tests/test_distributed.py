@@ -120,7 +120,7 @@ def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
 def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_as_if_left_alone(tmp_path):
     """SIGTERM reaches the second process alone in its second step: both end after it."""
     data = make_regdb(tmp_path / "RegDB", images=6)
-    name = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t"
+    name = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_2_trial_1_last.t"
     flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off", "--method", "base", *SMALL)
     resume = ("--resume", name, "--data-path", data, "--gpu", "cpu", "--workers", 1)
 

@@ -33,7 +33,7 @@ PRE = "pre_process_sysu.py --data-path {sysu} --img_w 16 --img_h 32 --workers 1"
 TRAIN_SYSU = "train.py --data-path {sysu} --epochs 1 {small}"
 TRAIN_REGDB = "train.py --dataset regdb --data-path {regdb} --epochs 1 {small}"
 TEST = "test.py --data-path {regdb} --gpu cpu --amp off --out found --resume"
-RUN = "regdb_base_p2_n2_lr_0.02_seed_0_trial_1"
+RUN = "regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_trial_1"
 
 
 # ------------------------------------------------------------------------------------------------------------ a case

@@ -115,7 +115,7 @@ def require_same(cwd, left_alone):
     assert again["epoch"] == best["epoch"] and all(torch.equal(value, again["net"][name]) for name, value in best["net"].items())
 
 
-NAME = "save_model/regdb_cgrnet_p2_n2_lr_0.02_seed_5_trial_1_last.t"
+NAME = "save_model/regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_trial_1_last.t"
 
 
 @pytest.mark.parametrize("kind, "
@@ -205,7 +205,7 @@ def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone,
     checkpoint its own.
     """
     common = ("train.py", *flags(left_alone[0]), "--method", "base", "--save_epoch", 1, "--keep", 1)
-    models, name = script.cwd / "save_model", "regdb_base_p2_n2_lr_0.02_seed_5_trial_1"
+    models, name = script.cwd / "save_model", "regdb_base_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_1_trial_1"
     models.mkdir()
     for kind in ("last.t", "epoch_9.t"):
         (models / f"{name}_{kind}").write_text("junk")
@@ -215,7 +215,7 @@ def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone,
     assert sorted(path.name for path in models.glob("*.t")) == [f"{name}_{kind}.t" for kind in ("best", "epoch_1", "epoch_9", "last")]
     again = script(*common, "--epochs", 1, "--model_path", "elsewhere")
     assert f"{name}.jsonl: a run of this name is there" in again.stderr
-    (models / f"{name.replace('0.02', '1e+30')}_last.t").write_text("junk")
+    (models / f"{name.replace('0.02', '1e+30').replace('epochs_1', 'epochs_3')}_last.t").write_text("junk")
     broken = script(*common[:-4], "--lr", "1e30", "--print-freq", 1)
     assert broken.returncode == 2 and "no checkpoint was written yet" in broken.stderr
 
@@ -263,7 +263,7 @@ def test_a_run_in_use_is_refused(left_alone, tmp_path, script):
     import filelock
     folder = script.cwd / "save_model"
     folder.mkdir()
-    with filelock.FileLock(folder / ".regdb_cgrnet_p2_n2_lr_0.02_seed_5_trial_1.lock"):
+    with filelock.FileLock(folder / ".regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_trial_1.lock"):
         done = script("train.py", *flags(left_alone[0]))
     assert done.returncode == 2 and "a living process is training" in done.stderr
 

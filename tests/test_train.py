@@ -33,7 +33,7 @@ def test_regdb_from_images_to_rank_k(method, regdb, script):
                   "--amp", "off", *SMALL, fresh=method == "cgrnet")
     assert done.returncode == 0, done.stderr
     assert re.search(r"train visible +4 +16\n", done.stdout) and re.search(r"gallery infrared +4 +16\n", done.stdout)
-    name = f"regdb_{method}_p2_n2_lr_0.02_seed_0_trial_3"
+    name = f"regdb_{method}_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_2_trial_3"
     assert {p.name for p in (script.cwd / "save_model").glob("*.t")} == {f"{name}_best.t", f"{name}_last.t"}
     logged = records(script.cwd)
     assert [record["epoch"] for record in logged] == [0, 1] and logged[1]["bnneck/rank-1"] >= 0
@@ -50,7 +50,7 @@ def test_test_only_gives_the_figures_of_the_last_epoch_and_writes_nothing(regdb,
     data = ("--data-path", regdb)
     assert script("train.py", "--dataset", "regdb", *data, "--epochs", 1, "--method", "base", *SMALL).returncode == 0
     before = sorted(script.cwd.rglob("*"))
-    last = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t"
+    last = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_trial_1_last.t"
     done = script("train.py", "--resume", last, *data, "--test-only", "--gpu", "cpu")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     (record,) = records(script.cwd)
@@ -66,7 +66,7 @@ def test_sysu_from_images_to_rank_k(sysu, script):
     assert script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32).returncode == 0
     done = script("train.py", "--data-path", sysu, "--epochs", 1, *SMALL)
     assert done.returncode == 0, done.stderr
-    tested = script("test.py", "--mode", "all", "--resume", "save_model/sysu_cgrnet_p2_n2_lr_0.02_seed_0_best.t",
+    tested = script("test.py", "--mode", "all", "--resume", "save_model/sysu_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_best.t",
                     "--data-path", sysu, "--save-features", "feats.npz", "--out", "found", "--gpu", "cpu")
     assert tested.returncode == 0, tested.stderr
     assert len(re.findall(r"^(?:pool|bnneck) trial \d", tested.stdout, re.M)) == 20
@@ -98,7 +98,7 @@ def test_all_ten_trials_of_regdb(regdb, script):
         done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 1, "--trial", trial, "--method", "base",
                       *SMALL) if trial == 1 else None
         assert done is None or done.returncode == 0
-    one = script.cwd / "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_best.t"
+    one = script.cwd / "save_model/regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_trial_1_best.t"
     pattern = str(one).replace("trial_1", "trial_{}")
     tested = script("test.py", "--resume", pattern, "--data-path", regdb, "--gpu", "cpu")
     assert tested.returncode == 2 and "trial_2_best.t: no such file" in tested.stderr
@@ -113,7 +113,7 @@ def test_all_ten_trials_of_regdb(regdb, script):
 
 def test_leakage_is_refused(regdb, script):
     script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 1, "--method", "base", *SMALL)
-    last = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_trial_1_last.t"
+    last = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_trial_1_last.t"
     base = ("test.py", "--resume", last, "--data-path", regdb, "--gpu", "cpu")
     refused = script(*base, "--trial", 2)
     assert refused.returncode == 2 and "was trained on trial 1" in refused.stderr and refused.stderr.count("\n") == 1
