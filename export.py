@@ -153,7 +153,8 @@ class Branch(nn.Module):
 
     def __init__(self, net: TwoStream, facts: Facts) -> None:
         super().__init__()
-        self.facts, self.pooling, neck = facts, net.method.pooling, net.bottleneck
+        self.facts, neck = facts, net.bottleneck
+        self.pooling = net.method.pooling, net.method.stripes
         with torch.no_grad():
             scale = neck.weight / (neck.running_var + neck.eps).sqrt()
             self.register_buffer("scale", scale)
@@ -168,7 +169,7 @@ class Branch(nn.Module):
             images = images.permute(0, 3, 1, 2).float() * self.pixel_scale + self.pixel_shift
         if self.facts.precision == "half":
             images = images.half()
-        feats = pool(self.net.feature_maps({self.facts.modality: images})[0].float(), self.pooling)
+        feats = pool(self.net.feature_maps({self.facts.modality: images})[0].float(), *self.pooling)
         return F.normalize(feats * self.scale + self.shift), F.normalize(feats)
 
 
