@@ -16,9 +16,9 @@ RESAMPLES, LEVEL = 10_000, 0.95
 
 @dataclass(frozen=True)
 class QueryScores:
-    """Scores of N queries, those of each draw one after another: draws, pids, and first_ranks and ap by feature.
+    """Scores of N queries, those of each draw one after another: draws (N,), pids (N,), and two by feature.
 
-    first_ranks (N,) int32: rank of the first match as CMC counts it, 0 for a query without one. ap (N,) float32.
+    first_ranks (N,) int32: rank of the first match as CMC counts it, 0 without one. ap (N,) float32.
     """
 
     draws: np.ndarray
@@ -31,7 +31,7 @@ class QueryScores:
         return (self.first_ranks[feature] == 1 if measure == "rank-1" else self.ap[feature]).astype(np.float64)
 
     def sums(self, feature: str, measure: str) -> np.ndarray:
-        """Sums of a measure, and the number of queries with a match, for each draw and person, (2, T, P)."""
+        """Sums of a measure and numbers of queries with a match, by draw and person, (2, T, P) float64."""
         draws, draw = np.unique(self.draws, return_inverse=True)
         persons, person = np.unique(self.pids, return_inverse=True)
         cells, counted = draw * len(persons) + person, self.first_ranks[feature] > 0
@@ -55,7 +55,7 @@ class Difference:
 
 
 def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> Difference:
-    """The mean of the records of `second` less that of `first`, each as `QueryScores.sums` (2, T, P)."""
+    """The mean of the records in `second` less that of `first`, each as `QueryScores.sums` (2, T, P)."""
     rng = np.random.default_rng(seed)
     _, draws, persons = first[0].shape
     person_weights, draw_weights = count_again(persons, rng), weigh_again(draws, rng)
@@ -70,8 +70,8 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
 def mean_of_means(sums: np.ndarray, persons: np.ndarray, draws: np.ndarray, records: np.ndarray) -> np.ndarray:
     """The weighted mean over records and draws of the mean over queries, (R,), for R sets of weights.
 
-    sums (2, K, T, P): of the measure, and the number of queries; persons (R, P), draws (R, T), records (R, K). A
-    draw whose persons were not drawn has its mean over all of them.
+    sums (2, K, T, P): of the measure, and the number of queries; persons (R, P), draws (R, T), records (R, K).
+    A draw none of whose persons were drawn has its mean over all of them.
     """
     totals, counts = np.einsum("rp,skp->srk", persons, sums.reshape(2, -1, sums.shape[3]), optimize=True)
     whole = np.broadcast_to(np.divide(*sums.sum(3)).reshape(-1), totals.shape).copy()
@@ -87,8 +87,8 @@ def count_again(count: int, rng: np.random.Generator) -> np.ndarray:
 def weigh_again(count: int, rng: np.random.Generator) -> np.ndarray:
     """Weights of a mean of `count` items drawn with replacement, (RESAMPLES, count); each row sums to 1.
 
-    Deviations are larger by sqrt(count / (count - 1)), without which few items would seem to vary less than they
-    do (Efron and Tibshirani, 1993); one item has a weight of 1.
+    Deviations are larger by sqrt(count / (count - 1)), without which few items would seem to vary less than
+    they do (Efron and Tibshirani, 1993); one item has a weight of 1.
     """
     even = 1 / count
     return even + np.sqrt(count / max(count - 1, 1)) * (count_again(count, rng) / count - even)

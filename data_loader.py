@@ -22,7 +22,8 @@ from datasets.types import MODALITIES, VISIBLE, TrainSplit, View
 from utils import UserError
 
 PADDING = 10  # pixels
-CHANNELS, LUMA = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.299, 0.587, 0.114)  # weights of R, G, B
+CHANNELS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)  # weights of R, G, B
+LUMA = (0.299, 0.587, 0.114)
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # of random rectangles: share of the image, height / width
 ATTEMPTS = 10  # at a rectangle that fits into the image; all fail once in 10^13
 RECTANGLES, DARKEST = 8, 0.1  # of `radiance`: the most for an image, and the factor that is the last
@@ -170,7 +171,8 @@ def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.
     return recolour(images, weights / weights.sum(1, keepdim=True), p, generator)
 
 
-def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5, beta: float = 0.4) -> Tensor:
+def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5,
+             beta: float = 0.4) -> Tensor:
     """Radical random linear enhancement (RLE, Tan et al., NeurIPS 2024): rectangles whose light has another
     strength.
 
@@ -208,7 +210,8 @@ def draw_rectangles(images: Tensor, p: float, generator: torch.Generator) -> Ten
     draws = torch.rand(2 * ATTEMPTS + 3, len(images), generator=generator, device=images.device)
     area, aspect = (low + (high - low) * each for (low, high), each in
                     zip((AREA, ASPECT), (draws[:ATTEMPTS], draws[ATTEMPTS:-3])))
-    heights, widths = (height * width * area * aspect).sqrt().round(), (height * width * area / aspect).sqrt().round()
+    heights = (height * width * area * aspect).sqrt().round()
+    widths = (height * width * area / aspect).sqrt().round()
     fits = (heights < height) & (widths < width)
     first = fits.byte().argmax(0, keepdim=True)
     tall, wide = heights.gather(0, first)[0], widths.gather(0, first)[0]
@@ -221,7 +224,8 @@ def inside(places: Tensor, images: Tensor) -> Tensor:
     """Which pixels of B images the rectangles (4, B) hold, (B, 1, height, width) bool."""
     top, bottom, left, right = places[:, :, None]
     rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
-    return (((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None])
+    return (((rows >= top) & (rows < bottom))[:, None, :, None]
+            & ((columns >= left) & (columns < right))[:, None, None])
 
 
 def erase_one_by_one(images: Tensor, places: Tensor) -> Tensor:
@@ -262,7 +266,7 @@ def recolour_one_by_one(images: Tensor, weights: Tensor, chosen: Tensor) -> Tens
 
 
 def relight(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
-    """`radiance` with what it draws: rectangles (R, 4, B), their largest values (R, B, 3), the images (B,) bool."""
+    """`radiance` with what it draws: rectangles (R, 4, B), their peaks (R, B, 3), which images (B,) bool."""
     scale, shift = (part[:3].view(3, 1, 1) for part in scale_and_shift(images.device, images.shape[3]))
     strength, active = torch.ones_like(images), chosen
     values = (images - shift) / (255 * scale)  # from 0 to 1

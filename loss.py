@@ -127,13 +127,13 @@ def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_triplet(feats: Tensor, labels: Tensor) -> Tensor:
-    """Squared difference form of the weighted triplet (CAJ, Ye et al., ICCV 2021): softplus(s |s|) with s = sum
-    w_p d_p - sum w_n d_n, mean over anchors.
+    """Squared difference form of the weighted triplet (CAJ, Ye et al., ICCV 2021): softplus(s |s|) with
+    s = sum w_p d_p - sum w_n d_n, mean over anchors.
 
     s^2 keeps the sign of s and is cut at 88, as in the published code, where exp would overflow float32. The
-    gradient, 2 |s| sigmoid(s |s|), vanishes at s = 0, where positives and negatives are equally far, and beyond
-    |s| = 9.4, where the cut is: also for anchors whose positives are that much farther than their negatives.
-    feats (B, D), labels (B,).
+    gradient, 2 |s| sigmoid(s |s|), vanishes at s = 0, where positives and negatives are equally far, and
+    beyond |s| = 9.4, where the cut is: also for anchors whose positives are that much farther than their
+    negatives, as those of a random network are. feats (B, D), labels (B,).
     """
     positive, negative = weighted_distances(feats, labels)
     difference = positive - negative

@@ -60,12 +60,12 @@ METHODS = {
     # Ye et al., ICCV 2021
     "caj": Method(losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem",
                   non_local=(("layer2", 2), ("layer3", 3)), views=CAJ_VIEWS),
-    # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; weight 2: that of the whole map is 1 then
+    # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; a weight of 2 gives the whole map 1
     "strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem", stripes=3,
                      views=STRONG_VIEWS),
-    "cgrnet-strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
-                            own_stages=1, pooling="gem", stripes=3, similarity="cosine", graph="normalised",
-                            views=STRONG_VIEWS),
+    "cgrnet-strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
+                                    "similarity": Loss(10.0)}, own_stages=1, pooling="gem", stripes=3, similarity="cosine",
+                            graph="normalised", views=STRONG_VIEWS),
 }
 
 
@@ -318,12 +318,13 @@ def pool(x: Tensor, kind: str, stripes: int = 0, power: float = 3.0) -> Tensor:
     """(B, C, H, W) float32 -> (B, (1 + stripes) C): mean, or generalised mean (GeM, Radenovic et al., TPAMI
     2019) with p = 3, of the whole map, then of each of its horizontal stripes from the top.
 
-    The constant of 1e-12 within the root is that of AGW. Parts are not normalised one by one, as in RLE (Tan et
-    al., NeurIPS 2024): means over a map and its stripes have one scale already. Stripes overlap by a row where
-    they do not divide the map.
+    The constant of 1e-12 within the root is that of AGW. As in RLE (Tan et al., NeurIPS 2024), parts are not
+    normalised one by one: means over a map and over its stripes have one scale already. Stripes overlap by a
+    row where they do not divide the map.
     """
     x = x if kind == "average" else x.pow(power)
     means = x.mean((2, 3))
     if stripes:
-        means = torch.cat([means, F.adaptive_avg_pool2d(x, (stripes, 1)).squeeze(3).transpose(1, 2).flatten(1)], 1)
+        rows = F.adaptive_avg_pool2d(x, (stripes, 1)).squeeze(3)  # (B, C, stripes)
+        means = torch.cat([means, rows.transpose(1, 2).flatten(1)], 1)
     return means if kind == "average" else (means + 1e-12).pow(1 / power)

@@ -21,13 +21,15 @@ from utils import Parser, UserError, add_data_arguments, choices, filled, intege
 # Defaults of other flags in one word, each open to its flag. `paper`: the declared ones.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "strong": {"optim": "sgd", "schedule": "cosine", "epochs": 120, "augment": "strong", "img_h": 384, "img_w": 192},
-    "short": {"optim": "sgd", "schedule": "cosine", "epochs": 24, "augment": "standard", "img_h": 192, "img_w": 96},
+    "strong": {"optim": "sgd", "schedule": "cosine", "epochs": 120, "augment": "strong",
+               "img_h": 384, "img_w": 192},
+    "short": {"optim": "sgd", "schedule": "cosine", "epochs": 24, "augment": "standard",
+              "img_h": 192, "img_w": 96},
 }
 
-# Arguments of training that a result tells, beside the seed: by them, records of several seeds belong together.
-SETTINGS = ("recipe", "lr", "optim", "epochs", "schedule", "batch_size", "num_pos", "margin", "augment", "pretrained", "img_h",
-            "img_w")
+# Arguments of training that a result tells: records that agree in them are those of one method's seeds.
+SETTINGS = ("recipe", "lr", "optim", "epochs", "schedule", "batch_size", "num_pos", "margin", "augment",
+            "pretrained", "img_h", "img_w")
 
 
 def train_parser() -> Parser:
@@ -35,9 +37,9 @@ def train_parser() -> Parser:
     parser = Parser(description="Train a model for visible-infrared person re-identification.")
     add_shared_arguments(parser, "train")
     parser.add_argument("--test-only", action="store_true", machine=True, help="evaluate --resume and stop")
-    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True, help="defaults of other flags: " + "; ".join(
-        f"{name}: {' '.join(f'{key} {value}' for key, value in row.items()) or 'those said here'}"
-        for name, row in RECIPES.items()))
+    rows = {name: " ".join(f"{key} {value}" for key, value in row.items()) for name, row in RECIPES.items()}
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True, help="defaults of other flags: "
+                        + "; ".join(f"{name}: {words or 'those said here'}" for name, words in rows.items()))
     parser.add_argument("--lr", type=positive, fixed=True,
                         help="learning rate of new layers, and a tenth of it of a pretrained backbone (default: " +
                              ", ".join(f"{row.lr} for {name}" for name, row in BACKBONES.items()) + ")")
@@ -95,7 +97,7 @@ def test_parser() -> Parser:
     parser.set_defaults(amp="off")  # others check their numbers against these
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--feature", choices=(*FEATURES, SUM),
-                        help="score this feature alone, sum: the sum of the cosines of both (default: both, one by one)")
+                        help="score this feature alone, sum: the sum of both cosines (default: either feature)")
     parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the "
                                                                                            "distances")
     parser.add_argument("--save-features", type=filled, metavar="FILE.npz",

@@ -152,8 +152,9 @@ def read_queries(record: Path) -> QueryScores | None:
     try:
         with np.load(path) as arrays:
             features = [name.removeprefix("ap_") for name in arrays if name.startswith("ap_")]
-            return QueryScores(arrays["draws"], arrays["pids"], *({feature: arrays[f"{name}_{feature}"] for feature in features}
-                                                                  for name in ("first_rank", "ap")))
+            first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in features}
+                               for name in ("first_rank", "ap"))
+            return QueryScores(arrays["draws"], arrays["pids"], first_ranks, ap)
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
@@ -188,9 +189,10 @@ def read(path: str) -> Summary:
         queries = read_queries(Path(path))
         if queries is not None:
             require_same(queries, record, path)
-        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"], ", ".join(made["files"]),
-                       "".join(f" + {extra}" for extra in record["extras"]),
-                       (made["method"], made.get("arch"), made.get("settings"), record["extras"]), features, values, queries)
+        kind = (made["method"], made.get("arch"), made.get("settings"), record["extras"])
+        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"],
+                       ", ".join(made["files"]), "".join(f" + {extra}" for extra in record["extras"]),
+                       kind, features, values, queries)
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -233,9 +235,11 @@ def compare(paths: Sequence[str]) -> list[str]:
              for number, each in enumerate(summaries, 1)]
     for feature in (*FEATURES, SUM):
         if any(feature in each.features for each in summaries):
-            rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
-            rows += [" ".join([f"{name:<8}", *(f"{each.values[feature][name] if feature in each.features else '-':>15}"
-                                               for each in summaries)]) for name in MEASURES]
+            heads = [f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1)]
+            rows.append(" ".join([f"{feature:<8}", *heads]))
+            for name in MEASURES:
+                cells = [each.values[feature][name] if feature in each.features else "-" for each in summaries]
+                rows.append(" ".join([f"{name:<8}", *(f"{cell:>15}" for cell in cells)]))
     return rows + differences(summaries)
 
 
@@ -247,8 +251,8 @@ def differences(summaries: Sequence[Summary]) -> list[str]:
     """
     if lacking := [each.path for each in summaries if each.queries is None]:
         if len(summaries) > 1:
-            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is tested; test that "
-                 "checkpoint again")
+            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is tested; "
+                 "test that checkpoint again")
         return []
     groups: list[list[int]] = []
     for number, each in enumerate(summaries):
@@ -261,14 +265,15 @@ def differences(summaries: Sequence[Summary]) -> list[str]:
 def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: Sequence[int]) -> list[str]:
     """The difference of one group of records to another, in words and per cent."""
     names = [" ".join(f"[{number + 1}]" for number in group) for group in (second, first)]
-    rows = [f"{names[0]} less {names[1]}, with an interval of {LEVEL:.0%} ({RESAMPLES:,} bootstrap samples of persons, draws "
-            "and records)"]
+    rows = [f"{names[0]} less {names[1]}, with {100 * LEVEL:.0f} % intervals ({RESAMPLES:,} bootstrap samples of "
+            "persons, draws and records)"]
     for feature in (*FEATURES, SUM):
         if not all(feature in summaries[number].features for number in (*first, *second)):
             continue
         for measure in DIFFERENCES:
-            sides = [[summaries[number].queries.sums(feature, measure) for number in group] for group in (first, second)]
-            found = paired_difference(*sides)
-            rows.append(f"{feature:<8}{measure:<7} {100 * found.value:+6.2f}  [{100 * found.low:+6.2f}, {100 * found.high:+6.2f}]"
+            found = paired_difference(*([summaries[number].queries.sums(feature, measure) for number in group]
+                                        for group in (first, second)))
+            value, low, high = (f"{100 * part:+6.2f}" for part in (found.value, found.low, found.high))
+            rows.append(f"{feature:<8}{measure:<7} {value}  [{low}, {high}]"
                         + ("" if found.told_apart else "  not told apart by this test"))
     return rows

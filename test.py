@@ -223,8 +223,8 @@ def query_scores(searches: list[Search], rankings: list[dict[str, Ranking]]) -> 
     """Each query's scores in each draw."""
     draws = np.repeat([search.trial for search in searches], [len(search.query) for search in searches])
     pids = np.concatenate([search.query.pids for search in searches])
-    first, ap = ({kind: np.concatenate([getattr(trial[kind], name) for trial in rankings]).astype(dtype) for kind in rankings[0]}
-                 for name, dtype in (("first", np.int32), ("ap", np.float32)))
+    first, ap = ({kind: np.concatenate([getattr(trial[kind], name) for trial in rankings]).astype(dtype)
+                  for kind in rankings[0]} for name, dtype in (("first", np.int32), ("ap", np.float32)))
     return QueryScores(draws.astype(np.int16), pids.astype(np.int32), first, ap)
 
 

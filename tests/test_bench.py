@@ -38,6 +38,21 @@ def test_benchmark_yields_finite_ratios(name, small, monkeypatch, tmp_path, caps
         assert name == "params" or result["ratio_min"] <= result["ratio"] <= result["ratio_max"] and result["ratio"] > 0
 
 
+def test_input_is_timed_with_augmentations_that_both_sides_draw(small, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench.py", "input", "--augment", "strong", *TINY])
+    bench.main()
+    assert "input strong" in capsys.readouterr().out
+
+
+def test_a_plain_item_goes_through_the_augmentations_of_its_modality(monkeypatch):
+    monkeypatch.setitem(bench.plain.AUGMENTATIONS, "mark", lambda image, modality: image * 0 + (1 if modality == "visible" else 2))
+    args = bench.parse_arguments(["input", *TINY])
+    images, sampler = bench.made_training(args, 1)
+    names = {"visible": ("standard", "mark"), "infrared": ("standard", "mark")}
+    ((visible, infrared, _),) = bench.plain.training_loader(images, sampler, 0, names)
+    assert (visible == 1).all() and (infrared == 2).all()
+
+
 def test_compare_alternates_and_takes_medians(monkeypatch):
     calls, clock = [], iter([0, 0, 0, 0, 0, 4, 10, 12, 20, 26, 30, 33, 40, 49, 50, 51])
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))

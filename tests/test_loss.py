@@ -100,12 +100,15 @@ def test_losses_of_stripes_are_the_mean_of_the_whole_map_and_of_their_mean():
     feats, labels = batch(0, dim=20)
     logits = torch.randn(4, 12, 3)
     output = Output(feats, feats, logits[0], {}, tuple(logits[1:]))
-    for name, parameters, plain in (("id", {}, [F.cross_entropy(part, labels) for part in logits]),
-                                    ("triplet", {"margin": 0.3}, [batch_hard_triplet(part, labels, 0.3) for part in feats.chunk(4, 1)]),
-                                    ("weighted_triplet", {}, [weighted_triplet(part, labels) for part in feats.chunk(4, 1)]),
-                                    ("squared_triplet", {}, [squared_triplet(part, labels) for part in feats.chunk(4, 1)])):
+    parts = feats.chunk(4, 1)
+    plain = {"id": [F.cross_entropy(part, labels) for part in logits],
+             "triplet": [batch_hard_triplet(part, labels, 0.3) for part in parts],
+             "weighted_triplet": [weighted_triplet(part, labels) for part in parts],
+             "squared_triplet": [squared_triplet(part, labels) for part in parts]}
+    for name, values in plain.items():
+        parameters = {"margin": 0.3} if name == "triplet" else {}
         total, _ = Criterion({name: Loss(2.0, parameters)}, 3, 20)(output, labels)
-        torch.testing.assert_close(total, plain[0] + sum(plain[1:]) / 3)
+        torch.testing.assert_close(total, values[0] + sum(values[1:]) / 3)
 
 
 def test_weights_of_far_negatives_nearly_vanish_as_published():
@@ -139,7 +142,8 @@ def test_a_criterion_is_the_weighted_sum_of_its_row(method):
     total, parts = Criterion(losses, 3, 5)(Output(feats, feats, logits, affinities), labels[:6])
     assert parts.keys() == losses.keys()
     plain = {"id": F.cross_entropy(logits, labels), "triplet": batch_hard_triplet(feats, labels, 0.3),
-             "weighted_triplet": weighted_triplet(feats, labels), "squared_triplet": squared_triplet(feats, labels), "similarity": modality_similarity(*affinities.values())}
+             "weighted_triplet": weighted_triplet(feats, labels), "squared_triplet": squared_triplet(feats, labels),
+             "similarity": modality_similarity(*affinities.values())}
     torch.testing.assert_close(total, sum(loss.weight * plain[name] for name, loss in losses.items()))
 
 

@@ -157,7 +157,8 @@ def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
 def test_methods_without_stripes_keep_their_names_and_shapes(method):
     state = TwoStream(method, "resnet18", 5).state_dict()
     assert state["bottleneck.weight"].shape == (512,) and state["classifier.weight"].shape == (5, 512)
-    assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph", "bottleneck", "classifier"}
+    assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph", "bottleneck",
+                                                      "classifier"}
 
 
 def test_cgrnet_strong_is_strong_with_the_modules():

@@ -70,7 +70,8 @@ def test_methods_train_and_test(tmp_path, script, method):
     done = script("train.py", "--dataset", "regdb", "--data-path", data, *SMALL, "--method", method, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     (last,) = (script.cwd / "save_model").glob("*_last.t")
-    done = script("test.py", "--data-path", data, "--gpu", "cpu", "--resume", last, "--feature", "sum", "--flip", "--rerank", "k-reciprocal")
+    done = script("test.py", "--data-path", data, "--gpu", "cpu", "--resume", last, "--feature", "sum", "--flip",
+                  "--rerank", "k-reciprocal")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].endswith(" + flip + feature sum + k-reciprocal re-ranking")
 

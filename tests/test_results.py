@@ -105,7 +105,8 @@ def save_with_queries(path, ap, seed=0, settings=None, extras=()):
     rng = np.random.default_rng(seed)
     pids, draws = np.tile(np.repeat(np.arange(10), 4), 2), np.repeat([0, 1], 40)
     values = (ap + rng.normal(0, 0.02, 80)).clip(0, 1).astype(np.float32)
-    queries = QueryScores(draws.astype(np.int16), pids.astype(np.int32), dict.fromkeys(FEATURES, (2 - (values > 0.5)).astype(np.int32)),
+    first = (2 - (values > 0.5)).astype(np.int32)
+    queries = QueryScores(draws.astype(np.int16), pids.astype(np.int32), dict.fromkeys(FEATURES, first),
                           dict.fromkeys(FEATURES, values))
     record = make_record(extras=extras)
     for trial, mine in zip(record["trials"], (values[:40], values[40:])):
@@ -129,7 +130,7 @@ def test_differences_come_with_an_interval_and_are_told_apart_or_not(tmp_path):
     a, b, c = (save_with_queries(tmp_path / f"{name}.json", ap, seed) for name, ap, seed in
                (("a", 0.3, 0), ("b", 0.7, 1), ("c", 0.3001, 2)))
     rows = results.compare([a, b, c])
-    assert rows[-10].startswith("[2] less [1], with an interval of 95% (10,000 bootstrap samples")
+    assert rows[-10].startswith("[2] less [1], with 95 % intervals (10,000 bootstrap samples")
     assert rows[-5].startswith("[3] less [1]")
     assert [row.split()[:2] for row in rows[-9:-5]] == [[feature, name] for feature in FEATURES for name in ("rank-1", "mAP")]
     assert rows[-9].split()[2] == "+100.00" and not any("not told apart" in row for row in rows[-9:-5])

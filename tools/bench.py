@@ -141,7 +141,8 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     loader = plain.training_loader(images, sampler, args.workers, dict.fromkeys(MODALITIES, names))
     count, views = sampler.steps * args.step_images, {modality: View(modality, names) for modality in MODALITIES}
     ours = TrainBatches(images, sampler, views, device, device.type == "cuda", 0)
-    result = compare("input" + (args.augment != "standard") * f" {args.augment}", lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
+    result = compare("input" + (args.augment != "standard") * f" {args.augment}",
+                     lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
                      lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count, plain_memory=True)
     yield with_floor(result, count * args.img_h * args.img_w * 3 * (1 + 4), "B", device)  # uint8 read, float32 written
 

@@ -1,4 +1,4 @@
-"""Learning curves of runs: accuracy against minutes of training, drawn from the JSON lines that train.py writes.
+"""Learning curves of runs: accuracy against minutes of training, from the JSON lines that train.py writes.
 
     python -m tools.curves log/sysu_log/*.jsonl --out curves.png [--measure bnneck/rank-1]
 
@@ -37,7 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     """The arguments of the command line."""
     parser = Parser(description="Draw learning curves from the JSON lines of train.py.")
     parser.add_argument("runs", nargs="+", metavar="run.jsonl", help="JSON lines of a run, below log/")
-    parser.add_argument("--measure", type=filled, default="bnneck/rank-1", help="what to draw, as the JSON lines call it")
+    parser.add_argument("--measure", type=filled, default="bnneck/rank-1", metavar="FEATURE/NAME",
+                        help="what to draw, as the JSON lines call it")
     parser.add_argument("--out", type=filled, default="curves.png", metavar="FILE.png", help="the picture")
     return parser.parse_args()
 
@@ -49,7 +50,8 @@ def read_curve(path: str, measure: str) -> Curve:
         minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs]) / 60
         points = [(time, float(epoch[measure])) for time, epoch in zip(minutes, epochs) if measure in epoch]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file below log/") from None
+        raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file "
+                        "below log/") from None
     if not points:
         known = ", ".join(sorted({name for epoch in epochs for name in epoch if "/" in name})) or "no evaluation"
         raise UserError(f"--measure {measure}: {path} holds {known}; name one of these")

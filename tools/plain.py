@@ -52,7 +52,7 @@ def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, wo
     further = [(modality, [name for name in names[modality] if name != "standard"]) for modality in MODALITIES]
     data = PlainImages(items, transforms.ToPILImage(), transforms.Pad(PADDING), transforms.RandomCrop(visible.shape[1:3]),
                        transforms.RandomHorizontalFlip(), further=further)
-    return DataLoader(data, sampler.identities * sampler.images, num_workers=workers, persistent_workers=True)
+    return DataLoader(data, sampler.identities * sampler.images, num_workers=workers, persistent_workers=workers > 0)
 
 
 # ------------------------------------------------------------------------ augmentations of one normalised image (3, H, W)
