@@ -33,14 +33,16 @@ def build_parser() -> Parser:
     parser.add_argument("--resume", "-r", type=filled, required=True, metavar="PATH", help="checkpoint")
     parser.add_argument("--out", type=filled, required=True, metavar="FILE.npz", help="file to write")
     parser.add_argument("--append", action="store_true", help="add what is not in that file yet")
-    parser.add_argument("--tracklets", action="store_true", help="each folder is one tracklet: the mean of its features")
+    parser.add_argument("--tracklets", action="store_true",
+                        help="each folder is one tracklet: the mean of its features")
     parser.add_argument("--boxes", type=filled, metavar="FILE.csv",
                         help="crops of larger images: columns path, x, y, w, h and perhaps track")
     parser.add_argument("--strict", action="store_true", help="stop at a file that cannot be read")
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--float16", action="store_true", help="half the bytes on disk")
-    parser.add_argument("--img_h", type=integer(16, 4096), metavar="PIXELS", help="image height (default: the checkpoint's)")
-    parser.add_argument("--img_w", type=integer(16, 4096), metavar="PIXELS", help="image width (default: the checkpoint's)")
+    for flag, side in (("--img_h", "height"), ("--img_w", "width")):
+        parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
+                            help=f"image {side} (default: the checkpoint's)")
     parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it natively")
@@ -70,7 +72,8 @@ def main() -> None:
     if features.paths or not stopped:
         write(out, old, features, images, record, args.float16)
     if stopped:
-        raise Interrupted(stopped, f"stopped with {len(features.paths)} of {len(rows)} {kind} in {out}; --append goes on")
+        raise Interrupted(stopped, f"stopped with {len(features.paths)} of {len(rows)} {kind} in {out}; "
+                                   "--append goes on")
     if unreadable:
         sys.exit(3)
 
@@ -88,11 +91,13 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
     """The images to embed by the name of their row, and what a row is."""
     if args.boxes:
         if args.tracklets:
-            raise UserError("--tracklets: folders expected, but --boxes names crops; its column track makes tracks of them")
+            raise UserError("--tracklets: folders expected, but --boxes names crops; its column track makes "
+                            "tracks of them")
         rows = read_boxes(args.boxes, args.inputs)
         return rows, "tracks" if any("#track=" in name for name in rows) else "boxes"
     if not args.inputs:
-        raise UserError("INPUT: no image given; name folders, image files, or .txt files that name one a line")
+        raise UserError("INPUT: no image given; name folders, image files, or .txt files that name one a "
+                        "line")
     if args.tracklets:
         return find_tracklets(args.inputs), "tracklets"
     return {path: [path] for path in find_images(args.inputs)}, "images"
@@ -104,8 +109,8 @@ def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
         import onnx_model
         model = onnx_model.load(args.resume)
         if model.facts.modality != args.modality:
-            raise UserError(f"--modality {args.modality}: {args.resume} is the network for {model.facts.modality} images; name the "
-                            "other file")
+            raise UserError(f"--modality {args.modality}: {args.resume} is the network for "
+                            f"{model.facts.modality} images; name the other file")
         return model.features, {**vars(model.facts), "img_h": model.facts.height, "img_w": model.facts.width}
     import checkpoint  # with torch, which takes a second to load: mistakes in the arguments are found before
     from devices import choose_device, prepare, use_bf16
@@ -113,7 +118,8 @@ def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
     device = choose_device(args.gpu)
     prepare(device)
     bf16 = use_bf16(device, args.amp, facts.get("img_w", 288))
-    return net.to(device), {**facts, "precision": "bf16" if bf16 else "float32", "sha256": sha256(Path(args.resume))}
+    return net.to(device), {**facts, "precision": "bf16" if bf16 else "float32",
+                            "sha256": sha256(Path(args.resume))}
 
 
 def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -> Record:
@@ -122,9 +128,11 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
     for name, usual in (("img_h", 288), ("img_w", 144)):
         given, saved = getattr(args, name), facts.get(name)
         if given and saved and given != saved and not facts.get("dynamic"):
-            raise UserError(f"--{name} {given}: the checkpoint {args.resume} was trained with --{name} {saved}; leave the flag out")
+            raise UserError(f"--{name} {given}: the checkpoint {args.resume} was trained with --{name} "
+                            f"{saved}; leave the flag out")
         sizes.append(given or saved or usual)
-    return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"], kind)
+    return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"],
+                  kind)
 
 
 def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Namespace,
@@ -133,8 +141,9 @@ def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Nam
     images = list(dict.fromkeys(image for images in rows.values() for image in images))
     parts: list[Features] = []
     try:
-        for part in embed_batches(net, images, record.modality, record.height, record.width, batch_size=args.test_batch,
-                                  workers=args.workers, flip=record.flip, bf16=record.precision == "bf16", silent=False,
+        for part in embed_batches(net, images, record.modality, record.height, record.width, flip=record.flip,
+                                  batch_size=args.test_batch, workers=args.workers,
+                                  bf16=record.precision == "bf16", silent=False,
                                   unreadable=None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:
@@ -144,7 +153,8 @@ def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Nam
     return parts, 0
 
 
-def write(out: Path, old: Gallery | None, features: Features, images: Sequence[str], record: Record, float16: bool) -> None:
+def write(out: Path, old: Gallery | None, features: Features, images: Sequence[str], record: Record,
+          float16: bool) -> None:
     """Write the old rows and the new ones and say so; raises `UserError` where there are none at all."""
     if not features.paths:
         if old is None:
@@ -152,10 +162,12 @@ def write(out: Path, old: Gallery | None, features: Features, images: Sequence[s
         print(f"{out}: {len(old)} {record.rows}, nothing to add")
         return
     dtype = old.bnneck.dtype if old is not None else np.dtype(np.float16 if float16 else np.float32)
-    new = Gallery(features.paths, images, *(getattr(features, kind).astype(dtype) for kind in FEATURES), record)
+    new = Gallery(features.paths, images, *(getattr(features, kind).astype(dtype) for kind in FEATURES),
+                  record)
     write_gallery(out, [new] if old is None else [old, new])
-    print(f"{out}: {len(new)} {record.modality} {record.rows}{f' added to {len(old)}' if old is not None else ''}, "
-          f"{dtype} features of {new.bnneck.shape[1]} numbers")
+    added = "" if old is None else f" added to {len(old)}"
+    print(f"{out}: {len(new)} {record.modality} {record.rows}{added}, {dtype} features of "
+          f"{new.bnneck.shape[1]} numbers")
 
 
 if __name__ == "__main__":

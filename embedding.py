@@ -29,23 +29,24 @@ Rows = dict[str, list[str]]  # by name, the images whose mean feature it has
 COLOURLESS = 3.0  # of 255: mean difference of an image's channels; what JPEG does to a grey one is less
 
 
-# ------------------------------------------------------------------------------------------------------- features
+# --------------------------------------------------------------------------------------------------- features
 def embed(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288, width: int = 144,
           **settings: Any) -> Features:
     """Features of image files of one modality; arguments and errors are those of `embed_batches`."""
     return join(list(embed_batches(net, paths, modality, height, width, **settings)))
 
 
-def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288, width: int = 144, *,
+def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288,
+                  width: int = 144, *,
                   batch_size: int = 64, workers: int = 4, flip: bool = False, bf16: bool = False,
                   unreadable: dict[str, str] | None = None, silent: bool = True) -> Iterator[Features]:
     """Features of image files of one modality, those of a batch at a time.
 
-    net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B, D),
-    L2-normalised, which `bf16` does not change. flip: the sum of the features of image and mirror, normalised again.
-    unreadable: takes the error of each file that cannot be
-    read, which is left out then. Warns of images with a colour that their modality does not have. Raises
-    `UserError` naming an image that cannot be read or whose features are not finite, ValueError for no known modality.
+    net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B,
+    D), L2-normalised, which `bf16` does not change. flip: the sum of the features of image and mirror,
+    normalised again. unreadable: takes the error of each file that cannot be read, which is left out then.
+    Warns of images with a colour that their modality does not have. Raises `UserError` naming an image that
+    cannot be read or whose features are not finite, ValueError for no known modality.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality: {modality!r} found, one of {', '.join(MODALITIES)} expected")
@@ -54,16 +55,20 @@ def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str,
         net = embedder(net, modality, bf16)
     paths, odd = list(map(str, paths)), []
     reading = read_batches(paths, height, width, batch_size, workers, unreadable)
-    with closing(reading), tqdm(total=len(paths), desc=modality, unit="image", leave=False, disable=silent or None) as bar:
+    bar = tqdm(total=len(paths), desc=modality, unit="image", leave=False, disable=silent or None)
+    with closing(reading), bar:
         for start, images in zip(range(0, len(paths), batch_size), reading):
-            names = [path for path in paths[start:start + batch_size] if not unreadable or path not in unreadable]
-            bar.update(min(batch_size, len(paths) - start))
+            chunk = paths[start:start + batch_size]
+            names = [path for path in chunk if not unreadable or path not in unreadable]
+            bar.update(len(chunk))
             if names:
-                odd += [name for name, coloured in zip(names, have_colour(images)) if coloured == (modality == INFRARED)]
+                odd += [name for name, coloured in zip(names, have_colour(images))
+                        if coloured == (modality == INFRARED)]
                 yield require_finite(Features(tuple(names), *features_of(net, images, flip)))
     if odd:
-        warn(f"{len(odd)} of {len(paths)} images given as {modality} have {'' if modality == INFRARED else 'no '}colour, the "
-             f"first {odd[0]}; is --modality right?")
+        what = "colour" if modality == INFRARED else "no colour"
+        warn(f"{len(odd)} of {len(paths)} images given as {modality} have {what}, the first {odd[0]}; is "
+             "--modality right?")
 
 
 def features_of(net: Network, images: np.ndarray, flip: bool) -> Sequence[np.ndarray]:
@@ -86,7 +91,8 @@ def require_finite(features: Features) -> Features:
     for kind in FEATURES:
         broken = np.flatnonzero(~np.isfinite(getattr(features, kind)).all(1))
         if len(broken):
-            raise UserError(f"{features.paths[broken[0]]}: its {kind} feature is not finite; use sound weights, or --amp off")
+            raise UserError(f"{features.paths[broken[0]]}: its {kind} feature is not finite; use sound "
+                            "weights, or --amp off")
     return features
 
 
@@ -98,7 +104,8 @@ def join(parts: Sequence[Features]) -> Features:
 
 
 def average(features: Features, rows: Rows, unreadable: Iterable[str] = ()) -> tuple[Features, list[str]]:
-    """Features of those rows whose images were all read, or named as unreadable: their mean, normalised again.
+    """Features of those rows whose images were all read, or named as unreadable: their mean, normalised
+    again.
 
     Also an image of each row, from the middle of those read. Rows of one image keep its features bit by bit.
     """
@@ -121,18 +128,21 @@ def normalised_means(feats: np.ndarray, chosen: Sequence[Sequence[int]]) -> np.n
     return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------------- what to embed
+# ---------------------------------------------------------------------------------------------- what to embed
 def find_images(inputs: Sequence[str]) -> list[str]:
-    """The image files that folders (at any depth, sorted), image files and lists of them (.txt, one a line) name.
+    """The image files that folders (at any depth, sorted), image files and lists of them (.txt, one a line)
+    name.
 
-    Each once, however often it is named. Raises `UserError` for what is not there, and where there is no image.
+    Each once, however often it is named. Raises `UserError` for what is not there, and where there is no
+    image.
     """
     found, others = [], []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             for folder in folders(path):
-                files = [entry.path for entry in folder if not entry.is_dir() and not is_system_file(entry.name)]
+                files = [entry.path for entry in folder if not entry.is_dir()
+                         and not is_system_file(entry.name)]
                 found += [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
                 others += [file for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
         elif path.suffix.lower() == ".txt" and path.is_file():
@@ -140,11 +150,13 @@ def find_images(inputs: Sequence[str]) -> list[str]:
         elif path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES:
             found.append(name)
         else:
-            raise UserError(f"{name}: no such file or folder; name images, folders of them, or a .txt file with one a line")
+            raise UserError(f"{name}: no such file or folder; name images, folders of them, or a .txt file "
+                            "with one a line")
     if others:
         warn(f"{len(others)} files that are not {', '.join(IMAGE_SUFFIXES)} left out, the first {others[0]}")
     if not found:
-        raise UserError(f"{' '.join(inputs)[:200]}: no image found; {', '.join(IMAGE_SUFFIXES)} files expected")
+        raise UserError(f"{' '.join(inputs)[:200]}: no image found; {', '.join(IMAGE_SUFFIXES)} files "
+                        "expected")
     once: dict[str, str] = {}
     for path in found:
         once.setdefault(os.path.abspath(path), os.path.normpath(path))
@@ -170,21 +182,24 @@ def folders(root: Path) -> Iterator[list[os.DirEntry]]:
 def read_list(path: Path) -> list[str]:
     """The stripped lines of a text file; `UserError` if it is none."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        return [line.strip() for line in text.splitlines()]
     except OSError as error:
         raise UserError(explain_os_error(error)) from None
 
 
 def find_tracklets(inputs: Sequence[str]) -> Rows:
-    """Tracklets: each folder that holds images is one, by its path. Raises `UserError` for images beside such folders."""
+    """Tracklets: each folder that holds images is one, by its path. Raises `UserError` for images beside such
+    folders.
+    """
     rows: Rows = {}
     for image in find_images(inputs):
         rows.setdefault(os.path.dirname(image) or ".", []).append(image)
     for name in rows:
         beside = next((other for other in rows if other != name and is_within(other, name)), None)
         if beside:
-            raise UserError(f"{rows[name][0]}: an image beside the tracklet {beside}; with --tracklets, each folder that holds "
-                            "images is one tracklet: move it into a folder of its own")
+            raise UserError(f"{rows[name][0]}: an image beside the tracklet {beside}; with --tracklets, each "
+                            "folder that holds images is one tracklet: move it into a folder of its own")
     return rows
 
 
@@ -194,10 +209,12 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
-    """Boxes of a CSV file with the columns path, x, y, w, h, in pixels, and perhaps track: crops, or means over tracks.
+    """Boxes of a CSV file with the columns path, x, y, w, h, in pixels, and perhaps track: crops, or means
+    over tracks.
 
-    A path begins in the given folder, in the current one, or beside the CSV file: where there is such a file first.
-    A track is the boxes of one number in images of one folder. Raises `UserError` naming file and line.
+    A path begins in the given folder, in the current one, or beside the CSV file: where there is such a file
+    first. A track is the boxes of one number in images of one folder. Raises `UserError` naming file and
+    line.
     """
     starts = [*inputs, ".", os.path.dirname(path) or "."]
     for name in inputs:
@@ -214,12 +231,15 @@ def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
     except (OSError, csv.Error) as error:
         raise UserError(f"--boxes {path}: {explain_os_error(error)}") from None
     if not rows:
-        raise UserError(f"--boxes {path}: no box found; a line path,x,y,w,h or path,x,y,w,h,track and the boxes below it expected")
+        raise UserError(f"--boxes {path}: no box found; a line path,x,y,w,h or path,x,y,w,h,track and the "
+                        "boxes below it expected")
     return rows
 
 
 def parse_box(where: str, line: Mapping[str, Any], starts: Sequence[str]) -> tuple[str, str]:
-    """A box as `FILE#xywh=x,y,w,h`, and its track, which may be empty; `UserError` names the place where it is none."""
+    """A box as `FILE#xywh=x,y,w,h`, and its track, which may be empty; `UserError` names the place where it
+    is none.
+    """
     try:
         x, y, w, h = (round(float(line[name])) for name in "xywh")
         path, track = line["path"].strip(), (line.get("track") or "").strip()
@@ -227,7 +247,7 @@ def parse_box(where: str, line: Mapping[str, Any], starts: Sequence[str]) -> tup
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         found = ",".join(f"{name}={str(value)[:30]}" for name, value in line.items())
-        raise UserError(f"{where}: {found[:160]} found; the columns path, x, y, w, h (and perhaps track) with a path and "
-                        "numbers of pixels, w and h at least 1, expected") from None
+        raise UserError(f"{where}: {found[:160]} found; the columns path, x, y, w, h (and perhaps track) "
+                        "with a path and numbers of pixels, w and h at least 1, expected") from None
     places = [os.path.normpath(os.path.join(start, path)) for start in starts]
     return f"{next(filter(os.path.isfile, places), places[0])}#xywh={x},{y},{w},{h}", track

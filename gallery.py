@@ -1,12 +1,13 @@
 """A gallery file: features of images with their names on disk, memory-mapped, and exact search in them.
 
-The file is an uncompressed .npz, which `numpy.load` reads too: `paths` (N,), `pool` and `bnneck` (N, D) float32 or
-float16, L2-normalised, and `record`, JSON. Imports no torch.
+The file is an uncompressed .npz, which `numpy.load` reads too: `paths` (N,), `pool` and `bnneck` (N, D)
+float32 or float16, L2-normalised, and `record`, JSON. Imports no torch.
 """
 from __future__ import annotations
 
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from results import FEATURES
 from utils import UserError, atomic_path, one_line
 
 FORMAT = 1
-ALIGNMENT = 64  # bytes: where the values of an array begin in the file, so that they can be used as they lie there
+ALIGNMENT = 64  # bytes: arrays begin at multiples of it in the file, as NumPy wants them in memory
 BLOCK = 4096  # gallery rows at once
 QUERIES = 256  # queries at once
 CAMERA = re.compile(r"(?:^|[/\\_\-. ])c(?:am(?:era)?)?[_-]?(\d{1,9})(?=s\d|[/\\_\-. #]|$)", re.IGNORECASE)
@@ -31,9 +32,9 @@ TIME = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(\d\d)-?(\d\d)[T_ -]?(\d\d)[-:]?(\d\
 class Record:
     """What made the features of a file; only what was made in the same way can be compared.
 
-    checkpoint: SHA-256 of the file of weights; height, width: pixels; range: of raw values that became 8 bits (None:
-    the images had 8); precision: float32, bf16, half or int8; rows: what each of the features stands for, one of
-    images, boxes, tracklets, tracks.
+    checkpoint: SHA-256 of the file of weights; height, width: pixels; range: of raw values that became 8 bits
+    (None: the images had 8); precision: float32, bf16, half or int8; rows: what each of the features stands
+    for, one of images, boxes, tracklets, tracks.
     """
 
     checkpoint: str
@@ -51,7 +52,8 @@ class Record:
 class Gallery:
     """N features of both kinds with their names.
 
-    paths (N,): names, each once; images (N,): an image that shows each; pool, bnneck (N, D) float32 or float16.
+    paths (N,): names, each once; images (N,): an image that shows each; pool, bnneck (N, D) float32 or
+    float16.
     """
 
     paths: Sequence[str]
@@ -64,9 +66,11 @@ class Gallery:
         return len(self.paths)
 
 
-# ------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 def write_gallery(path: Path, parts: Sequence[Gallery]) -> None:
-    """Write galleries of one record into one file, whole or not at all; it may replace one that they are mapped from."""
+    """Write galleries of one record into one file, whole or not at all; it may replace one that they are
+    mapped from.
+    """
     arrays: dict[str, list[np.ndarray]] = {name: [getattr(part, name) for part in parts] for name in FEATURES}
     arrays["paths"] = [np.array(part.paths, str) for part in parts]
     if parts[0].record.rows in ("tracklets", "tracks"):
@@ -79,11 +83,13 @@ def write_gallery(path: Path, parts: Sequence[Gallery]) -> None:
 
 
 def write_array(archive: zipfile.ZipFile, file: IO[bytes], name: str, pieces: Sequence[np.ndarray]) -> None:
-    """Write arrays one after the other as one member, a block of rows at a time; its values begin at an aligned place."""
-    dtype = max((piece.dtype for piece in pieces), key=lambda dtype: dtype.itemsize) if name in ("paths", "images") else (
-        pieces[0].dtype)
+    """Write arrays one after the other as one member, a block of rows at a time; its values begin at an
+    aligned place.
+    """
+    dtype = max((piece.dtype for piece in pieces), key=lambda dtype: dtype.itemsize)
     shape = (sum(map(len, pieces)), *pieces[0].shape[1:]) if pieces[0].ndim else ()
-    head = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}).encode("ascii")
+    head = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False,
+                 "shape": shape}).encode("ascii")
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         prefix = np.lib.format.magic(1, 0)
         begun = file.tell() + len(prefix) + 2 + len(head) + 1
@@ -104,14 +110,18 @@ def read_gallery(path: str | Path) -> Gallery:
         record = read_record(str(arrays["record"]))
         paths, pool, bnneck = arrays["paths"], arrays["pool"], arrays["bnneck"]
         images = arrays.get("images", paths)
-        if not (pool.shape == bnneck.shape and pool.ndim == 2 and paths.shape == images.shape == pool.shape[:1]
-                and paths.dtype.kind == images.dtype.kind == "U" and {pool.dtype, bnneck.dtype} <= {*map(np.dtype, "fe")}):
-            raise ValueError(", ".join(f"{name} {array.dtype}{array.shape}" for name, array in arrays.items()))
+        same_length = paths.shape == images.shape == pool.shape[:1]
+        names, floats = {paths.dtype.kind, images.dtype.kind}, {pool.dtype.name, bnneck.dtype.name}
+        if not (same_length and pool.ndim == 2 and pool.shape == bnneck.shape and names == {"U"}
+                and floats <= {"float16", "float32"}):
+            found = [f"{name} {array.dtype}{array.shape}" for name, array in arrays.items()]
+            raise ValueError(", ".join(found))
         return Gallery(paths, images, pool, bnneck, record)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a file that embed.py wrote") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: a folder found, a file that embed.py wrote expected; make one of it with embed.py") from None
+        raise UserError(f"{path}: a folder found, a file that embed.py wrote expected; make one of it with "
+                        "embed.py") from None
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path}: not a whole gallery file of embed.py ({type(error).__name__}: "
                         f"{one_line(error)[:160]}); make it anew") from None
@@ -125,7 +135,8 @@ def map_array(path: str | Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.
     header = file.read(30)
     if header[:4] != b"PK\3\4":
         raise ValueError(f"{member.filename} is not where the list of contents says")
-    start = member.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    start = member.header_offset + 30 + name_length + extra_length
     file.seek(start)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -148,31 +159,37 @@ def read_record(text: str) -> Record:
 
 
 def require_same(first: Record, second: Record, names: Sequence[str], what: str) -> None:
-    """Raise `UserError` unless two records agree in the fields of these names; what: the two files in words."""
+    """Raise `UserError` unless two records agree in the fields of these names; what: the two files in words.
+    """
     for name in names:
         found, expected = getattr(second, name), getattr(first, name)
         if found != expected:
-            raise UserError(f"{what}: {name} {str(expected)[:16]} and {str(found)[:16]} found, the same expected: their "
-                            "features cannot be compared; embed both in the same way")
+            raise UserError(f"{what}: {name} {str(expected)[:16]} and {str(found)[:16]} found, the same "
+                            "expected: their features cannot be compared; embed both in the same way")
 
 
-# ------------------------------------------------------------------------------------------------------- names
+# ------------------------------------------------------------------------------------------------------ names
 def camera_of(path: str) -> int:
-    """The number of the camera that a name tells, as `cam3/`, `_c3_` or `_c3s1_` do, the last of several; -1: none."""
+    """The number of the camera that a name tells, as `cam3/`, `_c3_` or `_c3s1_` do, the last of several; -1:
+    none.
+    """
     numbers = CAMERA.findall(path)
     return int(numbers[-1]) if numbers else -1
 
 
 def time_of(path: str) -> str | None:
-    """The time that a name tells, as `20260131_235959` or `2026-01-31T23:59:59` do, in ISO 8601; None: none."""
+    """The time that a name tells, as `20260131_235959` or `2026-01-31T23:59:59` do, in ISO 8601; None: none.
+    """
     numbers = TIME.findall(path)
     return "{}-{}-{}T{}:{}:{}".format(*numbers[-1]) if numbers else None
 
 
-# ------------------------------------------------------------------------------------------------------ search
+# ----------------------------------------------------------------------------------------------------- search
 @dataclass(frozen=True)
 class Hits:
-    """The first rows of the gallery for each query: rows (Q, K) int64, -1 behind the last, similarities (Q, K) float64."""
+    """The first rows of the gallery for each query: rows (Q, K) int64, -1 behind the last, similarities (Q,
+    K) float64.
+    """
 
     rows: np.ndarray
     similarities: np.ndarray
@@ -180,16 +197,19 @@ class Hits:
 
 def find_nearest(query: np.ndarray, gallery: np.ndarray, top: int, q_camids: np.ndarray | None = None,
                  g_camids: np.ndarray | None = None, silent: bool = True) -> Hits:
-    """The `top` most similar rows of a gallery (G, D) for each query (Q, D), L2-normalised: all rows are compared.
+    """The `top` most similar rows of a gallery (G, D) for each query (Q, D), L2-normalised: all rows are
+    compared.
 
-    The order is that of a full stable sort: by falling similarity, computed in float64, and equal ones in gallery
-    order. Rows of the query's camera are left out where cameras (Q,), (G,) are given; -1 is none.
+    The order is that of a full stable sort: by falling similarity, computed in float64, and equal ones in
+    gallery order. Rows of the query's camera are left out where cameras (Q,), (G,) are given; -1 is none.
 
     Raises ValueError for NaN or infinite features.
     """
-    hits = Hits(np.full((len(query), min(top, len(gallery))), -1), np.full((len(query), min(top, len(gallery))), -np.inf))
+    shape = len(query), min(top, len(gallery))
+    hits = Hits(np.full(shape, -1), np.full(shape, -np.inf))
     firsts = range(0, len(query), QUERIES)
-    with tqdm(total=len(gallery) * len(firsts), unit="row", unit_scale=True, leave=False, disable=silent or None) as bar:
+    total = len(gallery) * len(firsts)
+    with tqdm(total=total, unit="row", unit_scale=True, leave=False, disable=silent or None) as bar:
         for first in firsts:
             some = slice(first, first + QUERIES)
             feats = np.asarray(query[some], np.float32)
@@ -198,7 +218,8 @@ def find_nearest(query: np.ndarray, gallery: np.ndarray, top: int, q_camids: np.
                 with np.errstate(invalid="ignore"):
                     finite = np.isfinite(similarity.sum())
                 if not finite:
-                    raise ValueError(f"features that are not finite, among the queries or rows {start} to {start + len(block)}")
+                    rows = f"rows {start} to {start + len(block) - 1}"
+                    raise ValueError(f"features that are not finite, among the queries or in {rows}")
                 if q_camids is not None:
                     cameras = g_camids[start:start + len(block)]
                     similarity[(q_camids[some, None] == cameras) & (cameras >= 0)] = -np.inf
@@ -213,7 +234,8 @@ def blocks(gallery: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.asarray(gallery[start:start + BLOCK], np.float32)
 
 
-def merge(hits: Hits, first: int, feats: np.ndarray, start: int, block: np.ndarray, rough: np.ndarray) -> None:
+def merge(hits: Hits, first: int, feats: np.ndarray, start: int, block: np.ndarray,
+          rough: np.ndarray) -> None:
     """Put the rows of a block that belong there into the hits of the queries from `first` on.
 
     rough (q, b) float32: similarities as the matrix product rounds them, by at most D 2^-24. Those that may

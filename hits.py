@@ -1,4 +1,6 @@
-"""What a search found: verdicts, hits.csv, hits.png, and hits.html, one page that needs no network and no server."""
+"""What a search found: verdicts, hits.csv, hits.png, and hits.html, one page that needs no network and no
+server.
+"""
 from __future__ import annotations
 
 import base64
@@ -36,7 +38,9 @@ class Threshold:
     calibration: str
 
     def __str__(self) -> str:
-        return f"threshold {self.value:.4f} for a false accept rate of {self.far} a pair, calibrated on {self.calibration}"
+        return (f"threshold {self.value:.4f} for a false accept rate of {self.far} a pair, calibrated on "
+                f"{self.calibration}")
+
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, its hits from the most similar on, and whether its person is here ("": no threshold was given)."""
+    """A query, its hits from the most similar on, and whether its person is here ("": no threshold was
+    given).
+    """
 
     name: str
     image: str
@@ -61,63 +67,76 @@ class Answer:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The evidence on the image of a query and on that of a hit, (height, width, 3) uint8, and what it is, in words."""
+    """The evidence on the image of a query and on that of a hit, (height, width, 3) uint8, and what it is, in
+    words.
+    """
 
     name: str
     pictures: Sequence[np.ndarray]
 
 
-Drawer = Callable[[str, Sequence[str], int, int], list[Drawn]]  # of a query's image and its hits', height and width
+# of a query's image, the images of its hits, height and width of the pictures
+Drawer = Callable[[str, Sequence[str], int, int], list[Drawn]]
 
 
-# ------------------------------------------------------------------------------------------------------ verdicts
+# --------------------------------------------------------------------------------------------------- verdicts
 def read_threshold(path: str, far: float, feature: str, query: Record, gallery: Record) -> Threshold:
-    """The threshold for a search at a false accept rate; raises `UserError` where a record of test.py has none for it."""
-    direction = next((name for name, sides in DIRECTIONS.items() if sides == (query.modality, gallery.modality)), None)
+    """The threshold for a search at a false accept rate; raises `UserError` where a record of test.py has
+    none for it.
+    """
+    sides = query.modality, gallery.modality
+    direction = next((name for name, modalities in DIRECTIONS.items() if modalities == sides), None)
     if direction is None:
-        raise UserError(f"--far {far:g}: {query.modality} images in {gallery.modality} ones searched, but test.py calibrates "
-                        "between the modalities; leave it out, and give --min-similarity")
+        raise UserError(f"--far {far:g}: {query.modality} images in {gallery.modality} ones searched, but "
+                        "test.py calibrates between the modalities; leave it out, and give --min-similarity")
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         trained, size, extras = record["checkpoint"]["sha256"], record["image_size"], record["extras"]
         known = {float(rate): values for rate, values in record["thresholds"][feature][direction].items()}
-        threshold = Threshold(float(known[far]["threshold"]), f"{far:g}", one_line(record["calibration"])) if far in known else None
+        calibration = one_line(record["calibration"])
+        value = float(known[far]["threshold"]) if far in known else None
     except FileNotFoundError:
-        raise UserError(f"--calibration {path}: no such file; name a results.json that test.py wrote") from None
+        raise UserError(f"--calibration {path}: no such file; name a results.json that test.py "
+                        "wrote") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds ({type(error).__name__}: "
-                        f"{one_line(error)[:100]}); test the checkpoint again") from None
-    if threshold is None:
+        what = f"{type(error).__name__}: {one_line(error)[:100]}"
+        raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds ({what}); test "
+                        "the checkpoint again") from None
+    if value is None:
         rates = ", ".join(f"{rate:g}" for rate in known) or "none"
-        raise UserError(f"--far {far:g}: {path} has no threshold for it ({feature}, {direction}), but for {rates}; give one of those, "
-                        "or calibrate on more pairs")
+        raise UserError(f"--far {far:g}: {path} has no threshold for it ({feature}, {direction}), but for "
+                        f"{rates}; give one of those, or calibrate on more pairs")
     made = {"checkpoint": trained == [query.checkpoint], "image_size": size == [query.height, query.width],
             "flip": ("flip" in extras) == query.flip}
     for name, same in made.items():
         if not same:
-            raise UserError(f"--calibration {path}: its {name} is not that of the features; test their checkpoint in the same way")
-    return threshold
+            raise UserError(f"--calibration {path}: its {name} is not that of the features; test their "
+                            "checkpoint in the same way")
+    return Threshold(value, f"{far:g}", calibration)
 
 
 def judge(query: Gallery, gallery: Gallery, found: Hits, threshold: Threshold | None,
           min_similarity: float | None) -> list[Answer]:
     """Name what was found, and say of each hit and each query what the threshold says.
 
-    A query of which no hit lies above has "no one here" for itself and its hits; hits below `min_similarity` are left out.
+    A query of which no hit lies above has "no one here" for itself and its hits; hits below `min_similarity`
+    are left out.
     """
-    answers = []
-    for number, (rows, similarities) in enumerate(zip(found.rows, found.similarities)):
-        kept = (rows >= 0) & (similarities >= (-np.inf if min_similarity is None else min_similarity))
-        verdicts = [""] * len(rows) if threshold is None else [ABOVE if s > threshold.value else BELOW for s in similarities]
-        nobody = not kept.any() or threshold is not None and ABOVE not in verdicts
-        verdict = NOBODY if nobody else verdicts[0]
-        hits = tuple(Hit(str(gallery.paths[row]), str(gallery.images[row]), float(similarity), NOBODY if nobody else each)
-                     for row, similarity, each in zip(rows[kept], similarities[kept], np.array(verdicts, object)[kept]))
-        answers.append(Answer(str(query.paths[number]), str(query.images[number]), verdict, hits))
+    answers, lowest = [], -np.inf if min_similarity is None else min_similarity
+    for name, image, rows, similarities in zip(query.paths, query.images, found.rows, found.similarities):
+        pairs = [(row, float(similarity)) for row, similarity in zip(rows, similarities) if row >= 0]
+        verdicts = ["" if threshold is None else ABOVE if similarity > threshold.value else BELOW
+                    for _, similarity in pairs]
+        pairs = [(row, similarity) for row, similarity in pairs if similarity >= lowest]
+        if not pairs or threshold is not None and ABOVE not in verdicts:
+            verdicts = [NOBODY] * max(1, len(verdicts))
+        hits = [Hit(str(gallery.paths[row]), str(gallery.images[row]), similarity, verdict)
+                for (row, similarity), verdict in zip(pairs, verdicts)]
+        answers.append(Answer(str(name), str(image), verdicts[0], tuple(hits)))
     return answers
 
 
-# --------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 def write_csv(path: Path, answers: Sequence[Answer], threshold: Threshold | None) -> None:
     """Write a line for each hit, whole or not at all; one without a hit for a query that has none."""
     head = ["query", "rank", "hit", "similarity", "verdict"] + (["calibration"] if threshold else [])
@@ -126,23 +145,28 @@ def write_csv(path: Path, answers: Sequence[Answer], threshold: Threshold | None
             writer = csv.writer(file)
             writer.writerow(head)
             for answer in answers:
-                lines = [[rank, hit.name, f"{hit.similarity:.6f}", hit.verdict] for rank, hit in enumerate(answer.hits, 1)]
+                lines = [[rank, hit.name, f"{hit.similarity:.6f}", hit.verdict]
+                         for rank, hit in enumerate(answer.hits, 1)]
                 for line in lines or [["", "", "", answer.verdict]]:
                     writer.writerow([answer.name, *line] + ([str(threshold)] if threshold else []))
 
 
 def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int, width: int) -> None:
-    """Draw the first queries with their first ten hits as test.py draws them, whole or not at all; height, width: pixels."""
+    """Draw the first queries with their first ten hits as test.py draws them, whole or not at all; height,
+    width: pixels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # it takes a second to load
 
     import figures
     looks = {ABOVE: figures.MATCH, BELOW: figures.MISS, NOBODY: ("○", "0.35", ":"), "": ("", "black", "-")}
     rows = []
     for answer in answers[:figures.QUERIES]:
-        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{answer.verdict if answer.verdict == NOBODY else ''}")]
+        said = NOBODY if answer.verdict == NOBODY else ""
+        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{said}")]
         for hit in answer.hits[:figures.SHOWN]:
             sign, colour, style = looks[hit.verdict]
-            row.append(figures.Tile(hit.image, f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}", colour, style))
+            caption = f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}"
+            row.append(figures.Tile(hit.image, caption, colour, style))
         rows.append(row)
     figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, height, width)
     with atomic_path(path) as temporary:
@@ -155,26 +179,28 @@ def shorten(name: str, length: int = 14) -> str:
     return (name if len(name) <= length else "…" + name[1 - length:]).replace("$", r"\$")
 
 
-# ---------------------------------------------------------------------------------------------------------- page
-def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], height: int, width: int,
+# ------------------------------------------------------------------------------------------------------- page
+def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], height: int,
+               width: int,
                draw: Drawer | None) -> int:
-    """Write the page, whole or not at all; returns how many images could not be read, which are empty frames in it.
+    """Write the page, whole or not at all; returns how many images could not be read, which are empty frames
+    in it.
 
     about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence.
     """
     size = THUMBNAIL, round(THUMBNAIL * width / height)
     thumbnails: dict[str, str] = {}
-    for image in {image for answer in answers for image in (answer.image, *(hit.image for hit in answer.hits))}:
+    for image in {each.image for answer in answers for each in (answer, *answer.hits)}:
         try:
             thumbnails[image] = data_uri(read_image(image, *size))
         except UserError:
             thumbnails[image] = ""
+    bar = tqdm(answers, "evidence", unit="query", leave=False, disable=None if draw else True)
     parts = {"title": escape(title), "about": "".join(f"<p>{escape(line)}</p>" for line in about),
              "verdicts": "" if any(answer.verdict for answer in answers) else "hidden",
-             "ratio": f"{width} / {height}", "rows": "\n".join(section(answer, thumbnails, size, draw) for answer in
-                               tqdm(answers, "evidence", unit="query", leave=False, disable=None if draw else True))}
-    page = PAGE.read_text(encoding="utf-8").replace("{{ratio}}", parts.pop("ratio"))
-    for kind in ("style", "script"):  # what the page may run and apply: these, by their hashes, and nothing else
+             "rows": "\n".join(section(answer, thumbnails, size, draw) for answer in bar)}
+    page = PAGE.read_text(encoding="utf-8").replace("{{ratio}}", f"{width} / {height}")
+    for kind in ("style", "script"):  # the page may apply and run these, by their hashes, and nothing else
         inner = re.search(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)[1]
         parts[f"{kind}_hash"] = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
@@ -192,14 +218,18 @@ def section(answer: Answer, thumbnails: dict[str, str], size: tuple[int, int], d
     for rank, hit in enumerate(answer.hits, 1):
         evidence = ""
         if found := drawn.get(hit.image):
-            evidence = f' data-evidence="{escape(found.name)}" data-maps="{" ".join(map(data_uri, found.pictures))}"'
+            maps = " ".join(map(data_uri, found.pictures))
+            evidence = f' data-evidence="{escape(found.name)}" data-maps="{maps}"'
         items.append(
-            f'<li class="hit" data-verdict="{hit.verdict}" data-path="{attribute(hit.name)}"><button type="button"{evidence}>'
-            f'{picture(thumbnails[hit.image])}<span class="rank">{rank} · <b>{hit.similarity:.3f}</b></span>'
-            f'{verdict(hit.verdict if hit.verdict != NOBODY else "")}<span class="path">{text(hit.name)}</span></button></li>')
-    return (f'<section data-verdict="{answer.verdict}" data-path="{attribute(answer.name)}"><div class="query">'
-            f'{picture(thumbnails[answer.image])}<span>query</span>{verdict(answer.verdict if answer.verdict == NOBODY else "")}'
-            f'<span class="path">{text(answer.name)}</span></div><ol>{"".join(items)}</ol></section>')
+            f'<li class="hit" data-verdict="{hit.verdict}" data-path="{attribute(hit.name)}">'
+            f'<button type="button"{evidence}>{picture(thumbnails[hit.image])}'
+            f'<span class="rank">{rank} · <b>{hit.similarity:.3f}</b></span>'
+            f'{verdict("" if hit.verdict == NOBODY else hit.verdict)}{label(hit.name)}</button></li>')
+    return (
+        f'<section data-verdict="{answer.verdict}" data-path="{attribute(answer.name)}">'
+        f'<div class="query">{picture(thumbnails[answer.image])}<span>query</span>'
+        f'{verdict(NOBODY if answer.verdict == NOBODY else "")}{label(answer.name)}</div>'
+        f'<ol>{"".join(items)}</ol></section>')
 
 
 def verdict(word: str) -> str:
@@ -212,9 +242,10 @@ def picture(uri: str) -> str:
     return f'<img src="{uri}" alt="">' if uri else '<span class="missing">no image</span>'
 
 
-def text(name: str) -> str:
-    """A name as HTML shows it, with places where its line may break."""
-    return re.sub(r"([/\\_])", r"\1<wbr>", escape(one_line(name)))
+def label(name: str) -> str:
+    """A name in HTML, with places where its line may break."""
+    text = re.sub("([/_])", r"\1<wbr>", escape(one_line(name)))
+    return f'<span class="path">{text}</span>'
 
 
 def attribute(name: str) -> str:

@@ -1,10 +1,11 @@
 """Search images of a person among others: both sides are files of embed.py.
 
     python search.py night.npz day.npz --top 10 --out hits/
-    python search.py night.npz day.npz --out hits/ --far 1e-3 --calibration results.json --resume save_model/..._last.t
+    python search.py night.npz day.npz --out hits/ --far 1e-3 --calibration results.json
+    python search.py night.npz day.npz --out hits/ --resume save_model/..._last.t
 
-Writes hits.csv, hits.png (the first queries) and hits.html, a page that needs no network and no server. The search
-is exact: every row of the gallery is compared, and equal similarities keep the order of the gallery.
+Writes hits.csv, hits.png (the first queries) and hits.html, a page that needs no network and no server. The
+search is exact: every row of the gallery is compared, and equal similarities keep the order of the gallery.
 """
 from __future__ import annotations
 
@@ -28,15 +29,21 @@ def build_parser() -> Parser:
     parser = Parser(description="Search the images of one file of embed.py in those of another.")
     parser.add_argument("query", metavar="QUERY.npz", help="file of embed.py: what to search for")
     parser.add_argument("gallery", metavar="GALLERY.npz", help="file of embed.py: where to search")
-    parser.add_argument("--out", type=filled, required=True, metavar="DIR", help="folder for hits.csv, hits.png and hits.html")
+    parser.add_argument("--out", type=filled, required=True, metavar="DIR",
+                        help="folder for hits.csv, hits.png and hits.html")
     parser.add_argument("--top", type=integer(1), default=10, metavar="N", help="hits of each query")
-    parser.add_argument("--feature", choices=FEATURES, default="bnneck", help="after pooling, or after BNNeck")
-    parser.add_argument("--min-similarity", type=cosine, metavar="S", help="leave out hits of a lower cosine similarity")
+    parser.add_argument("--feature", choices=FEATURES, default="bnneck",
+                        help="after pooling, or after BNNeck")
+    parser.add_argument("--min-similarity", type=cosine, metavar="S",
+                        help="leave out hits of a lower cosine similarity")
     parser.add_argument("--exclude-same-camera", action="store_true",
                         help="leave out hits of the query's camera, where names tell cameras")
-    parser.add_argument("--far", type=positive, metavar="RATE", help="say yes or no at this false accept rate a pair")
-    parser.add_argument("--calibration", type=filled, metavar="results.json", help="record of test.py with the thresholds")
-    parser.add_argument("--resume", "-r", type=filled, metavar="PATH", help="checkpoint, to draw evidence maps into hits.html")
+    parser.add_argument("--far", type=positive, metavar="RATE",
+                        help="say yes or no at this false accept rate a pair")
+    parser.add_argument("--calibration", type=filled, metavar="results.json",
+                        help="record of test.py with the thresholds")
+    parser.add_argument("--resume", "-r", type=filled, metavar="PATH",
+                        help="checkpoint, to draw evidence maps into hits.html")
     parser.add_argument("--shown", type=integer(1), default=20, metavar="N", help="queries in hits.html")
     return parser
 
@@ -56,23 +63,31 @@ def main() -> None:
     """Search from the arguments of the command line."""
     args = build_parser().parse_args()
     if (args.far is None) != (args.calibration is None):
-        raise UserError(f"--{'calibration' if args.far else 'far'}: missing; --far and --calibration go together")
+        missing = "--far" if args.far is None else "--calibration"
+        raise UserError(f"{missing}: missing; --far and --calibration go together")
     query, gallery = read_side(args.query), read_side(args.gallery)
     require_same(query.record, gallery.record, COMPARABLE, f"{args.query} and {args.gallery}")
-    threshold = args.far and hits.read_threshold(args.calibration, args.far, args.feature, query.record, gallery.record)
-    draw = evidence_drawer(args, query, gallery) if args.resume else None
-    cameras = [read_cameras(args.query, query), read_cameras(args.gallery, gallery)] if args.exclude_same_camera else []
+    threshold = cameras = draw = None
+    if args.far is not None:
+        sides = query.record, gallery.record
+        threshold = hits.read_threshold(args.calibration, args.far, args.feature, *sides)
+    if args.exclude_same_camera:
+        cameras = read_cameras(args.query, query), read_cameras(args.gallery, gallery)
+    if args.resume:
+        draw = evidence_drawer(args, query, gallery)
     out = make_folder(args.out, "--out")
-    answers = hits.judge(query, gallery, find(args, query, gallery, cameras), threshold or None, args.min_similarity)
-    about = describe(args, query, gallery, answers, threshold or None)
+    found = find(args, query, gallery, cameras or ())
+    answers = hits.judge(query, gallery, found, threshold, args.min_similarity)
+    about = describe(args, query, gallery, answers, threshold)
     print("\n".join(about))
     title = f"{Path(args.query).name} in {Path(args.gallery).name}"
     size = query.record.height, query.record.width
-    hits.write_csv(out / "hits.csv", answers, threshold or None)
-    hits.write_picture(out / "hits.png", answers, f"{title}: {about[-1]}" if threshold else title, *size)
-    missing = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw)
-    if missing:
-        warn(f"{out / 'hits.html'}: {missing} images could not be read any more; names begin in the current folder")
+    hits.write_csv(out / "hits.csv", answers, threshold)
+    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size)
+    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw)
+    if unread:
+        warn(f"{out / 'hits.html'}: {unread} images could not be read any more; names begin in the current "
+             "folder")
     print(f"hits: {out / 'hits.csv'}, {out / 'hits.png'}, {out / 'hits.html'}")
 
 
@@ -89,9 +104,11 @@ def read_cameras(path: str, side: Gallery) -> np.ndarray:
     cameras = np.array([camera_of(name) for name in side.paths])
     silent = np.count_nonzero(cameras < 0)
     if silent == len(cameras):
-        raise UserError(f"--exclude-same-camera: no name in {path} tells a camera, as cam3/ or _c3_ do; leave it out")
+        raise UserError(f"--exclude-same-camera: no name in {path} tells a camera, as cam3/ or _c3_ do; "
+                        "leave it out")
     if silent:
-        warn(f"--exclude-same-camera: {silent} of {len(cameras)} names in {path} tell no camera, and lose no hits")
+        warn(f"--exclude-same-camera: {silent} of {len(cameras)} names in {path} tell no camera, and lose no "
+             "hits")
     return cameras
 
 
@@ -109,8 +126,8 @@ def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers
     """What was searched, in words, the threshold last."""
     sides = [f"{len(side):,} {side.record.modality} {side.record.rows}" for side in (query, gallery)]
     half = " (float16 on disk)" if np.float16 in (query.bnneck.dtype, gallery.bnneck.dtype) else ""
-    lines = [f"{sides[0]} in {sides[1]}, {args.feature} features{half}, method {query.record.method}, checkpoint "
-             f"{query.record.checkpoint[:12]}"]
+    lines = [f"{sides[0]} in {sides[1]}, {args.feature} features{half}, method {query.record.method}, "
+             f"checkpoint {query.record.checkpoint[:12]}"]
     if args.exclude_same_camera:
         lines.append("hits of the query's own camera are left out")
     if args.min_similarity is not None:
@@ -119,16 +136,20 @@ def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers
         lines.append(f"hits.html shows the first {args.shown} queries, hits.csv has all")
     if threshold is not None:
         nobody = sum(answer.verdict == hits.NOBODY for answer in answers)
-        lines.append(f"no one here for {nobody} of {len(answers)} queries; at this rate, {float(threshold.far) * len(gallery):.2g} "
+        expected = float(threshold.far) * len(gallery)
+        lines.append(f"no one here for {nobody} of {len(answers)} queries; at this rate, {expected:.2g} "
                      f"false accepts are to be expected of each query in {len(gallery):,} images")
         lines.append(str(threshold))
     return lines
 
 
 def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> hits.Drawer:
-    """What draws the evidence on two images; raises `UserError` if the checkpoint is not that of the features."""
+    """What draws the evidence on two images; raises `UserError` if the checkpoint is not that of the
+    features.
+    """
     if sha256(Path(args.resume)) != query.record.checkpoint:
-        raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name that one, or leave it out")
+        raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
+                        "that one, or leave it out")
     from checkpoint import load_network  # with torch, which a search by itself does without
     from evidence import find_evidence_of_all
     from figures import overlay

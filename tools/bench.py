@@ -345,8 +345,10 @@ def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device
 
 
 # ----------------------------------------------------------------------------------------------------- command line
-BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx, "metrics": bench_metrics, "search": bench_search,
-              "preprocess": bench_preprocess, "graph": bench_graph, "params": bench_params}
+BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
+              "metrics": bench_metrics, "search": bench_search, "preprocess": bench_preprocess,
+              "graph": bench_graph, "params": bench_params}
+
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
