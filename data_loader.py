@@ -38,15 +38,16 @@ class TrainImages:
 
 
 def load_train_images(split: TrainSplit, root: str, height: int, width: int, workers: int,
-                      marks: Marks | None = None, *, silent: bool = False) -> dict[str, TrainImages]:
+                      marks: Marks | None = None, folder: str | None = None, *,
+                      silent: bool = False) -> dict[str, TrainImages]:
     """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
 
-    marks: of the images, if they are known. Raises `UserError` naming the file and the command that renews it
+    marks: of the images, if they are known. folder: of the arrays, if not `root`. Raises `UserError` naming the file and the command that renews it
     if the arrays do not fit the images or the size.
     """
-    if train_arrays.present(root, height, width):
-        marks = marks or train_arrays.marks(split, root)
-        found = train_arrays.open_arrays(split, root, height, width, marks)
+    if train_arrays.present(root, height, width, folder):
+        marks = marks or train_arrays.marks(split, root, folder)
+        found = train_arrays.open_arrays(split, root, height, width, marks, folder)
     else:
         found = {side.modality: (read_images(side.paths, height, width, workers, title=side.modality, silent=silent),
                                  split.labels(side.modality)) for side in split.sides}
@@ -67,6 +68,9 @@ class IdentitySampler:
         self.places = {modality: group_by_label(values) for modality, values in labels.items()}
         self.classes = len(next(iter(self.places.values())))
         self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
+        if self.classes < 2:
+            raise UserError("1 training person found, at least 2 expected, as a triplet needs another; add persons to the "
+                            "training lists")
         if identities > self.classes:
             raise UserError(f"--batch-size {identities}: {self.classes} training persons found, at least as "
                             f"many as the batch has identities expected; give --batch-size {self.classes} or "

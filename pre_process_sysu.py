@@ -16,11 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data_manager import DATASETS
-from datasets.arrays import ARRAYS, MANIFEST, manifest, marks
+from datasets.arrays import ARRAYS, MANIFEST, manifest, marks, strays
 from datasets.images import read_image
 from datasets.types import Images, TrainSplit
 from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, locked,
-                   one_line_warnings, run, warn, write_json)
+                   make_folder, one_line_warnings, run, warn, write_json)
 
 CHUNK = 16  # images a task
 Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_array`
@@ -32,6 +32,8 @@ def build_parser() -> Parser:
                                 "arrays.")
     parser.add_argument("--data-path", type=filled, default=DATASETS["sysu"].path, metavar="DIR",
                         help="folder of the data set")
+    parser.add_argument("--arrays", type=filled, metavar="DIR",
+                        help="folder for the arrays, as where the data are read-only (default: that of the data set)")
     add_data_arguments(parser)
     return parser
 
@@ -43,32 +45,37 @@ def main() -> None:
     split = DATASETS["sysu"].train_split(args.data_path)
     for line in DATASETS["sysu"].surprises(args.data_path, split):
         warn(line)
-    with exclusive(root):
-        write_arrays(root, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
+    folder = make_folder(args.arrays, "--arrays") if args.arrays else root
+    if found := strays(folder):
+        warn(f"{', '.join(map(str, found))}: without {MANIFEST}, so made by other code or cut short; will be replaced "
+             "(--arrays DIR writes elsewhere)")
+    with exclusive(folder):
+        write_arrays(root, folder, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
     print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} "
-          f"persons in {root}")
+          f"persons in {folder}")
 
 
 @contextlib.contextmanager
-def exclusive(root: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Keep a second pre-processing off the same folder, and clear away what an interrupted one left."""
-    with locked(root / ".pre_process_sysu.lock", (
-            f"--data-path {root}: a living process is pre-processing this folder; wait for it")):
-        clear(root)
+    make_folder(folder, "--data-path")
+    with locked(folder / ".pre_process_sysu.lock", (
+            f"--data-path {folder}: a living process is pre-processing this folder; wait for it")):
+        clear(folder)
         try:
             yield
         finally:
-            clear(root)
+            clear(folder)
 
 
-def clear(root: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what an interrupted pre-processing left half-written."""
     for pattern in (".train_*.part", ".train_*.tmp"):
-        for stray in root.glob(pattern):
+        for stray in folder.glob(pattern):
             stray.unlink()
 
 
-def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
+def write_arrays(root: Path, folder: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
     """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes
     last.
     """
@@ -76,19 +83,19 @@ def write_arrays(root: Path, split: TrainSplit, height: int, width: int, workers
     layouts: dict[str, Layout] = {}
     try:
         # first: later changes are found out
-        content = manifest(split, root, height, width, marks(split, root))
+        content = manifest(split, root, height, width, marks(split, root, folder))
         for side in split.sides:
-            images, labels = (root / f"{ARRAYS[side.modality]}_{kind}.npy" for kind in ("img", "label"))
-            parts |= {final: root / f".{final.stem}.part" for final in (images, labels)}
+            images, labels = (folder / f"{ARRAYS[side.modality]}_{kind}.npy" for kind in ("img", "label"))
+            parts |= {final: folder / f".{final.stem}.part" for final in (images, labels)}
             save(parts[labels], split.labels(side.modality))
             layouts[side.modality] = make_array(parts[images], (len(side), height, width, 3))
         decode(split.sides, layouts, workers)
-        (root / MANIFEST).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
         for final, part in parts.items():
             os.replace(part, final)
-        write_json(root / MANIFEST, content)
+        write_json(folder / MANIFEST, content)
     except OSError as error:
-        raise UserError(f"--data-path {root}: {explain_os_error(error)}") from None
+        raise UserError(f"--data-path {root}: {explain_os_error(error)}; or write elsewhere with --arrays DIR") from None
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -109,13 +116,18 @@ def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
 
 
 def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) -> None:
-    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows.
+    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows, or in
+    this process if there are no workers.
     """
     chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides
               for start in range(0, len(side), CHUNK)]
     ended = (f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
              "--workers")
-    done = in_processes(decode_rows, chunks, workers, ended, partial(start_worker, layouts))
+    if workers == 0:
+        map_arrays(layouts)
+        done = (decode_rows(*chunk) for chunk in chunks)
+    else:
+        done = in_processes(decode_rows, chunks, workers, ended, partial(start_worker, layouts))
     with contextlib.closing(done), tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
         for images in done:
             bar.update(images)
@@ -134,6 +146,11 @@ def start_worker(layouts: dict[str, Layout]) -> None:
     """Open the arrays in a worker process, which ends with its parent."""
     one_line_warnings()
     threading.Thread(target=end_with_parent, daemon=True).start()
+    map_arrays(layouts)
+
+
+def map_arrays(layouts: dict[str, Layout]) -> None:
+    """Map the arrays for `decode_rows`."""
     decode_rows.arrays = {modality: np.memmap(path, np.uint8, "r+", offset, shape)
                           for modality, (path, offset, shape) in layouts.items()}
 

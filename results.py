@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -55,9 +56,18 @@ def describe_protocol(searches: Sequence[Search], root: str) -> dict[str, Any]:
 
 
 def count(search: Search) -> dict[str, int]:
-    """Images and persons on either side of a search."""
-    return {f"{side}_{what}": number for side, images in (("query", search.query), ("gallery", search.gallery))
-            for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
+    """Images and persons on either side of a search, and the queries that see no match."""
+    counts = {f"{side}_{what}": number for side, images in (("query", search.query), ("gallery", search.gallery))
+              for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
+    return {**counts, "queries_without_match": int((~search.matched()).sum())}
+
+
+def unmatched_line(counts: Sequence[Mapping[str, int]]) -> list[str]:
+    """How many queries see no match and are not in the mean, over all trials; nothing if there are none."""
+    lone = [f"{each['queries_without_match']} of {each['query_images']}" for each in counts]
+    if not any(each["queries_without_match"] for each in counts):
+        return []
+    return [f"queries that see no match, left out of the mean: {', '.join(dict.fromkeys(lone))}"]
 
 
 def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -86,7 +96,8 @@ def show_percent(values: Mapping[str, float]) -> str:
 def lines(record: dict[str, Any]) -> list[str]:
     """The table of a record: every trial of both features, then mean and deviation, in per cent."""
     extras = "".join(f" + {extra}" for extra in record["extras"])
-    rows = [record["protocol"]["name"], " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
+    rows = [record["protocol"]["name"], *unmatched_line([trial["counts"] for trial in record["trials"]]),
+            " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
     features = scored(record["trials"])
     for feature in features:
         for trial in record["trials"]:
@@ -106,14 +117,28 @@ def gap_lines(record: dict[str, Any]) -> list[str]:
 
 
 def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Path:
-    """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras.
+    """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras, and
+    numbered where that holds the record of another test.
 
     named: whether the user chose the trial, of which a checkpoint may see several.
     """
     trials = [f"trial {trial}" for trial in record["protocol"]["trials"]]
     words = [record["protocol"]["name"], *(trials if named and len(trials) == 1 else []), *record["extras"]]
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
-    return Path(FOLDER) / f"{Path(resume).stem.replace('{}', 'all')}_{slug}.json"
+    stem = f"{Path(resume).stem.replace('{}', 'all')}_{slug}"
+    paths = (Path(FOLDER) / f"{stem}{number}.json" for number in itertools.chain([""], (f"_{n}" for n in itertools.count(2))))
+    return next(path for path in paths if not holds_another(path, record))
+
+
+def holds_another(path: Path, record: dict[str, Any]) -> bool:
+    """Whether a file is there and not the record of the same test: same checkpoint, images and extras."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        return any(other[key] != record[key] for key in ("protocol", "checkpoint", "extras"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def write(record: dict[str, Any], folder: Path) -> None:

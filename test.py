@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,15 @@ from eval_metrics import Ranking, modality_gap
 from evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
-from utils import Parser, UserError, atomic_path, make_folder, parse_given, run, sha256, warn, write_json
+from utils import Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn, write_json
 
 
 
 @dataclass(frozen=True)
 class Model:
     """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
-    of a test; settings: what its training had in common with that of other seeds.
+    of a test; settings: what its training had in common with that of other seeds; `home`: the data set that it
+    was trained on, if it is tested on another.
     """
 
     net: TwoStream
@@ -47,6 +48,7 @@ class Model:
     trial: int | None = None
     chosen: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    home: str = ""
 
 
 def main() -> None:
@@ -59,12 +61,15 @@ def main() -> None:
     device = choose_device(args.gpu)
     prepare(device)
     paths = checkpoints(args)
+    target = args.dataset if "dataset" in given else None
     make_folder(args.out or results.FOLDER, "--out")
+    if args.out:
+        require_figures()
     if args.save_features:
         make_folder(Path(args.save_features).parent, "--save-features")
     models, searches, rankings, first = [], [], [], None
     for place, path in enumerate(paths, 1):
-        model = load_model(path, parser)
+        model = away_from_home(load_model(path, parser), target)
         chosen = choose_searches(parser, args, given, model, place if len(paths) > 1 else None)
         warn_of_model(model, chosen[0], known_best=any(other.chosen for other in models))
         features = search_features(model.net.to(device, memory_format=torch.channels_last), chosen,
@@ -140,6 +145,17 @@ def load_model(path: str, parser: Parser) -> Model:
     return Model(checkpoint.network(path), path, facts, trial, checkpoint.optimiser is None, settings)
 
 
+def away_from_home(model: Model, target: str | None) -> Model:
+    """The model as a test on another data set than its own sees it, where --dataset names one: its persons are
+    none of that test, whatever the trial, and it was not chosen on its images.
+    """
+    own = model.facts.get("dataset")
+    if target is None or own in (None, target):
+        return model
+    facts = {name: value for name, value in model.facts.items() if name != "dataset"}
+    return replace(model, facts=facts, trial=None, chosen=False, home=DATASETS[own].title if own in DATASETS else own)
+
+
 def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,
                     place: int | None) -> list[Search]:
     """What to test a model on, the n-th of ten or the only one (None); `UserError` where flags contradict it."""
@@ -153,13 +169,15 @@ def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], m
         require_trial(args, given, model, place)
         given.update(model.facts)  # the other models must be of the same kind
     trials = data.trials(place or (trial_of(args, given, model) if data.splits > 1 else args.trial))
+    if model.home and data.splits > 1 and "trial" not in given:
+        trials = range(1, data.splits + 1)
     return data.searches(args.data_path, direction=args.direction, trials=trials, **data.keywords("searches", vars(args)))
 
 
 def trial_of(args: argparse.Namespace, given: set[str], model: Model) -> int:
     """The split to test a model on; raises `UserError` rather than test it on persons that it was trained on."""
     if model.trial is None:
-        if "trial" not in given:
+        if "trial" not in given and not model.home:
             raise UserError(f"--resume {model.path}: does not say which trial it was trained on; give that "
                             "with --trial")
         return args.trial
@@ -201,6 +219,15 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
     bf16 = use_bf16(device, args.amp, args.img_w)
     return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip, silent=False)
+
+
+def require_figures() -> None:
+    """Load what draws the figures, which takes a second; `UserError` where it cannot be had."""
+    try:
+        import figures  # noqa: F401
+    except Exception as error:  # of whatever Matplotlib and NumPy do to each other
+        raise UserError(f"--out: Matplotlib, which draws the figures, does not load ({type(error).__name__}: "
+                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib, or leave --out out") from None
 
 
 def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:
@@ -246,6 +273,7 @@ def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]
     words = ["flip"] if args.flip else []
     words += [f"feature {args.feature}"] if args.feature else []
     words += ["k-reciprocal re-ranking"] if args.rerank == "k-reciprocal" else []
+    words += sorted({f"trained on {model.home}" for model in models if model.home})
     forced = [(search.trial, model.trial) for model, search in zip(models, searches)
               if model.trial not in (None, search.trial)]
     if forced and len(models) == 1:
@@ -262,6 +290,8 @@ def write(args: argparse.Namespace, named: bool, record: dict[str, Any], queries
     if args.save_features:
         save_features(Path(args.save_features), features, search)
     if args.out:
+        if results.holds_another(Path(args.out) / "results.json", record):
+            warn(f"--out {args.out}: the record of another test was there and is replaced")
         results.write(record, Path(args.out))
         results.write_queries(queries, Path(args.out) / "results.json")
     else:

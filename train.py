@@ -36,7 +36,7 @@ from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser,
                     score, search_features, set_learning_rate, train_one_epoch, train_steps)
 from loss import Criterion
 from model import METHODS, Method, TwoStream
-from results import FEATURES, show_percent
+from results import FEATURES, count, show_percent, unmatched_line
 from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given, run,
                    versions, warn)
 
@@ -58,7 +58,7 @@ def main() -> None:
     if args.test_only:
         return test_only(args, saved, searches, device, processes)
     split = data.train_split(args.data_path, args.trial)
-    marks = arrays.marks(split, args.data_path)
+    marks = arrays.marks(split, args.data_path, args.arrays)
     state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, marks), processes)
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
                               args.num_pos, args.seed, processes.count)
@@ -79,7 +79,7 @@ def main() -> None:
         if args.compile:
             require_compiler(device)
         images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, marks,
-                                   silent=files.log.silent)
+                                   args.arrays, silent=files.log.silent)
         batches = TrainBatches(images, sampler, net.method.views, device, keep_on_device(args, images, device),
                                args.seed, processes.rank)
         stop = StopRequest()
@@ -369,6 +369,8 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
                          (f"query {search.query.modality}", search.query),
                          (f"gallery {search.gallery.modality}", search.gallery)):
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
+    for line in unmatched_line([count(search)]):
+        log(line)
     parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
     losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}
     log(f"{method}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; "

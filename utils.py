@@ -171,7 +171,12 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
     Each process begins with `start()`, if given. Raises `UserError(ended)` if the system ends one, as where
     memory runs out.
     """
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, (start,)) as pool:
+    try:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, (start,))
+    except OSError as error:  # of its semaphores
+        raise UserError(f"--workers {workers}: no shared memory for processes ({error.strerror}); make room in /dev/shm, or "
+                        "use --workers 0") from None
+    with pool:
         try:
             with signals_held():  # a pool that is left while it starts a process cannot be shut down
                 jobs = [pool.submit(function, *call) for call in calls]

@@ -36,9 +36,12 @@ class Mark(NamedTuple):
 Marks = dict[str, list[Mark]]  # of the images of each modality, in their order
 
 
-def marks(split: TrainSplit, root: str | Path) -> Marks:
-    """The marks of all training images, read unless the manifest speaks for a file by its size and time."""
-    known = recorded_marks(Path(root))
+def marks(split: TrainSplit, root: str | Path, folder: str | Path | None = None) -> Marks:
+    """The marks of all training images, read unless the manifest speaks for a file by its size and time.
+
+    folder: of the arrays, here and below, if that is not the data set's.
+    """
+    known = recorded_marks(Path(folder or root))
     return {side.modality: [mark_of(path, known.get((side.modality, relative(path, root))))
                             for path in side.paths] for side in split.sides}
 
@@ -102,28 +105,37 @@ def recorded_marks(root: Path) -> dict[tuple[str, str], Mark]:
         return {}  # `open_arrays` says what is wrong with it
 
 
-def present(root: str | Path, height: int, width: int) -> bool:
-    """Whether a data set has pre-processed arrays; raises `UserError` for arrays without the manifest."""
-    if (Path(root) / MANIFEST).exists():
+def present(root: str | Path, height: int, width: int, folder: str | Path | None = None) -> bool:
+    """Whether a data set has pre-processed arrays; raises `UserError` for arrays without the manifest, and for a
+    folder named for them that has none.
+    """
+    if (Path(folder or root) / MANIFEST).exists():
         return True
-    strays = [f"{name}_img.npy" for name in ARRAYS.values() if (Path(root) / f"{name}_img.npy").exists()]
-    if strays:
-        raise UserError(f"{Path(root) / strays[0]}: found without {MANIFEST}, which says what it was made "
-                        f"from; {renew(root, height, width)}")
+    if found := strays(folder or root):
+        raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made "
+                        f"from; {renew(root, height, width, folder)}")
+    if folder:
+        raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {renew(root, height, width, folder)}")
     return False
 
 
-def renew(root: str | Path, height: int, width: int) -> str:
+def strays(folder: str | Path) -> list[Path]:
+    """The arrays in a folder without their manifest: of other code, or of a pre-processing that was cut short."""
+    paths = [Path(folder) / f"{name}_img.npy" for name in ARRAYS.values()]
+    return [] if (Path(folder) / MANIFEST).exists() else [path for path in paths if path.exists()]
+
+
+def renew(root: str | Path, height: int, width: int, folder: str | Path | None = None) -> str:
     """The command that makes the arrays anew."""
-    size = f"--img_w {width} --img_h {height}"
-    return f"run: python pre_process_sysu.py --data-path {shlex.quote(str(root))} {size}"
+    words = ["--data-path", str(root), *(["--arrays", str(folder)] if folder else [])]
+    return f"run: python pre_process_sysu.py {shlex.join(words)} --img_w {width} --img_h {height}"
 
 
 # ----------------------------------------------------------------------------------------------------- arrays
-def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
-                marks: Marks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int, marks: Marks,
+                folder: str | Path | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Memory-map the arrays of both modalities, once they are known to fit the images and the size."""
-    path, command = Path(root) / MANIFEST, renew(root, height, width)
+    path, command = Path(folder or root) / MANIFEST, renew(root, height, width, folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         size, made_from = (content["height"], content["width"]), {**content["images"]}
@@ -139,7 +151,7 @@ def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
         then = made_from.get(modality)
         if then != now:
             raise UserError(f"{path}: {difference(then, now, modality)}; {command}")
-    return {side.modality: open_array(Path(root), side.modality, split.labels(side.modality), height, width,
+    return {side.modality: open_array(path.parent, side.modality, split.labels(side.modality), height, width,
                                       command)
             for side in split.sides}
 

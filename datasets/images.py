@@ -18,6 +18,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
 PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of an image: a W3C media fragment
 
+# What else is found under an image's name, by its first bytes.
+KNOWN = {"a TIFF file": rb"II[*+]\0|MM\0[*+]", "a GIF file": rb"GIF8", "a WebP file": rb"RIFF....WEBP",
+         "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)", "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51",
+         "a NumPy array": rb"\x93NUMPY", "a PDF": rb"%PDF", "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
+         "a web page": rb"\s*<(!|html|HTML|\?xml)"}
+
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
     """Decode an image file, turn it upright as its EXIF says, convert it to RGB, resize it (Pillow LANCZOS).
@@ -69,6 +75,11 @@ def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
 def describe_bytes(path: str | Path) -> str:
     """Say in words what a file that is no image holds."""
     size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(16)
+    for name, pattern in KNOWN.items():
+        if re.match(pattern, start, re.DOTALL):
+            return f"{name} ({', '.join(FORMATS)} are read)"
     return "an empty file" if size == 0 else f"a file of {size} bytes in no known image format"
 
 
@@ -122,8 +133,8 @@ def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, wor
     def read(index: int) -> None:
         images[index] = read_image(paths[index], height, width)
 
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = pool.map(read, range(len(paths)))
+    with ThreadPoolExecutor(workers or 1) as pool:
+        jobs = pool.map(read, range(len(paths))) if workers else map(read, range(len(paths)))
         try:
             for _ in tqdm(jobs, title, len(paths), unit="image", disable=silent or None, leave=False):
                 pass

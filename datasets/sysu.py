@@ -13,7 +13,7 @@ from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, has_by
 from datasets.files import IMAGE_SUFFIXES, list_images, parse_id_list
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
                             TrainSplit, grouped, make_train_split)
-from utils import UserError
+from utils import UserError, filled
 
 CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
 INDOOR = (1, 2)
@@ -60,6 +60,8 @@ class SysuMM01(DataSet):
         Flag("--gallery", {"choices": ("random", "official"), "default": "random",
                            "help": "SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)"},
              argument_to=("searches",)),
+        Flag("--arrays", {"type": filled, "metavar": "DIR", "help": "SYSU-MM01: folder of the pre-processed arrays "
+                                                                    "(default: that of the data set)"}, scripts=("train",)),
     )
 
     def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:

@@ -82,6 +82,10 @@ class Search:
         """
         return np.ones((len(self.query), len(self.gallery)), bool)
 
+    def matched(self) -> np.ndarray:
+        """Whether each query sees an image of its person, (Q,) bool; others are left out of the mean."""
+        return ((self.query.pids[:, None] == self.gallery.pids) & self.seen()).any(1)
+
     def counts(self) -> dict[str, int]:
         """How many images and persons there are."""
         persons = set(self.query.pids.tolist()) | set(self.gallery.pids.tolist())
@@ -89,8 +93,8 @@ class Search:
 
     def require_match(self, source: str) -> None:
         """Raise `UserError` if no query has a match among the images that it sees."""
-        same = self.query.pids[:, None] == self.gallery.pids
-        if not (same & self.seen()).any():
+        if not self.matched().any():
+            same = self.query.pids[:, None] == self.gallery.pids
             why = " but in cameras that are not compared" if same.any() else ""
             raise UserError(
                 f"{source}: no query has a match in the gallery: no person is in both the {len(self.query)} "
