@@ -22,7 +22,8 @@ from utils import UserError, atomic_path, one_line
 
 FORMAT = 1
 ALIGNMENT = 64  # bytes: arrays begin at multiples of it in the file, as NumPy wants them in memory
-BLOCK = 4096  # gallery rows at once
+BLOCK = 4096  # gallery rows that are copied at once
+CELLS = 1 << 22  # similarities at once: in large pieces, the threads of a product seldom wait
 QUERIES = 256  # queries at once
 CAMERA = re.compile(r"(?:^|[/\\_\-. ])c(?:am(?:era)?)?[_-]?(\d{1,9})(?=s\d|[/\\_\-. #]|$)", re.IGNORECASE)
 TIME = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(\d\d)-?(\d\d)[T_ -]?(\d\d)[-:]?(\d\d)[-:]?(\d\d)(?!\d)")
@@ -213,7 +214,7 @@ def find_nearest(query: np.ndarray, gallery: np.ndarray, top: int, q_camids: np.
         for first in firsts:
             some = slice(first, first + QUERIES)
             feats = np.asarray(query[some], np.float32)
-            for start, block in blocks(gallery):
+            for start, block in blocks(gallery, len(feats)):
                 similarity = feats @ block.T
                 with np.errstate(invalid="ignore"):
                     finite = np.isfinite(similarity.sum())
@@ -228,10 +229,11 @@ def find_nearest(query: np.ndarray, gallery: np.ndarray, top: int, q_camids: np.
     return hits
 
 
-def blocks(gallery: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of a gallery as float32, each with its first row."""
-    for start in range(0, len(gallery), BLOCK):
-        yield start, np.asarray(gallery[start:start + BLOCK], np.float32)
+def blocks(gallery: np.ndarray, queries: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces of a gallery as float32, each with its first row; what is float32 is not copied."""
+    size = BLOCK if gallery.dtype != np.float32 else max(BLOCK, min(16 * BLOCK, CELLS // queries))
+    for start in range(0, len(gallery), size):
+        yield start, np.asarray(gallery[start:start + size], np.float32)
 
 
 def merge(hits: Hits, first: int, feats: np.ndarray, start: int, block: np.ndarray,
@@ -249,7 +251,8 @@ def merge(hits: Hits, first: int, feats: np.ndarray, start: int, block: np.ndarr
         if len(among) > top:
             kept = rough[index, among]
             among = among[kept >= np.partition(kept, -top)[-top] - margin]
-        exact = (block[among].astype(np.float64) * feats[index]).sum(1)
+        parts = [among[start:start + BLOCK] for start in range(0, len(among), BLOCK)]
+        exact = np.concatenate([(block[part].astype(np.float64) * feats[index]).sum(1) for part in parts])
         row = first + index
         similarities = np.concatenate([hits.similarities[row], exact])
         order = np.argsort(-similarities, kind="stable")[:top]

@@ -89,7 +89,7 @@ def test_memory_beyond_the_gallery_is_a_few_blocks(tmp_path):
     find_nearest(query, mapped, 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < mapped.nbytes / 4, (peak, mapped.nbytes)
+    assert peak < 3e7 < mapped.nbytes / 2, peak  # similarities at once, whatever the gallery
 
 
 def test_the_same_camera_is_left_out():
