@@ -64,7 +64,7 @@ def build_parser() -> Parser:
                                 "test on them.")
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
                         help="folder for data, models and figures")
-    parser.add_argument("--ids", type=integer(12, 999), default=640, metavar="N",
+    parser.add_argument("--ids", type=integer(12, 9999), default=640, metavar="N",
                         help="persons in SYSU-MM01's layout; RegDB's has a quarter of them, and at least 16")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
