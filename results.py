@@ -56,18 +56,16 @@ def describe_protocol(searches: Sequence[Search], root: str) -> dict[str, Any]:
 
 
 def count(search: Search) -> dict[str, int]:
-    """Images and persons on either side of a search, and the queries that see no match."""
-    counts = {f"{side}_{what}": number for side, images in (("query", search.query), ("gallery", search.gallery))
-              for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
-    return {**counts, "queries_without_match": int((~search.matched()).sum())}
+    """Images and persons on either side of a search."""
+    return {f"{side}_{what}": number for side, images in (("query", search.query), ("gallery", search.gallery))
+            for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
 
 
-def unmatched_line(counts: Sequence[Mapping[str, int]]) -> list[str]:
+def unmatched_line(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many queries see no match and are not in the mean, over all trials; nothing if there are none."""
-    lone = [f"{each['queries_without_match']} of {each['query_images']}" for each in counts]
-    if not any(each["queries_without_match"] for each in counts):
-        return []
-    return [f"queries that see no match, left out of the mean: {', '.join(dict.fromkeys(lone))}"]
+    lone = [f"{trial['queries_without_match']} of {trial['counts']['query_images']}"
+            for trial in trials if trial.get("queries_without_match")]
+    return [f"queries that see no match, left out of the mean: {', '.join(dict.fromkeys(lone))}"] if lone else []
 
 
 def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -96,7 +94,7 @@ def show_percent(values: Mapping[str, float]) -> str:
 def lines(record: dict[str, Any]) -> list[str]:
     """The table of a record: every trial of both features, then mean and deviation, in per cent."""
     extras = "".join(f" + {extra}" for extra in record["extras"])
-    rows = [record["protocol"]["name"], *unmatched_line([trial["counts"] for trial in record["trials"]]),
+    rows = [record["protocol"]["name"], *unmatched_line(record["trials"]),
             " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
     features = scored(record["trials"])
     for feature in features:

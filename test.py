@@ -243,7 +243,7 @@ def scored_features(args: argparse.Namespace) -> tuple[str, ...]:
 def record_trial(search: Search, rankings: dict[str, Ranking]) -> dict[str, Any]:
     """One search's scores with each feature, as a record holds them."""
     return {"trial": search.trial, **{kind: scores_of(ranking).record() for kind, ranking in rankings.items()},
-            "counts": results.count(search)}
+            "counts": results.count(search), "queries_without_match": search.unmatched()}
 
 
 def query_scores(searches: list[Search], rankings: list[dict[str, Ranking]]) -> QueryScores:

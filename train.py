@@ -369,7 +369,7 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
                          (f"query {search.query.modality}", search.query),
                          (f"gallery {search.gallery.modality}", search.gallery)):
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
-    for line in unmatched_line([count(search)]):
+    for line in unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}]):
         log(line)
     parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
     losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}

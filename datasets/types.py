@@ -82,9 +82,9 @@ class Search:
         """
         return np.ones((len(self.query), len(self.gallery)), bool)
 
-    def matched(self) -> np.ndarray:
-        """Whether each query sees an image of its person, (Q,) bool; others are left out of the mean."""
-        return ((self.query.pids[:, None] == self.gallery.pids) & self.seen()).any(1)
+    def unmatched(self) -> int:
+        """How many queries see no image of their person; they are left out of the mean."""
+        return int((~((self.query.pids[:, None] == self.gallery.pids) & self.seen()).any(1)).sum())
 
     def counts(self) -> dict[str, int]:
         """How many images and persons there are."""
@@ -93,7 +93,7 @@ class Search:
 
     def require_match(self, source: str) -> None:
         """Raise `UserError` if no query has a match among the images that it sees."""
-        if not self.matched().any():
+        if self.unmatched() == len(self.query):
             same = self.query.pids[:, None] == self.gallery.pids
             why = " but in cameras that are not compared" if same.any() else ""
             raise UserError(
