@@ -78,7 +78,8 @@ def main() -> None:
                              "sha256": [sha256(Path(path)) for path in paths]},
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
     pairs = {kind: find_pairs(*first, kind) for kind in FEATURES}
-    record |= {"calibration": verification.describe(first[1]),
+    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal re-ranking"]  # as similarities are
+    record |= {"calibration": verification.describe(first[1], unranked),
                "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in FEATURES},
                "modality_gap": {kind: find_gap(*first, kind) for kind in FEATURES}}
     print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))
