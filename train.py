@@ -40,7 +40,7 @@ from results import FEATURES, count, show_percent, unmatched_line
 from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given, run,
                    versions, warn)
 
-STUCK = 0.0015  # how near a triplet loss is to that of features that do not differ
+STUCK = 0.003  # how near, in parts of it, a triplet loss is to that of features that do not differ
 SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
 
@@ -409,7 +409,7 @@ def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
     """
     margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
     for name, value, what in (("triplet", margin, "its margin"), ("weighted_triplet", math.log(2), "ln 2")):
-        if value and abs(record.get(name, 0) - value) < STUCK:
+        if value and abs(record.get(name, 0) - value) < STUCK * value:
             warn(f"epoch {record['epoch']}: the {name.replace('_', ' ')} loss stayed at {what} ({record[name]:.4f}): "
                  "features do not differ; lower --lr or use pretrained weights")
 
