@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from datasets.types import Search
-from utils import UserError, atomic_path, write_json
+from bootstrap import LEVEL, RESAMPLES, QueryScores, paired_difference
+from datasets.types import FEATURES, SUM, Search
+from utils import UserError, atomic_path, warn, write_json
 
 FORMAT = 1
 COMPARABLE = ("name", "trials", "images")  # what records must share
 FOLDER = "results"  # of records, below the current folder, unless --out names another
-FEATURES = ("pool", "bnneck")  # after pooling, after BNNeck
 RANKS = (1, 5, 10, 20)
+DIFFERENCES = ("rank-1", "mAP")  # that `--compare` puts to the test
 MEASURES = (*(f"rank-{k}" for k in RANKS), "mAP", "mINP")
 
 
@@ -59,11 +61,24 @@ def count(search: Search) -> dict[str, int]:
             for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
 
 
+def unmatched_line(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many queries see no match and are not in the mean, over all trials; nothing if there are none."""
+    lone = [f"{trial['queries_without_match']} of {trial['counts']['query_images']}"
+            for trial in trials if trial.get("queries_without_match")]
+    return [f"queries that see no match, left out of the mean: {', '.join(dict.fromkeys(lone))}"] if lone else []
+
+
 def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Mean and (population) standard deviation over trials of each measure of each feature, fractions."""
-    tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials]) for feature in FEATURES}
+    tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials])
+              for feature in scored(trials)}
     return {name: {feature: dict(zip(MEASURES, statistic(table, axis=0).tolist())) for feature, table in tables.items()}
             for name, statistic in (("mean", np.mean), ("std", np.std))}
+
+
+def scored(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The features that the trials of a record were scored with."""
+    return [feature for feature in (*FEATURES, SUM) if feature in trials[0]]
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -79,12 +94,14 @@ def show_percent(values: Mapping[str, float]) -> str:
 def lines(record: dict[str, Any]) -> list[str]:
     """The table of a record: every trial of both features, then mean and deviation, in per cent."""
     extras = "".join(f" + {extra}" for extra in record["extras"])
-    rows = [record["protocol"]["name"], " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
-    for feature in FEATURES:
+    rows = [record["protocol"]["name"], *unmatched_line(record["trials"]),
+            " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
+    features = scored(record["trials"])
+    for feature in features:
         for trial in record["trials"]:
             values = [f"{100 * headline(trial[feature])[name]:15.2f}" for name in MEASURES]
             rows.append(" ".join([f"{feature + ' trial ' + str(trial['trial']):<24}", *values]) + extras)
-    for feature in FEATURES:
+    for feature in features:
         values = [f"{show_spread(record, feature, name):>15}" for name in MEASURES]
         rows.append(" ".join([f"{feature + ' mean ± std':<24}", *values]) + extras)
     return rows
@@ -98,14 +115,28 @@ def gap_lines(record: dict[str, Any]) -> list[str]:
 
 
 def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Path:
-    """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras.
+    """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras, and
+    numbered where that holds the record of another test.
 
     named: whether the user chose the trial, of which a checkpoint may see several.
     """
     trials = [f"trial {trial}" for trial in record["protocol"]["trials"]]
     words = [record["protocol"]["name"], *(trials if named and len(trials) == 1 else []), *record["extras"]]
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
-    return Path(FOLDER) / f"{Path(resume).stem.replace('{}', 'all')}_{slug}.json"
+    stem = f"{Path(resume).stem.replace('{}', 'all')}_{slug}"
+    paths = (Path(FOLDER) / f"{stem}{number}.json" for number in itertools.chain([""], (f"_{n}" for n in itertools.count(2))))
+    return next(path for path in paths if not holds_another(path, record))
+
+
+def holds_another(path: Path, record: dict[str, Any]) -> bool:
+    """Whether a file is there and not the record of the same test: same checkpoint, images and extras."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        return any(other[key] != record[key] for key in ("protocol", "checkpoint", "extras"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def write(record: dict[str, Any], folder: Path) -> None:
@@ -115,7 +146,7 @@ def write(record: dict[str, Any], folder: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["protocol", "extras", "feature", "trial", *MEASURES])
-            for feature in FEATURES:
+            for feature in scored(record["trials"]):
                 head = [record["protocol"]["name"], " + ".join(record["extras"]), feature]
                 for trial in record["trials"]:
                     writer.writerow([*head, trial["trial"], *headline(trial[feature]).values()])
@@ -123,16 +154,50 @@ def write(record: dict[str, Any], folder: Path) -> None:
                     writer.writerow([*head, kind, *record[kind][feature].values()])
 
 
+def queries_path(record: Path) -> Path:
+    """The file of each query's scores that stands beside a record."""
+    return record.with_suffix(".queries.npz")
+
+
+def write_queries(queries: QueryScores, record: Path) -> None:
+    """Write each query's scores beside a record, whole or not at all."""
+    arrays = {"draws": queries.draws, "pids": queries.pids,
+              **{f"first_rank_{feature}": ranks for feature, ranks in queries.first_ranks.items()},
+              **{f"ap_{feature}": ap for feature, ap in queries.ap.items()}}
+    with atomic_path(queries_path(record)) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def read_queries(record: Path) -> QueryScores | None:
+    """Each query's scores beside a record, None where there are none; raises `UserError` for another file."""
+    path = queries_path(record)
+    try:
+        with np.load(path) as arrays:
+            features = [name.removeprefix("ap_") for name in arrays if name.startswith("ap_")]
+            first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in features}
+                               for name in ("first_rank", "ap"))
+            return QueryScores(arrays["draws"], arrays["pids"], first_ranks, ap)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
+        raise UserError(f"--compare {path}: not the file that test.py writes beside a record "
+                        f"({type(error).__name__}); test that checkpoint again") from None
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What `--compare` reads of a record."""
+    """What `--compare` reads of a record; kind: what records of other seeds share."""
 
     path: str
     protocol: Mapping[str, Any]
     method: str
     files: str
     extras: str
+    kind: Any
+    features: Sequence[str]
     values: Mapping[str, Mapping[str, str]]  # by feature and measure: mean ± standard deviation
+    queries: QueryScores | None = None
 
 
 def read(path: str) -> Summary:
@@ -142,15 +207,31 @@ def read(path: str) -> Summary:
         if record["format"] != FORMAT:
             raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} "
                             "expected; test that checkpoint again")
-        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, record["checkpoint"]["method"],
-                       ", ".join(record["checkpoint"]["files"]), "".join(" + "
-                                                                         f"{extra}" for extra in record["extras"]),
-                       {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in FEATURES})
+        features, made = scored(record["trials"]), record["checkpoint"]
+        values = {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in features}
+        queries = read_queries(Path(path))
+        if queries is not None:
+            require_same(queries, record, path)
+        kind = (made["method"], made.get("arch"), made.get("settings"), record["extras"])
+        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"],
+                       ", ".join(made["files"]), "".join(f" + {extra}" for extra in record["extras"]),
+                       kind, features, values, queries)
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"[:100]
         raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
+
+
+def require_same(queries: QueryScores, record: Mapping[str, Any], path: str) -> None:
+    """Raise `UserError` unless the scores of the queries are those of the record."""
+    for feature in scored(record["trials"]):
+        values, matched = queries.values(feature, "mAP"), queries.first_ranks[feature] > 0
+        for trial in record["trials"]:
+            mine = values[(queries.draws == trial["trial"]) & matched]
+            if not len(mine) or abs(mine.mean() - trial[feature]["mAP"]) > 1e-5:
+                raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}; test that "
+                                "checkpoint again")
 
 
 def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
@@ -175,8 +256,47 @@ def compare(paths: Sequence[str]) -> list[str]:
     rows = [first.protocol["name"]]
     rows += [f"[{number}] {each.path}: {each.method}{each.extras}, {each.files}"
              for number, each in enumerate(summaries, 1)]
-    for feature in FEATURES:
-        rows.append(" ".join([f"{feature:<8}", *(f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1))]))
-        rows += [" ".join([f"{name:<8}", *(f"{each.values[feature][name]:>15}" for each in summaries)])
-                 for name in MEASURES]
+    for feature in (*FEATURES, SUM):
+        if any(feature in each.features for each in summaries):
+            heads = [f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1)]
+            rows.append(" ".join([f"{feature:<8}", *heads]))
+            for name in MEASURES:
+                cells = [each.values[feature][name] if feature in each.features else "-" for each in summaries]
+                rows.append(" ".join([f"{name:<8}", *(f"{cell:>15}" for cell in cells)]))
+    return rows + differences(summaries)
+
+
+def differences(summaries: Sequence[Summary]) -> list[str]:
+    """The paired difference of each group of records to the first one, with an interval.
+
+    A group is the records that differ by their seed alone; where all do, each is a group. Warns where a record
+    has no file of its queries.
+    """
+    if lacking := [each.path for each in summaries if each.queries is None]:
+        if len(summaries) > 1:
+            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is tested; "
+                 "test that checkpoint again")
+        return []
+    groups: list[list[int]] = []
+    for number, each in enumerate(summaries):
+        known = next((group for group in groups if summaries[group[0]].kind == each.kind), None)
+        groups.append([number]) if known is None else known.append(number)
+    groups = groups if len(groups) > 1 else [[number] for number in range(len(summaries))]
+    return [row for group in groups[1:] for row in difference_rows(summaries, groups[0], group)]
+
+
+def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: Sequence[int]) -> list[str]:
+    """The difference of one group of records to another, in words and per cent."""
+    names = [" ".join(f"[{number + 1}]" for number in group) for group in (second, first)]
+    rows = [f"{names[0]} less {names[1]}, with {100 * LEVEL:.0f} % intervals ({RESAMPLES:,} bootstrap samples of "
+            "persons, draws and records)"]
+    for feature in (*FEATURES, SUM):
+        if not all(feature in summaries[number].features for number in (*first, *second)):
+            continue
+        for measure in DIFFERENCES:
+            found = paired_difference(*([summaries[number].queries.sums(feature, measure) for number in group]
+                                        for group in (first, second)))
+            value, low, high = (f"{100 * part:+6.2f}" for part in (found.value, found.low, found.high))
+            rows.append(f"{feature:<8}{measure:<7} {value}  [{low}, {high}]"
+                        + ("" if found.told_apart else "  not told apart by this test"))
     return rows

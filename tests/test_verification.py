@@ -165,7 +165,7 @@ def test_the_record_holds_what_the_saved_features_give(script, world):
             assert np.count_nonzero(similarity[~same] > found["threshold"]) == 22
             assert found["true_accept_rate"] == pytest.approx((similarity[same] > found["threshold"]).mean())
     assert {path.name for path in (script.cwd / "found").iterdir()} == {
-        "results.json", "results.csv", *(f"{name}.png" for name in ("cmc", "distances", "ranking", "verification", "evidence"))} | (
+        "results.json", "results.csv", "results.queries.npz", *(f"{name}.png" for name in ("cmc", "distances", "ranking", "verification", "evidence"))} | (
         {"embedding.png"} if "embedding.png: left out" not in done.stderr else set())
 
 
