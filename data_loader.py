@@ -40,12 +40,12 @@ def load_train_images(split: TrainSplit, root: str, height: int, width: int, wor
     marks: of the images, if they are known. Raises `UserError` naming the file and the command that renews it
     if the arrays do not fit the images or the size.
     """
-    if train_arrays.present(root, height, width):
+    if train_arrays.present(split, root, height, width):
         marks = marks or train_arrays.marks(split, root)
         found = train_arrays.open_arrays(split, root, height, width, marks)
     else:
-        found = {side.modality: (read_images(side.paths, height, width, workers, title=side.modality, silent=silent),
-                                 split.labels(side.modality)) for side in split.sides}
+        found = {side.modality: (read_images(side.paths, height, width, workers, side.levels, title=side.modality,
+                                             silent=silent), split.labels(side.modality)) for side in split.sides}
     return {modality: TrainImages(torch.from_numpy(pixels), labels) for modality, (pixels, labels) in found.items()}
 
 
@@ -255,20 +255,20 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
 
 # ------------------------------------------------------------------------------------------------ test images
 def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
-            pin: bool = False) -> Iterator[Tensor]:
+            pin: bool = False, levels: tuple[int, int] | None = None) -> Iterator[Tensor]:
     """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot
     read.
 
     workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. `pin`: in pinned
-    memory, for a GPU.
+    memory, for a GPU. levels: see `read_image`.
     """
     def read(batch: Sequence[str]) -> list[Future]:
-        return [pool.submit(read_image, path, height, width) for path in batch]
+        return [pool.submit(read_image, path, height, width, levels) for path in batch]
 
     chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
     if workers == 0:
         for chunk in chunks:
-            yield stack([read_image(path, height, width) for path in chunk], pin)
+            yield stack([read_image(path, height, width, levels) for path in chunk], pin)
         return
     ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
     with ThreadPoolExecutor(workers) as pool:

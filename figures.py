@@ -118,7 +118,7 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
 
     def place(images: Images, index: int, row: int, number: int, caption: str, colour: str, style: Any) -> None:
         left, upper = centres[number] - wide / 2, top + line * row
-        pixels = read_image(images.paths[index], max(1, round(DPI * tall)), max(1, round(DPI * wide)))
+        pixels = read_image(images.paths[index], max(1, round(DPI * tall)), max(1, round(DPI * wide)), images.levels)
         axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
         axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=colour, linewidth=2.4, linestyle=style))
         write(centres[number], upper + tall + 0.05, caption, color=colour, fontsize=7)

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.images import FILTER
-from datasets.types import INFRARED, VISIBLE, TrainSplit
+from datasets.types import TrainSplit
 from utils import UserError, one_line
 
-ARRAYS = {VISIBLE: "train_rgb_resized", INFRARED: "train_ir_resized"}
 MANIFEST = "train_resized_img.json"
 FORMAT = 1
 
@@ -102,28 +101,30 @@ def recorded_marks(root: Path) -> dict[tuple[str, str], Mark]:
         return {}  # `open_arrays` says what is wrong with it
 
 
-def present(root: str | Path, height: int, width: int) -> bool:
-    """Whether a data set has pre-processed arrays; raises `UserError` for arrays without the manifest."""
+def present(split: TrainSplit, root: str | Path, height: int, width: int) -> bool:
+    """Whether a split has pre-processed arrays; raises `UserError` for arrays without the manifest."""
+    if split.arrays is None:
+        return False
     if (Path(root) / MANIFEST).exists():
         return True
-    strays = [f"{name}_img.npy" for name in ARRAYS.values() if (Path(root) / f"{name}_img.npy").exists()]
-    if strays:
-        raise UserError(f"{Path(root) / strays[0]}: found without {MANIFEST}, which says what it was made "
-                        f"from; {renew(root, height, width)}")
+    paths = [Path(root) / f"{name}_img.npy" for name in split.arrays.names.values()]
+    if strays := [path for path in paths if path.exists()]:
+        raise UserError(f"{strays[0]}: found without {MANIFEST}, which says what it was made from; "
+                        f"{renew(split, root, height, width)}")
     return False
 
 
-def renew(root: str | Path, height: int, width: int) -> str:
+def renew(split: TrainSplit, root: str | Path, height: int, width: int) -> str:
     """The command that makes the arrays anew."""
     size = f"--img_w {width} --img_h {height}"
-    return f"run: python pre_process_sysu.py --data-path {shlex.quote(str(root))} {size}"
+    return f"run: python {split.arrays.script} --data-path {shlex.quote(str(root))} {size}"
 
 
 # ----------------------------------------------------------------------------------------------------- arrays
 def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
                 marks: Marks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Memory-map the arrays of both modalities, once they are known to fit the images and the size."""
-    path, command = Path(root) / MANIFEST, renew(root, height, width)
+    path, command = Path(root) / MANIFEST, renew(split, root, height, width)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         size, made_from = (content["height"], content["width"]), {**content["images"]}
@@ -139,9 +140,8 @@ def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int,
         then = made_from.get(modality)
         if then != now:
             raise UserError(f"{path}: {difference(then, now, modality)}; {command}")
-    return {side.modality: open_array(Path(root), side.modality, split.labels(side.modality), height, width,
-                                      command)
-            for side in split.sides}
+    return {modality: open_array(Path(root) / name, split.labels(modality), height, width, command)
+            for modality, name in split.arrays.names.items()}
 
 
 def difference(then: object, now: list[str], modality: str) -> str:
@@ -153,16 +153,14 @@ def difference(then: object, now: list[str], modality: str) -> str:
             f"{len(now)} that are not the same{example}")
 
 
-def open_array(root: Path, modality: str, labels: np.ndarray, height: int, width: int,
+def open_array(stem: Path, labels: np.ndarray, height: int, width: int,
                command: str) -> tuple[np.ndarray, np.ndarray]:
     """Memory-map one pair of arrays; any but whole arrays of the expected shape and dtype are a `UserError`.
     """
-    pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8,
-                      command)
-    stored = load_npy(root / f"{ARRAYS[modality]}_label.npy", (len(labels),), np.int64, command)
+    pixels = load_npy(Path(f"{stem}_img.npy"), (len(labels), height, width, 3), np.uint8, command)
+    stored = load_npy(Path(f"{stem}_label.npy"), (len(labels),), np.int64, command)
     if not np.array_equal(stored, labels):  # other code of this field writes arrays of the same names
-        path = root / f"{ARRAYS[modality]}_label.npy"
-        raise UserError(f"{path}: labels found that are not those of the lists; {command}")
+        raise UserError(f"{stem}_label.npy: labels found that are not those of the lists; {command}")
     return pixels, labels
 
 
