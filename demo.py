@@ -33,28 +33,31 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Course:
-    """What is trained: image size in pixels, flags of every training, and (data set, method, epochs, rate) of
-    each.
+    """What is trained: on how many persons of SYSU-MM01's layout, image size in pixels, flags of every training,
+    and (data set, method, epochs, rate) of each.
 
     chained: each training begins with the weights of the one before, the first with none.
     """
 
+    ids: int
     height: int
     width: int
+    identities: int  # in a batch, or as many as there are
     flags: tuple
     trainings: tuple[tuple[str, str, int, float], ...]
     chained: bool = False
 
 
-# A few minutes ask for many small steps; the paper's schedule is made for hours.
+# A few minutes ask for many persons a step, and for another schedule than the paper's, which is made for hours.
+RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 PRETRAINED = Course(
-    128, 64, ("--arch", "mobilenet_v2", "--optim", "adam", "--schedule", "cosine"),
-    (("sysu", "base", 5, 0.0035), ("sysu", "cgrnet", 5, 0.0035), ("regdb", "cgrnet", 6, 0.0035)))
+    1020, 128, 64, 16, ("--arch", "mobilenet_v2", *RECIPE),
+    (("sysu", "base", 3, 0.0035), ("sysu", "cgrnet", 3, 0.0035), ("regdb", "cgrnet", 5, 0.0035)))
 # `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, those of a trained one do
 # not.
 FROM_SCRATCH = Course(
-    64, 32, ("--arch", "resnet18", "--optim", "adam", "--schedule", "cosine", "--num_pos", 2),
-    (("sysu", "base", 2, 0.001), ("sysu", "cgrnet", 1, 0.004), ("regdb", "cgrnet", 3, 0.004)), chained=True)
+    216, 64, 32, 8, ("--arch", "resnet18", *RECIPE),
+    (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004)), chained=True)
 RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
 
 
@@ -64,8 +67,9 @@ def build_parser() -> Parser:
                                 "test on them.")
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
                         help="folder for data, models and figures")
-    parser.add_argument("--ids", type=integer(12, 9999), default=640, metavar="N",
-                        help="persons in SYSU-MM01's layout; RegDB's has a quarter of them, and at least 16")
+    parser.add_argument("--ids", type=integer(12, 9999), metavar="N",
+                        help="persons in SYSU-MM01's layout; RegDB's has a third of them, at least 16 and at most "
+                             f"170 (default: {PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first weights)")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
@@ -84,12 +88,13 @@ def main() -> None:
     begun = time.perf_counter()
     out = make_folder(args.out, "--out")
     roots = {name: out / Path(DATASETS[name].path).name for name in RENDERERS}
+    course = PRETRAINED if args.data_only else choose_course()
+    args.ids = args.ids or course.ids
     titles = " and ".join(DATASETS[name].title for name in RENDERERS)
     print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: about a minute on two CPU cores.",
           flush=True)
     if args.data_only:
         return render(out, roots, args)
-    course = choose_course()
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
     print(f"Then trains and tests {models}: in all about five minutes. Everything goes to {out}.\n", flush=True)
     render(out, roots, args)
@@ -165,7 +170,7 @@ def read_record(path: Path, out: Path) -> object:
 def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     """Render one data set."""
     images = args.images if name == "sysu" else 10
-    ids = args.ids if name == "sysu" else max(16, args.ids // 4)
+    ids = args.ids if name == "sysu" else max(16, min(170, args.ids // 3))
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
         RENDERERS[name](root, ids, images, args.data_seed, lambda done, total, bar=bar: bar.update(done - bar.n),
                         workers=os.cpu_count() or 1)
@@ -200,8 +205,9 @@ def train_and_test(name: str, method: str, course: Course, length: tuple, start:
     models, figures = out / "models" / f"{name}_{method}", out / f"{name}_{method}"
     begin = ("--init", start) if start else ("--pretrained", "none" if course.chained else "imagenet")
     where = ("--data-path", root, "--gpu", gpu, "--workers", 2)
+    identities = min(course.identities, len(DATASETS[name].train_split(str(root), 1).pids))
     script("train.py", "--dataset", name, "--method", method, *length, *begin, *course.flags, *where,
-           "--img_h", course.height, "--img_w", course.width, "--amp", "off", "--eval-every", 100,
+           "--batch-size", identities, "--img_h", course.height, "--img_w", course.width, "--amp", "off", "--eval-every", 100,
            "--print-freq", 1000, "--model_path", models, "--log_path", out / "log", "--vis_log_path",
            out / "log" / "vis_log")
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)

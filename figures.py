@@ -163,11 +163,12 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), height, width)
 
 
-def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: int, width: int) -> Figure:
-    """Rows of a query and up to `count` hits, of at most ten, framed and captioned; height, width: pixels, which give
-    the aspect.
+def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: int, width: int,
+               lenient: bool = False) -> Figure:
+    """Rows of a query and up to `count` hits, of at most ten, framed and captioned.
 
-    An image that cannot be read any more is an empty frame.
+    height, width: pixels, which give the aspect; lenient: an image that cannot be read is an empty frame, rather
+    than a `UserError`.
     """
     heading = textwrap.wrap(title, 105)
     zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
@@ -184,7 +185,7 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
     for upper, row in zip(top + line * np.arange(len(rows)), rows):
         for centre, tile in zip(centres, row):
             left = centre - wide / 2
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(*[UserError] if lenient else []):
                 pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)), tile.levels)
                 axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
             axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour, linewidth=2.4,

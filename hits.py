@@ -168,7 +168,7 @@ def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int
             caption = f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}"
             row.append(figures.Tile(hit.image, caption, colour, style))
         rows.append(row)
-    figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, height, width)
+    figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, height, width, lenient=True)
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 

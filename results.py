@@ -109,7 +109,7 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 def gap_lines(record: dict[str, Any]) -> list[str]:
     """The gap between the modalities in words."""
-    return [f"modality gap, {feature}: centroids {gap['centroids']:.3f} apart; mean cosine distance within visible "
+    return [f"modality gap {feature:<7}centroids {gap['centroids']:.3f} apart; mean cosine distance within visible "
             f"{gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
             for feature, gap in record["modality_gap"].items()]
 

@@ -87,7 +87,8 @@ def main() -> None:
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
     kinds = scored_features(args)
     pairs = {kind: find_pairs(*first, kind) for kind in kinds}
-    record |= {"calibration": verification.describe(first[1]),
+    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal re-ranking"]  # as similarities are
+    record |= {"calibration": verification.describe(first[1], unranked),
                "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in kinds},
                "modality_gap": {kind: find_gap(*first, kind) for kind in kinds}}
     print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))

@@ -5,6 +5,7 @@ A pair is accepted where its cosine similarity lies above the threshold. Imports
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +72,10 @@ def thresholds(pairs: Pairs) -> Thresholds:
     return {direction: found for direction in DIRECTIONS}
 
 
-def describe(search: Search) -> str:
-    """The calibration set in words."""
-    return f"{search.name}, trial {search.trial}, {search.counts()['test persons']} persons"
+def describe(search: Search, extras: Sequence[str]) -> str:
+    """The calibration set in words, with what was done beyond the protocol."""
+    persons = search.counts()["test persons"]
+    return " + ".join([f"{search.name}, trial {search.trial}, {persons} persons", *extras])
 
 
 def lines(record: dict[str, Any], pairs: dict[str, Pairs]) -> list[str]:
@@ -81,10 +83,10 @@ def lines(record: dict[str, Any], pairs: dict[str, Pairs]) -> list[str]:
     rows = [f"the same person? yes above a threshold of the similarity, calibrated on {record['calibration']}"]
     for feature, directions in record["thresholds"].items():
         known, counted = next(iter(directions.values())), pairs[feature]
-        rows += [f"yes or no, {feature:<7} false accept rate {rate:<7}threshold {found['threshold']:.4f}, true accept rate "
+        rows += [f"false accept rate {rate:<7}{feature:<7}threshold {found['threshold']:.4f}, true accept rate "
                  f"{found['true_accept_rate']:.2%}, {found['impostor_pairs']:,} impostor pairs"
                  for rate, found in known.items()]
         if missing := [f"{rate:g}" for rate in RATES if f"{rate:g}" not in known]:
-            rows.append(f"yes or no, {feature:<7} false accept rate {', '.join(missing)} left out: {len(counted.genuine):,} genuine "
+            rows.append(f"false accept rate {', '.join(missing)} {feature} left out: {len(counted.genuine):,} genuine "
                         f"and {len(counted.impostor):,} impostor pairs found, 1 and {PAIRS} / rate expected")
     return rows

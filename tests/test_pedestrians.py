@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_regdb, make_sysu
 from PIL import Image
 from scipy.io import loadmat
 
@@ -336,7 +337,11 @@ def played(monkeypatch, tmp_path):
                 raise UserError("put that file there")
             return tmp_path / f"{arch}.pth"
 
-        for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", lambda *_: None),
+        def render(out: Path, roots: dict[str, Path], args: object) -> None:
+            for name, make in (("sysu", make_sysu), ("regdb", make_regdb)):
+                make(roots[name])
+
+        for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", render),
                             ("baselines", lambda *_: [])):
             monkeypatch.setattr(demo, name, value)
         monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
@@ -353,8 +358,9 @@ def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_g
         flags = " ".join(call)
         assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags and "--init" not in flags
         assert "--arch mobilenet_v2" in flags and "--amp off" in flags
-    first, second, third, *_ = (printed := capsys.readouterr().out).splitlines()
-    assert first.startswith("Renders 640 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
+        assert "--batch-size 5" in flags or "--batch-size 4" in flags  # as many persons as there are
+    second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
+    assert first.startswith("Renders 1020 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
     assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB: ")
     *_, persons, base, full, regdb, minutes = printed.splitlines()
     assert "pedestrians.png" in persons and minutes.endswith(" minutes")
@@ -366,6 +372,7 @@ def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_g
 def test_the_demo_without_weights_says_so_and_begins_from_scratch(played, tmp_path, capsys):
     calls = played(False)
     assert "No first weights, so all is trained from scratch" in (printed := capsys.readouterr().out)
+    assert "Renders 216 " in printed
     base, full, regdb = calls[1::2]
     assert "--pretrained none" in " ".join(base) and "resnet18" in base
     assert full[full.index("--init") + 1] == str(tmp_path / "out/models/sysu_base/x_last.t")
