@@ -33,8 +33,8 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Course:
-    """What is trained: on how many persons of SYSU-MM01's layout, image size in pixels, flags of every training,
-    and (data set, method, epochs, rate) of each.
+    """What is trained: on how many persons of SYSU-MM01's layout, image size in pixels, flags of every
+    training, and (data set, method, epochs, rate) of each.
 
     chained: each training begins with the weights of the one before, the first with none.
     """
@@ -48,7 +48,8 @@ class Course:
     chained: bool = False
 
 
-# A few minutes ask for many persons a step, and for another schedule than the paper's, which is made for hours.
+# A few minutes ask for many persons a step, and for another schedule than the paper's, which is made for
+# hours.
 RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 PRETRAINED = Course(
     1020, 128, 64, 16, ("--arch", "mobilenet_v2", *RECIPE),
@@ -63,20 +64,21 @@ RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
 
 def build_parser() -> Parser:
     """The arguments of the demonstration."""
-    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train and "
-                                "test on them.")
+    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train "
+                                "and test on them.")
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
                         help="folder for data, models and figures")
     parser.add_argument("--ids", type=integer(12, 9999), metavar="N",
-                        help="persons in SYSU-MM01's layout; RegDB's has a third of them, at least 16 and at most "
-                             f"170 (default: {PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first weights)")
+                        help="persons in SYSU-MM01's layout; RegDB's has a third of them, at least 16 and at "
+                             f"most 170 (default: {PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first "
+                             "weights)")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
     parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
                         help="seed of the data; the same gives the same bytes")
-    parser.add_argument("--gpu", metavar="N|cpu", help="CUDA device number, or cpu, which is taken where there "
-                                                       "is no CUDA")
+    parser.add_argument("--gpu", metavar="N|cpu", help="CUDA device number, or cpu, which is taken where "
+                                                       "there is no CUDA")
     parser.add_argument("--data-only", action="store_true", help="stop after rendering")
     return parser
 
@@ -91,12 +93,14 @@ def main() -> None:
     course = PRETRAINED if args.data_only else choose_course()
     args.ids = args.ids or course.ids
     titles = " and ".join(DATASETS[name].title for name in RENDERERS)
-    print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: about a minute on two CPU cores.",
+    print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: about a minute on two CPU "
+          "cores.",
           flush=True)
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
-    print(f"Then trains and tests {models}: in all about five minutes. Everything goes to {out}.\n", flush=True)
+    print(f"Then trains and tests {models}: in all about five minutes. Everything goes to "
+          f"{out}.\n", flush=True)
     render(out, roots, args)
     script("pre_process_sysu.py", "--data-path", roots["sysu"], "--img_h", course.height, "--img_w", course.width)
     rows, start = {name: baselines(root, name) for name, root in roots.items()}, None
@@ -132,8 +136,8 @@ def show(rows: dict[str, list[tuple[str, dict[str, float]]]], out: Path, course:
             print(f"{DATASETS[name].title + ', ' + what:<40}{figures}")
     print(f"\nLook at {out / 'pedestrians.png'}: some of the persons; and of each model at")
     for name, method, *_ in course.trainings:
-        print(f"  {out / f'{name}_{method}' / 'ranking.png'}: queries and what they found; beside it cmc.png, "
-              "distances.png and results.json")
+        print(f"  {out / f'{name}_{method}' / 'ranking.png'}: queries and what they found; beside it "
+              "cmc.png, distances.png and results.json")
 
 
 def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
@@ -143,8 +147,8 @@ def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
     known = read_record(record, out) == wanted
     there = [name for name, root in roots.items() if root.exists() and any(root.iterdir())]
     if there and not known:
-        raise UserError(f"--out {out}: {roots[there[0]].name} of other settings, or of an interrupted run, found there; remove the "
-                        "folder, or choose another --out")
+        raise UserError(f"--out {out}: {roots[there[0]].name} of other settings, or of an interrupted run, "
+                        "found there; remove the folder, or choose another --out")
     if len(there) == len(roots) and sheet.exists():
         print(f"{out}: rendered before with the same settings")
         return
@@ -163,8 +167,9 @@ def read_record(path: Path, out: Path) -> object:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--out {out}: {path.name} there holds no settings of this script ({type(error).__name__}); remove it and "
-                        "the data beside it, or choose another --out") from None
+        raise UserError(f"--out {out}: {path.name} there holds no settings of this script "
+                        f"({type(error).__name__}); remove it and the data beside it, or choose another "
+                        "--out") from None
 
 
 def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
@@ -174,18 +179,22 @@ def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
         RENDERERS[name](root, ids, images, args.data_seed, lambda done, total, bar=bar: bar.update(done - bar.n),
                         workers=os.cpu_count() or 1)
-    print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {ids} persons")
+    print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {ids} "
+          "persons")
 
 
 def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
-    """A picture of some persons of each data set, one a column: two visible and two infrared images each, with captions."""
+    """A picture of some persons of each data set, one a column: two visible and two infrared images each,
+    with captions.
+    """
     width, height, gap, line = 84, 168, 4, 18
     sheet = Image.new("RGB", (persons * (width + gap) + gap, 2 * (2 * (line + 2 * (height + gap)) + gap)), "white")
     draw, top = ImageDraw.Draw(sheet), gap
     for name, root in roots.items():
         split = DATASETS[name].train_split(str(root), 1)
         for side in (split.visible, split.infrared):
-            draw.text((gap, top + 3), f"{DATASETS[name].title}, {side.modality}: one person a column, two images each", "black")
+            draw.text((gap, top + 3), f"{DATASETS[name].title}, {side.modality}: one person a column, two "
+                                      "images each", "black")
             top += line
             for column, pid in enumerate(split.pids[:persons]):
                 paths = [path for path, other in zip(side.paths, side.pids) if other == pid]
@@ -216,14 +225,17 @@ def train_and_test(name: str, method: str, course: Course, length: tuple, start:
 
 
 def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
-    """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of what was found."""
+    """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of what
+    was found.
+    """
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
     search = DATASETS["sysu"].searches(root, direction="i2v", trials=[0])[0]
     out.mkdir(exist_ok=True)
     for side in (search.query, search.gallery):
         names = out / f"{side.modality}.txt"
         names.write_text("\n".join(side.paths) + "\n", encoding="utf-8")
-        script("embed.py", names, "--modality", side.modality, "--resume", trained, "--out", names.with_suffix(".npz"), "--gpu", "cpu",
+        script("embed.py", names, "--modality", side.modality, "--resume", trained,
+               "--out", names.with_suffix(".npz"), "--gpu", "cpu",
                "--workers", 2)
     known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]  # none from too few pairs
     verdicts = ("--far", "0.01", "--calibration", results) if "0.01" in known else ()
@@ -241,10 +253,13 @@ def script(name: str, *words: object) -> None:
 
 
 def baselines(root: Path, name: str) -> list[tuple[str, dict[str, float]]]:
-    """Scores of chance and of nearest neighbours by pixels and by colour histograms, in a data set's first search."""
+    """Scores of chance and of nearest neighbours by pixels and by colour histograms, in a data set's first
+    search.
+    """
     data = DATASETS[name]
     search = data.searches(root, direction=data.direction, trials=data.trials(1)[:1])[0]
-    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels, "colour histograms": histograms}
+    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels, "colour "
+                                                                                  "histograms": histograms}
     rng = np.random.default_rng(0)
     chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values()) for _ in range(20)], 0)
     rows = [("chance", dict(zip(("rank-1", "rank-10", "mAP"), chance)))]

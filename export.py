@@ -70,6 +70,8 @@ def main() -> None:
     net, known = load_network(args.checkpoint)
     digest = sha256(Path(args.checkpoint))
     record = find_record(digest, args.results)
+    if args.dynamic and net.method.stripes:
+        raise UserError(f"--dynamic: {known['method']} pools stripes of a map of fixed height; leave it out")
     facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"), digest,
                   args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144), args.dynamic,
                   args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32")

@@ -110,6 +110,8 @@ def reduce_to_8_bits(image: Image.Image, path: str | Path, levels: tuple[int, in
 
 def describe_bytes(path: str | Path) -> str:
     """Say in words what a file that is no image holds."""
+    if not Path(path).is_file():
+        return "no regular file"  # to read a pipe again would wait for another writer
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         start = file.read(16)

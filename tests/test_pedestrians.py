@@ -342,7 +342,7 @@ def played(monkeypatch, tmp_path):
                 make(roots[name])
 
         for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", render),
-                            ("baselines", lambda *_: [])):
+                            ("baselines", lambda *_: []), ("search_page", lambda *_: "hits.html")):
             monkeypatch.setattr(demo, name, value)
         monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
         demo.main()
@@ -362,7 +362,8 @@ def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_g
     second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
     assert first.startswith("Renders 1020 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
     assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB: ")
-    *_, persons, base, full, regdb, minutes = printed.splitlines()
+    *_, persons, base, full, regdb, page, minutes = printed.splitlines()
+    assert page == "a search to open in a browser: hits.html"
     assert "pedestrians.png" in persons and minutes.endswith(" minutes")
     for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet")):
         assert str(tmp_path / "out" / folder / "ranking.png") in line
