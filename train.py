@@ -40,7 +40,6 @@ from results import FEATURES, count, show_percent, unmatched_line
 from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given, run,
                    versions, warn)
 
-STUCK = 0.003  # how near, in parts of it, a triplet loss is to that of features that do not differ
 SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
 
@@ -289,8 +288,8 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
     """Figures of the first search, as test.py finds them; several processes take the running statistics of
     the first.
 
-    There are none without a search. What fails is a warning, and there are no figures; of several processes, where all of them see it. Raises
-    `Interrupted` if a signal comes.
+    There are none without a search, and where it fails, which is a warning (of several processes, where all of
+    them see it). Raises `Interrupted` if a signal comes.
     """
     if not searches:
         return {}
@@ -399,8 +398,8 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
     if saved is not None and args.schedule == "cosine" and args.epochs != saved.args["epochs"]:
         then, now = (learning_rate_factor(saved.epoch, epochs, "cosine") * args.lr
                      for epochs in (saved.args["epochs"], args.epochs))
-        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule cosine goes by its "
-             f"length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
+        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule cosine "
+             f"goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
     if (earlier := files.earlier(last_only=saved is not None)) and (saved is None or moved(args)):
         warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume "
              "goes on with it, another --model_path and --log_path keep it")
@@ -411,14 +410,15 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
 
 
 def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
-    """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to one
-    point.
+    """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to
+    one point. One that learns passes by ln 2 as well, so that only what is very near counts there.
     """
     margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
-    for name, value, what in (("triplet", margin, "its margin"), ("weighted_triplet", math.log(2), "ln 2")):
-        if value and abs(record.get(name, 0) - value) < STUCK * value:
-            warn(f"epoch {record['epoch']}: the {name.replace('_', ' ')} loss stayed at {what} ({record[name]:.4f}): "
-                 "features do not differ; lower --lr or use pretrained weights")
+    for name, value, near, what in (("triplet", margin, 0.005, "its margin"),
+                                    ("weighted_triplet", math.log(2), 0.0005, "ln 2")):
+        if value and abs(record.get(name, 0) - value) < near * value:
+            warn(f"epoch {record['epoch']}: the {name.replace('_', ' ')} loss stayed at {what} "
+                 f"({record[name]:.4f}): features do not differ; lower --lr or use pretrained weights")
 
 
 def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search], device: torch.device,

@@ -95,7 +95,7 @@ class RegDB(DataSet):
         held = [trial for trial in range(1, TRIALS + 1) if any(
             list_path(root, split, trial, modality).exists() for split in SPLITS for modality in MODALITIES)]
         for trial in sorted({*range(1, TRIALS + 1)} - {*held}) if held else ():
-            report.add(NOTE, "trials without lists", f"{root / 'idx'}: none of trial {trial}; others train and test without")
+            report.add(NOTE, "trials without lists", f"{root / 'idx'}: none of trial {trial}; others do without")
         held = held or [1]
         rows = [self.check_trial(root, trial, named, report) for trial in held]
         report.table.append("trial" + "".join(f"{f'{word} persons':>20}{'visible':>9}{'infrared':>10}"

@@ -170,8 +170,8 @@ class Flag:
 
 
 # Of every data set that a script pre-processes.
-ARRAYS_FLAG = Flag("--arrays", {"type": filled, "metavar": "DIR", "help": "SYSU-MM01, LLCM: folder of the pre-processed arrays "
-                                                                        "(default: that of the data set)"}, scripts=("train",))
+ARRAYS_FLAG = Flag("--arrays", {"type": filled, "metavar": "DIR", "help": (
+    "SYSU-MM01, LLCM: folder of the pre-processed arrays (default: that of the data set)")}, scripts=("train",))
 
 
 class DataSet:
