@@ -77,7 +77,8 @@ def choose_device(gpu: str) -> torch.device:
     index, count = int(number), torch.cuda.device_count()
     if "LOCAL_RANK" in os.environ:
         index = int(os.environ["LOCAL_RANK"])
-    elif LAUNCHED <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1":  # srun may show each process its GPU alone
+    elif LAUNCHED <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1":
+        # srun may show each process its own GPU alone
         index = int(os.environ.get("SLURM_LOCALID", os.environ["RANK"])) % count
     elif index >= count == 1:
         warn(f"--gpu {gpu}: one CUDA device here, number 0 (they count from 0); running on that")

@@ -138,6 +138,7 @@ class Tile:
     caption: str
     colour: str = "black"
     style: Any = "-"
+    levels: tuple[int, int] | None = None  # see `read_image`
 
 
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search, height: int,
@@ -151,12 +152,13 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     rows = []
     for query in choose_queries(ranks, search.query.pids):
         pid, camera = search.query.pids[query], search.query.camids[query]
-        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}")]
+        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}",
+                    levels=search.query.levels)]
         seen = np.flatnonzero(shown[query])
         for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
             sign, colour, style = MATCH if same[query, index] else MISS
             caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
-            row.append(Tile(search.gallery.paths[index], caption, colour, style))
+            row.append(Tile(search.gallery.paths[index], caption, colour, style, search.gallery.levels))
         rows.append(row)
     return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), height, width)
 
@@ -184,7 +186,7 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
         for centre, tile in zip(centres, row):
             left = centre - wide / 2
             with contextlib.suppress(*[UserError] if lenient else []):
-                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)))
+                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)), tile.levels)
                 axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
             axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour, linewidth=2.4,
                                      linestyle=tile.style))
@@ -252,7 +254,7 @@ def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], he
     for line, row in zip(axes, rows):
         for start, (caption, pair) in zip(range(0, len(line), 5), row):
             size = 2 * DPI, max(1, round(2 * DPI * width / height))
-            first, second = (read_image(path, *size) for path in pair.paths)
+            first, second = (read_image(path, *size, pair.levels) for path in pair.paths)
             limit = max(np.abs(values).max() for values in pair.maps)
             shown = first, overlay(first, pair.maps[0], limit), overlay(second, pair.maps[1], limit), second
             for axis, pixels in zip(line[start:], shown):

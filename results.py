@@ -124,7 +124,8 @@ def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Pa
     words = [record["protocol"]["name"], *(trials if named and len(trials) == 1 else []), *record["extras"]]
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
     stem = f"{Path(resume).stem.replace('{}', 'all')}_{slug}"
-    paths = (Path(FOLDER) / f"{stem}{number}.json" for number in itertools.chain([""], (f"_{n}" for n in itertools.count(2))))
+    numbers = itertools.chain([""], map("_{}".format, itertools.count(2)))
+    paths = (Path(FOLDER) / f"{stem}{number}.json" for number in numbers)
     return next(path for path in paths if not holds_another(path, record))
 
 

@@ -31,7 +31,8 @@ from eval_metrics import Ranking, modality_gap
 from evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
-from utils import Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn, write_json
+from utils import (Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn,
+                   write_json)
 
 
 
@@ -154,7 +155,8 @@ def away_from_home(model: Model, target: str | None) -> Model:
     if target is None or own in (None, target):
         return model
     facts = {name: value for name, value in model.facts.items() if name != "dataset"}
-    return replace(model, facts=facts, trial=None, chosen=False, home=DATASETS[own].title if own in DATASETS else own)
+    home = DATASETS[own].title if own in DATASETS else own
+    return replace(model, facts=facts, trial=None, chosen=False, home=home)
 
 
 def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,
@@ -228,7 +230,8 @@ def require_figures() -> None:
         import figures  # noqa: F401
     except Exception as error:  # of whatever Matplotlib and NumPy do to each other
         raise UserError(f"--out: Matplotlib, which draws the figures, does not load ({type(error).__name__}: "
-                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib, or leave --out out") from None
+                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib, or leave --out "
+                        "out") from None
 
 
 def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:
@@ -312,7 +315,8 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
     modalities = search.query.modality, search.gallery.modality
-    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w)) for caption, pair in row]
+    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w,
+                                       levels=search.query.levels)) for caption, pair in row]
             for row in figures.choose_pairs(search, dist_mat)]
     figures.save(out, {"evidence": figures.draw_evidence(title, rows, args.img_h, args.img_w)})
     sides = {side.modality: side for side in (search.query, search.gallery)}

@@ -219,7 +219,7 @@ def test_arrays_in_a_folder_of_their_own(script, world, tmp_path):
         os.chmod(image, 0)
     assert script(*train).returncode == 0
     refused = script("train.py", "--dataset", "regdb", "--data-path", world.regdb, "--arrays", "x")
-    assert "--arrays x belongs to SYSU-MM01, but the data set is regdb" in refused.stderr
+    assert "--arrays x belongs to SYSU-MM01 and LLCM, but the data set is regdb" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP"])
