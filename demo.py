@@ -190,7 +190,7 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
             for column, pid in enumerate(split.pids[:persons]):
                 paths = [path for path, other in zip(side.paths, side.pids) if other == pid]
                 for row, path in enumerate((paths[0], paths[-1])):
-                    tile = Image.fromarray(read_image(path, height, width))
+                    tile = Image.fromarray(read_image(path, height, width, side.levels))
                     sheet.paste(tile, (gap + column * (width + gap), top + row * (height + gap)))
             top += 2 * (height + gap)
         top += gap
@@ -248,7 +248,7 @@ def baselines(root: Path, name: str) -> list[tuple[str, dict[str, float]]]:
     rng = np.random.default_rng(0)
     chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values()) for _ in range(20)], 0)
     rows = [("chance", dict(zip(("rank-1", "rank-10", "mAP"), chance)))]
-    images = [np.stack([read_image(path, 48, 24) for path in side.paths]) for side in (search.query, search.gallery)]
+    images = [np.stack([read_image(path, 48, 24, side.levels) for path in side.paths]) for side in (search.query, search.gallery)]
     for title, view in views.items():
         query, gallery = map(view, images)
         distances = np.linalg.norm(query[:, None] - gallery[None], axis=2)
