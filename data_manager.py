@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from datasets.check import FAULT, SAMPLE, Report, describe, open_images
+from datasets.folders import Folders
+from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
 from datasets.sysu import SysuMM01
-from datasets.types import INFRARED, VISIBLE, DataSet, Flag
+from datasets.types import INFRARED, MODALITIES, VISIBLE, DataSet, Flag
 from utils import Parser, UserError, run
 
-DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB())}
+DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB(), LLCM(), Folders())}
 
 
 # -------------------------------------------------------------------------------------------------- arguments
@@ -80,6 +82,28 @@ def process_test_regdb(data_path: str, trial: int = 1,
         raise ValueError(f"modal: {modal!r} found, 'visible' or 'thermal' expected")
     images = DATASETS["regdb"].split_images(data_path, "test", trial)[modalities[modal]]
     return list(images.paths), images.pids
+
+
+def process_query_llcm(data_path: str, mode: int = 1) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The queries of LLCM, mode 1: visible, 2: infrared: N paths, pids (N,), camids (N,)."""
+    images = DATASETS["llcm"].query(data_path, modality_of(mode))
+    return list(images.paths), images.pids, images.camids
+
+
+def process_gallery_llcm(data_path: str, mode: int = 1,
+                         trial: int = 0) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """One gallery of LLCM, mode 1: visible, 2: infrared: N paths, pids (N,), camids (N,). Trials count from
+    0.
+    """
+    images = DATASETS["llcm"].draw_gallery(data_path, trial, modality_of(mode))
+    return list(images.paths), images.pids, images.camids
+
+
+def modality_of(mode: int) -> str:
+    """A modality by the number that LLCM's code gives it."""
+    if mode not in (1, 2):
+        raise ValueError(f"mode: {mode!r} found, 1 (visible) or 2 (infrared) expected")
+    return MODALITIES[mode - 1]
 
 
 # ---------------------------------------------------------------------------------------- the check of a copy

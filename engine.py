@@ -223,19 +223,20 @@ class Extraction:
 
 @torch.inference_mode()
 def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settings: Extraction,
-                     check: Callable[[], None] = lambda: None) -> Features:
+                     check: Callable[[], None] = lambda: None, levels: tuple[int, int] | None = None) -> Features:
     """Features of image files of one modality.
 
     With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called
     between batches, as often in every process, and may raise to stop. With several processes each takes every
-    n-th image and all of them return all features.
+    n-th image and all of them return all features. levels: see `read_image`.
     """
     net = folded(net)
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = list(paths)[rank::count]
     rounds = -(-max(len(paths[first::count]) for first in range(count)) // settings.batch_size)
     pooled, necks = [], []
-    reading = batches(mine, settings.height, settings.width, settings.batch_size, settings.workers, settings.device.type == "cuda")
+    reading = batches(mine, settings.height, settings.width, settings.batch_size, settings.workers,
+                      settings.device.type == "cuda", levels)
     for images in tqdm(reading, modality, rounds, unit="batch", leave=False, disable=settings.silent or None):
         check()
         images = images.to(settings.device, non_blocking=True)
@@ -295,10 +296,11 @@ def search_features(net: nn.Module, searches: Sequence[Search], settings: Extrac
     """
     found = {}
     for modality in MODALITIES:
-        paths = sorted({path for search in searches for side in (search.query, search.gallery)
-                        if side.modality == modality for path in side.paths})
+        sides = [side for search in searches for side in (search.query, search.gallery)
+                 if side.modality == modality]
+        paths = sorted({path for side in sides for path in side.paths})
         if paths:
-            found[modality] = extract_features(net, paths, modality, settings, check)
+            found[modality] = extract_features(net, paths, modality, settings, check, sides[0].levels)
     check_features(found)
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
-from datasets import sysu
+from datasets import llcm, sysu
 
 # Queries are ranked in blocks, small enough for the cache, large enough to hide NumPy's overhead, and several
 # at once: NumPy sorts and compares without the interpreter lock.
@@ -73,6 +73,18 @@ def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
     Arguments, results and errors are those of `evaluate`.
     """
     return evaluate(distmat, q_pids, g_pids, max_rank=max_rank)
+
+
+def eval_llcm(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike,
+              g_camids: ArrayLike, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
+    """LLCM's scores: no query sees its own person by its own camera, CMC counts each person once.
+
+    Arguments, results and errors are those of `eval_sysu`. The protocol is that of Zhang and Wang, CVPR 2023.
+    """
+    n_queries, n_gallery = len(q_pids), len(g_pids)
+    seen = llcm.seen(_check_ids("q_pids", q_pids, n_queries), _check_ids("g_pids", g_pids, n_gallery),
+                     _check_ids("q_camids", q_camids, n_queries), _check_ids("g_camids", g_camids, n_gallery))
+    return evaluate(distmat, q_pids, g_pids, seen, count_persons=True, max_rank=max_rank)
 
 
 def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: ArrayLike | None = None, *,

@@ -1,172 +1,17 @@
 """Decode and resize the training images of SYSU-MM01 once, into .npy arrays that training memory-maps.
 
-    python pre_process_sysu.py [--data-path data/SYSU-MM01] [--img_w 144 --img_h 288] [--workers N]
+    python pre_process_sysu.py [--data-path data/SYSU-MM01] [--arrays DIR] [--img_w 144 --img_h 288] [--workers N]
 """
 from __future__ import annotations
 
-import contextlib
-import multiprocessing.connection
-import os
-import threading
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
-
 from data_manager import DATASETS
-from datasets.arrays import ARRAYS, MANIFEST, manifest, marks, strays
-from datasets.images import read_image
-from datasets.types import Images, TrainSplit
-from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, locked,
-                   make_folder, one_line_warnings, run, warn, write_json)
-
-CHUNK = 16  # images a task
-Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_array`
-
-
-def build_parser() -> Parser:
-    """The arguments of pre-processing."""
-    parser = Parser(description="Decode and resize the training images of SYSU-MM01 into memory-mapped .npy "
-                                "arrays.")
-    parser.add_argument("--data-path", type=filled, default=DATASETS["sysu"].path, metavar="DIR",
-                        help="folder of the data set")
-    parser.add_argument("--arrays", type=filled, metavar="DIR",
-                        help="folder for the arrays, as where the data are read-only (default: that of the data set)")
-    add_data_arguments(parser)
-    return parser
+from datasets.preprocess import preprocess
+from utils import run
 
 
 def main() -> None:
     """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
-    args = build_parser().parse_args()
-    root = Path(args.data_path)
-    split = DATASETS["sysu"].train_split(args.data_path)
-    for line in DATASETS["sysu"].surprises(args.data_path, split):
-        warn(line)
-    folder = make_folder(args.arrays, "--arrays") if args.arrays else root
-    if found := strays(folder):
-        warn(f"{', '.join(map(str, found))}: without {MANIFEST}, so made by other code or cut short; will be replaced "
-             "(--arrays DIR writes elsewhere)")
-    with exclusive(folder):
-        write_arrays(root, folder, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
-    print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} "
-          f"persons in {folder}")
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep a second pre-processing off the same folder, and clear away what an interrupted one left."""
-    make_folder(folder, "--data-path")
-    with locked(folder / ".pre_process_sysu.lock", (
-            f"--data-path {folder}: a living process is pre-processing this folder; wait for it")):
-        clear(folder)
-        try:
-            yield
-        finally:
-            clear(folder)
-
-
-def clear(folder: Path) -> None:
-    """Remove what an interrupted pre-processing left half-written."""
-    for pattern in (".train_*.part", ".train_*.tmp"):
-        for stray in folder.glob(pattern):
-            stray.unlink()
-
-
-def write_arrays(root: Path, folder: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
-    """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes
-    last.
-    """
-    parts: dict[Path, Path] = {}
-    layouts: dict[str, Layout] = {}
-    try:
-        # first: later changes are found out
-        content = manifest(split, root, height, width, marks(split, root, folder))
-        for side in split.sides:
-            images, labels = (folder / f"{ARRAYS[side.modality]}_{kind}.npy" for kind in ("img", "label"))
-            parts |= {final: folder / f".{final.stem}.part" for final in (images, labels)}
-            save(parts[labels], split.labels(side.modality))
-            layouts[side.modality] = make_array(parts[images], (len(side), height, width, 3))
-        decode(split.sides, layouts, workers)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for final, part in parts.items():
-            os.replace(part, final)
-        write_json(folder / MANIFEST, content)
-    except OSError as error:
-        raise UserError(f"--data-path {root}: {explain_os_error(error)}; or write elsewhere with --arrays DIR") from None
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    """Write a .npy under exactly this name."""
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
-    """An empty .npy of uint8 on disk, and what a worker needs to map its pixels: path, offset in bytes,
-    shape.
-    """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    offset = array.offset
-    del array
-    reserve(path, offset + int(np.prod(shape)))
-    return str(path), offset, shape
-
-
-def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) -> None:
-    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows, or in
-    this process if there are no workers.
-    """
-    chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides
-              for start in range(0, len(side), CHUNK)]
-    ended = (f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
-             "--workers")
-    if workers == 0:
-        map_arrays(layouts)
-        done = (decode_rows(*chunk) for chunk in chunks)
-    else:
-        done = in_processes(decode_rows, chunks, workers, ended, partial(start_worker, layouts))
-    with contextlib.closing(done), tqdm(total=sum(map(len, sides)), unit="image", disable=None) as bar:
-        for images in done:
-            bar.update(images)
-
-
-def reserve(path: Path, size: int) -> None:
-    """Take the disk space now, where the system can: a full disk is an error here, and a crash in a memory
-    map.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
-def start_worker(layouts: dict[str, Layout]) -> None:
-    """Open the arrays in a worker process, which ends with its parent."""
-    one_line_warnings()
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    map_arrays(layouts)
-
-
-def map_arrays(layouts: dict[str, Layout]) -> None:
-    """Map the arrays for `decode_rows`."""
-    decode_rows.arrays = {modality: np.memmap(path, np.uint8, "r+", offset, shape)
-                          for modality, (path, offset, shape) in layouts.items()}
-
-
-def end_with_parent() -> None:
-    """End this worker process when its parent is gone, however that ended."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def decode_rows(modality: str, start: int, paths: tuple[str, ...]) -> int:
-    """Decode images into the rows of one array from `start` on; returns their number."""
-    array = decode_rows.arrays[modality]
-    for row, path in enumerate(paths, start):
-        array[row] = read_image(path, *array.shape[1:3])
-    return len(paths)
+    preprocess(DATASETS["sysu"])
 
 
 if __name__ == "__main__":

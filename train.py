@@ -53,11 +53,13 @@ def main() -> None:
     processes = start_processes(device)
     prepare(device)
     data = DATASETS[args.dataset]
-    searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial)[:1],
-                             **data.keywords("searches", vars(args)))
+    searches = []
+    if args.test_only or data.can_test(args.data_path):
+        searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial)[:1],
+                                 **data.keywords("searches", vars(args)))
     if args.test_only:
         return test_only(args, saved, searches, device, processes)
-    split = data.train_split(args.data_path, args.trial)
+    split = data.train_split(args.data_path, **data.keywords("train_split", vars(args)))
     marks = arrays.marks(split, args.data_path, args.arrays)
     state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, marks), processes)
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
@@ -70,10 +72,10 @@ def main() -> None:
         if saved is not None:
             go_on_from(saved, args.resume, criterion, optimiser, sampler)
         bf16 = use_bf16(device, args.amp, args.img_w)
-        describe_run(state, files, split, searches[0], net, sampler, f"{device}, "
+        describe_run(state, files, split, searches, net, sampler, f"{device}, "
                                                                      f"{'bf16' if bf16 else 'float32'}")
         if files.writes:
-            warn_of_surprises(args, files, split, searches[0], saved)
+            warn_of_surprises(args, files, split, searches, saved)
             take_best_along(args, state, files)
         files.open_board(state.epoch)
         if args.compile:
@@ -287,9 +289,11 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
     """Figures of the first search, as test.py finds them; several processes take the running statistics of
     the first.
 
-    What fails is a warning, and there are no figures; of several processes, where all of them see it. Raises
+    There are none without a search. What fails is a warning, and there are no figures; of several processes, where all of them see it. Raises
     `Interrupted` if a signal comes.
     """
+    if not searches:
+        return {}
     if dist.is_initialized():
         for buffer in net.buffers():
             dist.broadcast(buffer, 0)
@@ -356,7 +360,7 @@ def stopped(stop: StopRequest, state: Checkpoint, batches: TrainBatches, files: 
 
 
 # ----------------------------------------------------------------------------------------- what is said of it
-def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: Search, net: TwoStream,
+def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches: list[Search], net: TwoStream,
                  sampler: IdentitySampler, where: str) -> None:
     """Log what is about to run on what."""
     log, method = files.log, state.args["method"]
@@ -365,23 +369,27 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, search: 
     log(f"{json.dumps({'versions': state.versions, 'commit': state.commit})} data {state.fingerprint[:16]}")
     log(f"first weights: {state.first_weights}")
     log(f"{DATASETS[state.args['dataset']].title:<18} {'ids':>6} {'images':>8}")
-    for name, images in (("train visible", split.visible), ("train infrared", split.infrared),
-                         (f"query {search.query.modality}", search.query),
-                         (f"gallery {search.gallery.modality}", search.gallery)):
+    rows = [("train visible", split.visible), ("train infrared", split.infrared)]
+    for search in searches[:1]:
+        rows += [(f"query {search.query.modality}", search.query), (f"gallery {search.gallery.modality}", search.gallery)]
+    for name, images in rows:
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
-    for line in unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}]):
-        log(line)
+    if searches:
+        search = searches[0]
+        for line in unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}]):
+            log(line)
     parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
     losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}
     log(f"{method}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; "
         f"{state.num_classes} classes, {sampler.steps} steps an epoch")
-    log("best is chosen on the test images that it is reported on, as is usual in this field; last is not")
+    log("best is chosen on the test images that it is reported on, as is usual in this field; last is not"
+        if searches else "no test images: nothing is evaluated, and no best chosen")
 
 
-def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSplit, search: Search,
+def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSplit, searches: list[Search],
                       saved: Checkpoint | None) -> None:
     """Warn of what is legal but surely unintended."""
-    for line in DATASETS[args.dataset].surprises(args.data_path, split, search):
+    for line in DATASETS[args.dataset].surprises(args.data_path, split, *searches[:1]):
         warn(line)
     if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and saved is None:
         warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten "

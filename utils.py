@@ -83,6 +83,14 @@ class Parser(argparse.ArgumentParser):
         action = self.declared[name]
         if value is None or isinstance(action.const, bool):
             return type(value) is type(action.default)
+        if isinstance(action.nargs, int):
+            return (isinstance(value, list) and len(value) == action.nargs
+                    and all(self.is_a(action, one) for one in value))
+        return self.is_a(action, value)
+
+    @staticmethod
+    def is_a(action: argparse.Action, value: Any) -> bool:
+        """Whether a word of the command line could have given this value."""
         try:
             return (action.type or str)(str(value)) == value and value in (action.choices or [value])
         except (argparse.ArgumentTypeError, ValueError):

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.images import FILTER
-from datasets.types import INFRARED, VISIBLE, TrainSplit
-from utils import UserError, one_line
+from datasets.types import Arrays, Flag, TrainSplit
+from utils import UserError, filled, one_line
 
-ARRAYS = {VISIBLE: "train_rgb_resized", INFRARED: "train_ir_resized"}
 MANIFEST = "train_resized_img.json"
+ARRAYS_FLAG = Flag("--arrays", {"type": filled, "metavar": "DIR", "help": "folder of pre-processed arrays "
+                                                                          "(default: that of the data set)"},
+                   scripts=("train",))
 FORMAT = 1
 
 
@@ -105,37 +107,44 @@ def recorded_marks(root: Path) -> dict[tuple[str, str], Mark]:
         return {}  # `open_arrays` says what is wrong with it
 
 
-def present(root: str | Path, height: int, width: int, folder: str | Path | None = None) -> bool:
-    """Whether a data set has pre-processed arrays; raises `UserError` for arrays without the manifest, and for a
-    folder named for them that has none.
+def present(split: TrainSplit, root: str | Path, height: int, width: int,
+            folder: str | Path | None = None) -> bool:
+    """Whether a split has pre-processed arrays.
+
+    Raises `UserError` for arrays without the manifest, and for a folder named for them that has none.
     """
+    if split.arrays is None:
+        return False
     if (Path(folder or root) / MANIFEST).exists():
         return True
-    if found := strays(folder or root):
-        raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made "
-                        f"from; {renew(root, height, width, folder)}")
+    command = renew(split, root, height, width, folder)
+    if found := strays(split.arrays, folder or root):
+        raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made from; {command}")
     if folder:
-        raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {renew(root, height, width, folder)}")
+        raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {command}")
     return False
 
 
-def strays(folder: str | Path) -> list[Path]:
-    """The arrays in a folder without their manifest: of other code, or of a pre-processing that was cut short."""
-    paths = [Path(folder) / f"{name}_img.npy" for name in ARRAYS.values()]
+def strays(arrays: Arrays, folder: str | Path) -> list[Path]:
+    """The arrays in a folder without their manifest: of other code, or of a pre-processing that was cut
+    short.
+    """
+    paths = [Path(folder) / f"{name}_img.npy" for name in arrays.names.values()]
     return [] if (Path(folder) / MANIFEST).exists() else [path for path in paths if path.exists()]
 
 
-def renew(root: str | Path, height: int, width: int, folder: str | Path | None = None) -> str:
+def renew(split: TrainSplit, root: str | Path, height: int, width: int,
+          folder: str | Path | None = None) -> str:
     """The command that makes the arrays anew."""
     words = ["--data-path", str(root), *(["--arrays", str(folder)] if folder else [])]
-    return f"run: python pre_process_sysu.py {shlex.join(words)} --img_w {width} --img_h {height}"
+    return f"run: python {split.arrays.script} {shlex.join(words)} --img_w {width} --img_h {height}"
 
 
 # ----------------------------------------------------------------------------------------------------- arrays
 def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int, marks: Marks,
                 folder: str | Path | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Memory-map the arrays of both modalities, once they are known to fit the images and the size."""
-    path, command = Path(folder or root) / MANIFEST, renew(root, height, width, folder)
+    path, command = Path(folder or root) / MANIFEST, renew(split, root, height, width, folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         size, made_from = (content["height"], content["width"]), {**content["images"]}
@@ -151,9 +160,8 @@ def open_arrays(split: TrainSplit, root: str | Path, height: int, width: int, ma
         then = made_from.get(modality)
         if then != now:
             raise UserError(f"{path}: {difference(then, now, modality)}; {command}")
-    return {side.modality: open_array(path.parent, side.modality, split.labels(side.modality), height, width,
-                                      command)
-            for side in split.sides}
+    return {modality: open_array(path.parent / name, split.labels(modality), height, width, command)
+            for modality, name in split.arrays.names.items()}
 
 
 def difference(then: object, now: list[str], modality: str) -> str:
@@ -165,16 +173,14 @@ def difference(then: object, now: list[str], modality: str) -> str:
             f"{len(now)} that are not the same{example}")
 
 
-def open_array(root: Path, modality: str, labels: np.ndarray, height: int, width: int,
+def open_array(stem: Path, labels: np.ndarray, height: int, width: int,
                command: str) -> tuple[np.ndarray, np.ndarray]:
     """Memory-map one pair of arrays; any but whole arrays of the expected shape and dtype are a `UserError`.
     """
-    pixels = load_npy(root / f"{ARRAYS[modality]}_img.npy", (len(labels), height, width, 3), np.uint8,
-                      command)
-    stored = load_npy(root / f"{ARRAYS[modality]}_label.npy", (len(labels),), np.int64, command)
+    pixels = load_npy(Path(f"{stem}_img.npy"), (len(labels), height, width, 3), np.uint8, command)
+    stored = load_npy(Path(f"{stem}_label.npy"), (len(labels),), np.int64, command)
     if not np.array_equal(stored, labels):  # other code of this field writes arrays of the same names
-        path = root / f"{ARRAYS[modality]}_label.npy"
-        raise UserError(f"{path}: labels found that are not those of the lists; {command}")
+        raise UserError(f"{stem}_label.npy: labels found that are not those of the lists; {command}")
     return pixels, labels
 
 

@@ -6,7 +6,7 @@ report.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import is_system_file
-from datasets.images import read_image
+from datasets.files import IMAGE_SUFFIXES, is_system_file
+from datasets.images import TooManyBits, read_image
 from utils import UserError, explain_os_error, one_line
 
 SAMPLE = 100  # images opened unless all are asked for
@@ -37,6 +37,7 @@ class Report:
     counts: list[tuple[str, object, int]] = field(default_factory=list)  # what, found, published
     images: list[str] = field(default_factory=list)
     ignored: int = 0
+    takes_levels: bool = False  # whether the data set reads images of more than 8 bits, if told how
 
     def add(self, severity: str, kind: str, line: object) -> None:
         """Add one finding."""
@@ -84,6 +85,18 @@ def has_bytes(path: str, why: str, report: Report) -> bool:
     return not what
 
 
+def check_unlisted(root: Path, top: str, named: Mapping[str, object], report: Report) -> None:
+    """Report what lies in a folder and is in no list."""
+    for folder, folders, files in os.walk(root / top):
+        report.ignored += sum(map(is_system_file, files))
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
+        for path in (Path(folder) / name for name in sorted(files) if not is_system_file(name)):
+            if path.relative_to(root).as_posix() not in named:
+                image = path.suffix.lower() in IMAGE_SUFFIXES
+                report.add(NOTE, "images that no list names" if image else "files that are not images",
+                           f"{path}{'' if path.exists() else ': a link that points nowhere'}")
+
+
 def scan(folder: str | Path, report: Report) -> list[os.DirEntry]:
     """The sorted entries of a folder without hidden and system files, which are counted."""
     entries = report.attempt(FAULT, "unreadable", "", lambda: list(os.scandir(folder))) or []
@@ -98,8 +111,18 @@ def open_images(report: Report, every: bool) -> None:
     if not every and len(report.images) > SAMPLE:
         places = np.linspace(0, len(report.images) - 1, SAMPLE).round().astype(int)
         report.images = [report.images[place] for place in places]
+    deep: list[TooManyBits] = []
+
+    def open_image(path: str) -> None:
+        try:
+            read_image(path, 16, 8)
+        except TooManyBits as error:
+            if not report.takes_levels:
+                raise
+            deep.append(error)
+
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(report.attempt, FAULT, "unreadable", "", read_image, path, 16, 8)
+        jobs = [pool.submit(report.attempt, FAULT, "unreadable", "", open_image, path)
                 for path in report.images]
         try:
             for job in tqdm(jobs, "opening", unit="image", disable=None, leave=False):
@@ -107,13 +130,21 @@ def open_images(report: Report, every: bool) -> None:
         finally:
             pool.shutdown(cancel_futures=True)
     report.found.get((FAULT, "unreadable"), []).sort()
+    if deep:
+        low, high = min(error.low for error in deep), max(error.high for error in deep)
+        report.add(NOTE, "more than 8 bits a channel", f"{len(deep)} of the {len(report.images)} images "
+                                                       "opened, raw "
+                   f"values {low} to {high}: training and testing need --range LOW HIGH, the raw values "
+                   "that become black and white")
 
 
 def describe(root: Path, title: str, report: Report, every: bool) -> Iterator[str]:
     """The lines of a report; title: of the data set, empty if the folder holds none."""
     differing = sum(found != published for _, found, published in report.counts)
     if title:
-        yield from [f"{title} in {root}", "", *report.table, "", f"{'':<26}{'found':>14}{'published':>11}"]
+        yield from [f"{title} in {root}", "", *report.table]
+        if report.counts:
+            yield from ["", f"{'':<26}{'found':>14}{'published':>11}"]
         for what, found, published in report.counts:
             yield f"{what:<26}{found:>14}{published:>11}{'' if found == published else '  differs'}"
         sampled = not every and len(report.images) == SAMPLE

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils import UserError
@@ -37,6 +38,22 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: no such file; restore it from the data set") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); restore it from the data set") from None
+
+
+def listed_files(path: Path, root: Path, others: Iterable[str], kind: str) -> list[tuple[str, int]]:
+    """The (path, label) of each image that a list names.
+
+    others: folders, in lower case, of the other modality; kind: what people call the list's own images.
+    Raises `UserError` for an image that is not there, or in one of those folders.
+    """
+    entries = parse_index(path)
+    for name, _ in entries:
+        if name.split("/")[0].lower() in others:
+            raise UserError(f"{path}: names {name}, which is not a {kind} image by its folder; a list of "
+                            f"{kind} images expected; restore the list")
+        if not (root / name).is_file():
+            raise UserError(f"{path}: names {root / name}, which is not there; restore the image")
+    return [(str(root / name), label) for name, label in entries]
 
 
 def is_number(text: str) -> bool:

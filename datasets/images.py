@@ -20,27 +20,46 @@ PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of a
 
 # What else is found under an image's name, by its first bytes.
 KNOWN = {"a TIFF file": rb"II[*+]\0|MM\0[*+]", "a GIF file": rb"GIF8", "a WebP file": rb"RIFF....WEBP",
-         "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)", "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51",
-         "a NumPy array": rb"\x93NUMPY", "a PDF": rb"%PDF", "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
+         "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)",
+         "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51",
+         "a NumPy array": rb"\x93NUMPY", "a PDF": rb"%PDF",
+         "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
          "a web page": rb"\s*<(!|html|HTML|\?xml)"}
 
 
-def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
+class TooManyBits(UserError):
+    """An image whose raw values, from `low` to `high`, do not say which of them are black and white."""
+
+    def __init__(self, message: str, low: int = 0, high: int = 0) -> None:
+        # alone: an error goes from process to process as its message and attributes
+        super().__init__(message)
+        self.low, self.high = low, high
+
+
+def read_image(path: str | Path, height: int, width: int,
+               levels: tuple[int, int] | None = None) -> np.ndarray:
     """Decode an image file, turn it upright as its EXIF says, convert it to RGB, resize it (Pillow LANCZOS).
 
     `FILE#xywh=x,y,w,h` is a part of an upright image, in pixels from its upper left corner, as far as it lies
     within. Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns
-    (height, width, 3) uint8. Raises `UserError` naming the file if it cannot be decoded whole, or has more than
-    8 bits a channel, which Pillow would cut off, or if a part lies outside.
+    (height, width, 3) uint8.
+
+    levels: the raw values that become black and white in greyscale images of more than 8 bits, those outside
+    are cut. Always given, never taken from an image: each would have a scale of its own, and noise its hot
+    spots.
+
+    Raises `UserError` naming the file if it cannot be decoded whole, or has more than 8 bits a channel that
+    no levels reduce, which Pillow would cut off, or if a part lies outside.
     """
     part = PART.search(str(path))
     try:
         with Image.open(PART.sub("", str(path)), formats=FORMATS) as image:
-            if has_more_than_8_bits(image):
-                raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, "
-                                "8 bits expected; convert it to an 8-bit file")
+            deep = has_more_than_8_bits(image)
             image.info.pop("transparency", None)  # dropped like an alpha channel
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if deep:
+                upright = reduce_to_8_bits(upright, path, levels)
+            upright = upright.convert("RGB")
         if part:
             upright = upright.crop(box_within(path, upright.size, *map(int, part.groups())))
         return np.array(upright.resize((width, height), Image.Resampling[FILTER]))
@@ -58,11 +77,15 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
                         "file") from None
 
 
-def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int, h: int) -> tuple[int, int, int, int]:
-    """The box (left, upper, right, lower) of a part of an image of this size (width, height); `UserError` if it is empty."""
+def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int, h: int) -> tuple[int, int,
+                                                                                                 int, int]:
+    """The box (left, upper, right, lower) of a part of an image of this size (width, height); `UserError` if
+    it is empty.
+    """
     left, upper, right, lower = max(x, 0), max(y, 0), min(x + w, size[0]), min(y + h, size[1])
     if left >= right or upper >= lower:
-        raise UserError(f"{path}: nothing of this box lies within the image of {size[0]} x {size[1]} pixels; mend the box")
+        raise UserError(f"{path}: nothing of this box lies within the image of {size[0]} x {size[1]} "
+                        "pixels; mend the box")
     return left, upper, right, lower
 
 
@@ -70,6 +93,26 @@ def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
     """Whether a file, before it is decoded, has more than 8 bits a channel."""
     raw = [str(tile[3]) for tile in image.tile]
     return image.mode.startswith(("I", "F")) or any(re.search(";16[BLN]", mode) for mode in raw)
+
+
+def reduce_to_8_bits(image: Image.Image, path: str | Path, levels: tuple[int, int] | None) -> Image.Image:
+    """A greyscale image whose raw values from levels[0] to levels[1] became 0 to 255, rounded, others cut.
+
+    Raises `UserError` without levels, and for colours, of whose 16 bits Pillow keeps eight.
+    """
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
+        raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
+                        "expected; convert it to an 8-bit file")
+    values = np.asarray(image)
+    if levels is None:
+        low, high = int(values.min()), int(values.max())
+        raise TooManyBits(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
+                          "expected; convert it to an 8-bit file, or, with --dataset folders, give --range "
+                          "LOW HIGH, the raw values that become black and white in all images (this one has "
+                          f"{low} to {high})", low, high)
+    low, high = levels
+    scaled = (values.clip(low, high).astype(np.float64) - low) * (255 / (high - low))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def describe_bytes(path: str | Path) -> str:
@@ -86,15 +129,17 @@ def describe_bytes(path: str | Path) -> str:
 
 
 def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
-                 unreadable: dict[str, str] | None = None) -> Iterator[np.ndarray]:
-    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
+                 unreadable: dict[str, str] | None = None,
+                 levels: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot
+    read.
 
     workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. unreadable: takes the
-    error of each file that cannot be read, which its batch is without then.
+    error of each file that cannot be read, which its batch is without then. levels: see `read_image`.
     """
     def read(path: str) -> np.ndarray | None:
         try:
-            return read_image(path, height, width)
+            return read_image(path, height, width, levels)
         except UserError as error:
             if unreadable is None:
                 raise
@@ -127,13 +172,13 @@ def stack(images: Iterable[np.ndarray | None], height: int, width: int) -> np.nd
     return np.stack(found) if found else np.empty((0, height, width, 3), np.uint8)
 
 
-def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, workers: int = 4, *,
-                title: str = "", silent: bool = True) -> np.ndarray:
+def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, workers: int = 4,
+                levels: tuple[int, int] | None = None, *, title: str = "", silent: bool = True) -> np.ndarray:
     """Read images into one array (N, height, width, 3) uint8 with threads (Pillow releases the GIL)."""
     images = np.empty((len(paths), height, width, 3), np.uint8)
 
     def read(index: int) -> None:
-        images[index] = read_image(paths[index], height, width)
+        images[index] = read_image(paths[index], height, width, levels)
 
     with ThreadPoolExecutor(workers or 1) as pool:
         jobs = pool.map(read, range(len(paths))) if workers else map(read, range(len(paths)))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, has_bytes
-from datasets.files import IMAGE_SUFFIXES, is_system_file, parse_index
+from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, check_unlisted, has_bytes
+from datasets.files import listed_files, parse_index
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
                             TrainSplit, make_train_split)
 from utils import UserError, integer
@@ -27,7 +27,7 @@ class RegDB(DataSet):
     """
 
     name, title, path, direction, splits = "regdb", "RegDB", "data/RegDB", "v2i", TRIALS
-    folders = ("idx", "Visible", "Thermal")
+    folders = ("Visible", "Thermal", "idx")
     published = {"training persons": 206, "visible training images": 2060, "infrared training images": 2060,
                  "test persons": 206, "visible test images": 2060, "infrared test images": 2060}
     flags = (
@@ -95,7 +95,8 @@ class RegDB(DataSet):
         held = [trial for trial in range(1, TRIALS + 1) if any(
             list_path(root, split, trial, modality).exists() for split in SPLITS for modality in MODALITIES)]
         for trial in sorted({*range(1, TRIALS + 1)} - {*held}) if held else ():
-            report.add(NOTE, "trials without lists", f"{root / 'idx'}: none of trial {trial}; others train and test without")
+            report.add(NOTE, "trials without lists", f"{root / 'idx'}: none of trial {trial}; others train "
+                                                     "and test without")
         held = held or [1]
         rows = [self.check_trial(root, trial, named, report) for trial in held]
         report.table.append("trial" + "".join(f"{f'{word} persons':>20}{'visible':>9}{'infrared':>10}"
@@ -110,7 +111,7 @@ class RegDB(DataSet):
             more = f" and {len(lists) - 1} more" if len(lists) > 1 else ""
             if has_bytes(str(root / image), f", named by {lists[0]}{more}", report):
                 report.images.append(str(root / image))
-        for folder in sorted({Path(image).parts[0] for image in named} | {*self.folders[1:]}):
+        for folder in sorted({Path(image).parts[0] for image in named} | {*self.folders[:2]}):
             check_unlisted(root, folder, named, report)
 
     def check_trial(self, root: Path, trial: int, named: dict[str, list[str]],
@@ -141,18 +142,11 @@ def list_path(root: Path, split: str, trial: int, modality: str) -> Path:
 
 
 def listed_images(root: Path, split: str, trial: int, modality: str) -> Images:
-    """The images of one list; `UserError` for one that is not there, or in the other modality's folder."""
-    path = list_path(root, split, trial, modality)
-    entries = parse_index(path)
+    """The images of one list."""
     others = {name for other, name in NAMES.items() if other != modality}
-    for name, _ in entries:
-        if name.split("/")[0].lower() in others:
-            raise UserError(f"{path}: names {name}, which is not a {NAMES[modality]} image by its folder; a "
-                            f"list of {NAMES[modality]} images expected; restore the list")
-        if not (root / name).is_file():
-            raise UserError(f"{path}: names {root / name}, which is not there; restore the image")
+    entries = listed_files(list_path(root, split, trial, modality), root, others, NAMES[modality])
     pids = np.array([label for _, label in entries], np.int64)
-    paths = tuple(str(root / name) for name, _ in entries)
+    paths = tuple(path for path, _ in entries)
     return Images(paths, pids, np.full(len(pids), CAMIDS[modality]), modality)
 
 
@@ -160,15 +154,3 @@ def persons(entries: list[tuple[str, int]]) -> set[str]:
     """What tells the persons of a list apart: their folders, or their images where all lie in one folder."""
     folders = {os.path.dirname(name) for name, _ in entries}
     return folders if len(folders) > 1 else {name for name, _ in entries}
-
-
-def check_unlisted(root: Path, top: str, named: Mapping[str, object], report: Report) -> None:
-    """Report what lies in a folder and is in no list."""
-    for folder, folders, files in os.walk(root / top):
-        report.ignored += sum(map(is_system_file, files))
-        folders[:] = sorted(name for name in folders if not is_system_file(name))
-        for path in (Path(folder) / name for name in sorted(files) if not is_system_file(name)):
-            if path.relative_to(root).as_posix() not in named:
-                image = path.suffix.lower() in IMAGE_SUFFIXES
-                report.add(NOTE, "images that no list names" if image else "files that are not images",
-                           f"{path}{'' if path.exists() else ': a link that points nowhere'}")

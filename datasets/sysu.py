@@ -1,19 +1,19 @@
 """SYSU-MM01: its layout, splits, searches, and the check of a copy."""
 from __future__ import annotations
 
-import os
 import random
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, has_bytes, scan
-from datasets.files import IMAGE_SUFFIXES, list_images, parse_id_list
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
-                            TrainSplit, grouped, make_train_split)
-from utils import UserError, filled
+from datasets.arrays import ARRAYS_FLAG
+from datasets.cameras import check_camera, image_files
+from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities
+from datasets.files import parse_id_list
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Flag, Images,
+                            Search, TrainSplit, grouped, make_train_split)
+from utils import UserError
 
 CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
 INDOOR = (1, 2)
@@ -47,7 +47,7 @@ class SysuMM01(DataSet):
 
     name, title, path, direction = "sysu", "SYSU-MM01", "data/SYSU-MM01", "i2v"
     folders = ("cam1", "cam2", "cam3", "cam4", "cam5", "cam6", "exp")
-    preprocessed = True
+    arrays = Arrays({VISIBLE: "train_rgb_resized", INFRARED: "train_ir_resized"}, "pre_process_sysu.py")
     published = {"training persons": 395, "test persons": 96, "visible training images": 22258,
                  "infrared training images": 11909, "infrared test images": 3803,
                  **{f"{mode}-search gallery": size for mode, size in GALLERY.items()}}
@@ -60,21 +60,20 @@ class SysuMM01(DataSet):
         Flag("--gallery", {"choices": ("random", "official"), "default": "random",
                            "help": "SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)"},
              argument_to=("searches",)),
-        Flag("--arrays", {"type": filled, "metavar": "DIR", "help": "SYSU-MM01: folder of the pre-processed arrays "
-                                                                    "(default: that of the data set)"}, scripts=("train",)),
+        ARRAYS_FLAG,
     )
 
     def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
         """The training images; there is one split, `trial` is not read."""
         root = self.require_layout(root)
         pids = read_ids(root)["train"]
-        sides = [grouped(image_files(root, pids, CAMERAS[modality]), modality) for modality in MODALITIES]
-        return make_train_split(*sides, pids, f"{root}: exp/train_id.txt and exp/val_id.txt")
+        sides = [grouped(camera_files(root, pids, CAMERAS[modality]), modality) for modality in MODALITIES]
+        return make_train_split(*sides, pids, f"{root}: exp/train_id.txt and exp/val_id.txt", self.arrays)
 
     def query(self, root: str | Path, mode: str, modality: str) -> Images:
         """Every test image of the modality's cameras, cameras within persons."""
         root = self.require_layout(root)
-        return grouped(image_files(root, read_ids(root)["test"], cameras_of(modality, mode)), modality)
+        return grouped(camera_files(root, read_ids(root)["test"], cameras_of(modality, mode)), modality)
 
     def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str,
                      modality: str) -> Images:
@@ -93,7 +92,7 @@ class SysuMM01(DataSet):
             wanted = f"0 to {TRIALS - 1}" if gallery == "official" else "at least 0"
             raise ValueError(f"trial: {trial} found, {wanted} expected")
         root = self.require_layout(root)
-        files = image_files(root, read_ids(root)["test"], cameras_of(modality, mode))
+        files = camera_files(root, read_ids(root)["test"], cameras_of(modality, mode))
         if gallery == "official":
             permutations = read_permutations(root / "exp" / "rand_perm_cam.mat")
             drawn = {key: draw_official(root, permutations, *key, trial, shot, paths)
@@ -144,7 +143,8 @@ class SysuMM01(DataSet):
             if not (root / f"cam{camera}").is_dir():
                 report.add(FAULT, "missing", f"{root / f'cam{camera}'}: no such folder")
                 continue
-            for split, pid, images in check_camera(root / f"cam{camera}", pids, report):
+            for split, pid, images in check_camera(root / f"cam{camera}", pids, report, r"[0-9]{4}\.jpg",
+                                                   "NNNN.jpg, a number in four digits,"):
                 held[split, camera][pid] = len(images)
                 report.images += images
         self.count(pids, held, report)
@@ -204,36 +204,12 @@ def cameras_of(modality: str, mode: str) -> tuple[int, ...]:
     return tuple(c for c in CAMERAS[modality] if mode == "all" or modality == INFRARED or c in INDOOR)
 
 
-def person_folder(entry: os.DirEntry) -> Path:
-    """What a person's number names; `UserError` unless it is a folder, and the number has four digits."""
-    pid, name = int(entry.name), f"{int(entry.name):04d}"
-    if entry.name != name:
-        raise UserError(f"{entry.path}: found for person {pid}, a folder of the name {name} expected; "
-                        "rename it, or move it elsewhere")
-    if not entry.is_dir():
-        what = "a file" if os.path.exists(entry.path) else "a link that points nowhere"
-        raise UserError(f"{entry.path}: {what} found, a folder with the images of person {pid} expected; "
-                        "restore the folder, or remove this if the camera has none")
-    return Path(entry.path)
-
-
-def person_folders(folder: Path, pids: Iterable[int]) -> dict[int, Path]:
-    """The folders that a camera has of these persons, by pid."""
-    wanted = set(pids)
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
-    return {int(entry.name): person_folder(entry) for entry in entries
-            if entry.name.isdecimal() and int(entry.name) in wanted}
-
-
-def image_files(root: Path, pids: Sequence[int], cameras: Sequence[int]) -> dict[tuple[int, int], list[str]]:
-    """Image paths by (pid, camera), in that order; combinations without images are left out.
+def camera_files(root: Path, pids: Sequence[int], cameras: Sequence[int]) -> dict[tuple[int, int], list[str]]:
+    """Image paths by (pid, camera), in the order of both; combinations without images are left out.
 
     Raises `UserError` for a camera without any image: every camera of the data set has some of either split.
     """
-    folders = {camera: person_folders(root / f"cam{camera}", pids) for camera in cameras}
-    files = {(pid, camera): list_images(folders[camera][pid]) for pid in pids for camera in cameras
-             if pid in folders[camera]}
-    files = {key: paths for key, paths in files.items() if paths}
+    files = image_files({camera: root / f"cam{camera}" for camera in cameras}, pids)
     for camera in sorted(set(cameras) - {camera for _, camera in files}):
         folder = root / f"cam{camera}"
         what = "no image of the persons on the lists" if folder.is_dir() else "no such folder"
@@ -274,37 +250,3 @@ def draw_official(root: Path, cells: np.ndarray, pid: int, camera: int, trial: i
         raise UserError(f"{mat}: names image {root / f'cam{camera}' / f'{pid:04d}' / absent[0]}.jpg, which "
                         "is not there; restore the image, or use --gallery random")
     return [by_number[name] for name in names]
-
-
-# ---------------------------------------------------------------------------------------- the check of a copy
-def check_camera(folder: Path, pids: dict[str, set[int]],
-                 report: Report) -> Iterator[tuple[str, int, list[str]]]:
-    """Yield split, pid and image files of every listed person in one camera; report what else is there."""
-    for entry in scan(folder, report):
-        pid = int(entry.name) if entry.name.isdecimal() else None
-        if splits := [split for split in SPLITS if pid in pids[split]]:
-            person = report.attempt(FAULT, "persons' folders", "", person_folder, entry)
-            if person and (images := check_person(entry.path, report)):
-                yield splits[0], pid, images
-        elif pid is not None and entry.name == f"{pid:04d}" and os.path.isdir(entry.path):
-            report.add(NOTE, "persons that no list names", entry.path)
-        else:
-            report.add(NOTE, "misnamed",
-                       f"{entry.path}: not used; a folder NNNN, a person's number in four digits, expected")
-
-
-def check_person(folder: str, report: Report, name: str = r"[0-9]{4}\.jpg",
-                 form: str = "NNNN.jpg, a number in four digits,") -> list[str]:
-    """The image files of a listed person's folder; what else is in it is reported."""
-    images, entries = [], scan(folder, report)
-    if not entries:
-        report.add(NOTE, "empty folders", f"{folder}: no image in it")
-    for entry in entries:
-        if not entry.name.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(entry.path):
-            report.add(FAULT, "not images",
-                       f"{entry.path}: only {', '.join(IMAGE_SUFFIXES)} files expected; move it elsewhere")
-        elif has_bytes(entry.path, "", report):
-            images.append(entry.path)
-            if not re.fullmatch(name, entry.name):
-                report.add(NOTE, "misnamed", f"{entry.path}: {form} expected")
-    return images

@@ -33,12 +33,16 @@ class View:
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one modality: N paths, pids (N,) int64, camids (N,) int64."""
+    """Images of one modality: N paths, pids (N,) int64, camids (N,) int64.
+
+    levels: the raw values that become black and white, of images with more than 8 bits; None: there are none.
+    """
 
     paths: tuple[str, ...]
     pids: np.ndarray
     camids: np.ndarray
     modality: str
+    levels: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -103,12 +107,21 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Arrays:
+    """The arrays that pre-processing makes of training images: names by modality, and the script."""
+
+    names: Mapping[str, str]
+    script: str
+
+
+@dataclass(frozen=True)
 class TrainSplit:
     """Training images of both modalities; labels are positions in `pids`, the sorted identities."""
 
     visible: Images
     infrared: Images
     pids: np.ndarray
+    arrays: Arrays | None = None
 
     @property
     def sides(self) -> tuple[Images, Images]:
@@ -161,8 +174,8 @@ class DataSet:
 
     name: as `--dataset` says it; title: as people say it; path, direction: the defaults of `--data-path` and
     `--direction`; splits: trained models that one result is the mean of; folders: the layout, by which a copy
-    is known; flags: those that belong to it; published: its counts; preprocessed: whether a script decodes it
-    once for training.
+    is known; flags: those that belong to it; published: its counts; arrays: what a script makes of its
+    training images, once, if there is one.
     """
 
     name: str
@@ -173,15 +186,18 @@ class DataSet:
     folders: tuple[str, ...]
     flags: tuple[Flag, ...] = ()
     published: Mapping[str, int] = {}
-    preprocessed: bool = False
+    arrays: Arrays | None = None
 
     # -------------------------------------------------------------------------------- what each data set says
     def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
-        """The training images; a data set with one split does not read `trial`."""
+        """The training images; a data set with one split does not read `trial`.
+
+        Those of its flags that say `train_split` are further keywords.
+        """
         raise NotImplementedError
 
     def searches(self, root: str | Path, *, direction: str, trials: Iterable[int]) -> list[Search]:
-        """One search for each trial; the flags that belong to searches are further keywords."""
+        """One search for each trial; those of its flags that say `searches` are further keywords."""
         raise NotImplementedError
 
     def check(self, root: Path, report: Report) -> None:
@@ -194,6 +210,10 @@ class DataSet:
     def trials(self, trial: int) -> list[int]:
         """The trials that a test of one model runs; training evaluates on the first of them."""
         return list(range(TRIALS))
+
+    def can_test(self, root: str | Path) -> bool:
+        """Whether a copy has test images; one that has none can be trained on all the same."""
+        return True
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that follow from the others; raises `UserError` where these contradict each other."""
@@ -224,6 +244,10 @@ class DataSet:
                             "folder, or change --dataset")
         return root
 
+    def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
+        """What people call a person; sides: where the person's images are."""
+        return str(pid)
+
     def surprises(self, data_path: str | Path, split: TrainSplit | None = None,
                   search: Search | None = None) -> list[str]:
         """What is legal but surely unintended of a split and of a search, a line each.
@@ -240,7 +264,8 @@ class DataSet:
             lines.append(f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set")
         lone = set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()) if search else set()
         if lone and not search.partial:
-            lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {min(lone)}, with "
+            first = self.name_of_person(min(lone), (search.query, search.gallery))
+            lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {first}, with "
                          "images in one modality only: their queries are left out of the mean")
         return lines
 
@@ -252,7 +277,8 @@ def grouped(files: Mapping[tuple[int, int], Sequence[str]], modality: str) -> Im
     return Images(tuple(path for paths in files.values() for path in paths), pids, camids, modality)
 
 
-def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], source: str) -> TrainSplit:
+def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], source: str,
+                     arrays: Arrays | None = None) -> TrainSplit:
     """Put a split together; raises `UserError` unless each of these persons has images in both modalities."""
     pids = np.array(sorted(pids), np.int64)
     for images in (visible, infrared):
@@ -262,4 +288,4 @@ def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], sou
             raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; both "
                             "modalities expected for training; restore the images, or take the person off "
                             "the list")
-    return TrainSplit(visible, infrared, pids)
+    return TrainSplit(visible, infrared, pids, arrays)

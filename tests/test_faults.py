@@ -775,7 +775,7 @@ def test_preprocessing_interrupted_run_twice_and_run_again(large):
             assert time.monotonic() < deadline  # none lives on
             time.sleep(0.05)
     assert leftovers(large) <= {f".{Path(name).stem}.part" for name in WHOLE}
-    assert not train_arrays.present(large, 32, 16)
+    assert not train_arrays.present(DATASETS["sysu"].train_split(large), large, 32, 16)
     again = run(shlex.split(PRE.format(sysu=large)), large)
     assert again.returncode == 0, again.stderr
     require_whole(large)
@@ -871,7 +871,7 @@ def test_arrays_half_renamed_are_never_used(number, world, tmp_path):
     done = server.run([tmp_path / "driver.py", number, root], tmp_path)
     assert done.returncode == -9
     with pytest.raises(UserError, match="found without train_resized_img.json, .*; run: python pre_process_sysu.py"):
-        train_arrays.present(root, 32, 16)
+        train_arrays.present(DATASETS["sysu"].train_split(root), root, 32, 16)
     assert run(shlex.split(PRE.format(sysu=root)), tmp_path).returncode == 0
     require_whole(root)
 

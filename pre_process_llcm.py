@@ -1,0 +1,18 @@
+"""Decode and resize the training images of LLCM once, into .npy arrays that training memory-maps.
+
+    python pre_process_llcm.py [--data-path data/LLCM] [--arrays DIR] [--img_w 144 --img_h 288] [--workers N]
+"""
+from __future__ import annotations
+
+from data_manager import DATASETS
+from datasets.preprocess import preprocess
+from utils import run
+
+
+def main() -> None:
+    """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
+    preprocess(DATASETS["llcm"])
+
+
+if __name__ == "__main__":
+    run(main)

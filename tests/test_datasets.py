@@ -1,0 +1,568 @@
+"""LLCM, and folders of one's own: splits, searches, their rules, their checks, and runs from images to
+results.
+"""
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL, save_image
+from PIL import Image
+
+import data_manager
+from data_manager import DATASETS, process_gallery_llcm, process_query_llcm, resolve_arguments
+from datasets.check import FAULT, NOTE, describe
+from datasets.images import TooManyBits, read_image
+from eval_metrics import eval_llcm
+from utils import UserError
+
+LLCM, FOLDERS = DATASETS["llcm"], DATASETS["folders"]
+SIDES = (("vis", range(1, 10)), ("nir", (1, 2, 4, 5, 6, 7, 8, 9)))
+
+
+def make_llcm(root: Path, train: int = 4, test: int = 3, images: int = 2) -> Path:
+    """LLCM's layout: training persons 1, 3, 5 ... with labels from 0, test persons 2, 4, 6 ... in every
+    camera.
+    """
+    (root / "idx").mkdir(parents=True)
+    for number, (name, cameras) in enumerate(SIDES):
+        lines = []
+        for label in range(train):
+            pid = 2 * label + 1
+            for camera in (1, 3, 6)[:2 + number]:
+                for shot in range(images):
+                    file = f"{name}/{pid:04d}/{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
+                    save_image(root / file, [number, pid, camera, shot])
+                    lines.append(f"{file} {label}\n")
+        (root / "idx" / f"train_{name}.txt").write_text("".join(lines))
+        for pid in range(2, 2 * test + 1, 2):
+            for camera in cameras:
+                for shot in range(images):
+                    file = f"{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
+                    save_image(root / f"test_{name}/cam{camera}/{pid:04d}/{file}",
+                               [number, pid, camera, shot])
+    (root / "idx" / "test_id.txt").write_text(",".join(map(str, range(2, 2 * test + 1, 2))) + "\n")
+    return root
+
+
+def make_folders(root: Path, names: dict[str, tuple[str, ...]] | None = None, images: int = 3) -> Path:
+    """A folder with persons of these names in either split."""
+    for split, people in (names
+                          or {"train": ("Ann", "Bo", "p2", "p10"), "test": ("Cy", "Di", "Eé x")}).items():
+        for number, side in enumerate(("visible", "infrared")):
+            for person, name in enumerate(people):
+                for shot in range(images):
+                    save_image(root / split / side / name / f"{shot} é.png",
+                               [number, person, shot, len(split)])
+    return root
+
+
+@pytest.fixture
+def llcm(once, tmp_path):
+    made = once("llcm", lambda folder: make_llcm(folder / "LLCM"))
+    return Path(shutil.copytree(made / "LLCM", tmp_path / "cam3 7 größe 数" / "LLCM"))
+
+
+@pytest.fixture
+def folders(once, tmp_path):
+    made = once("folders", lambda folder: make_folders(folder / "own"))
+    return Path(shutil.copytree(made / "own", tmp_path / "cam1 c2_ größe 数"))
+
+
+def findings(root, every=True):
+    return data_manager.check(root, every)[1].found
+
+
+def faults(found):
+    return {kind for severity, kind in found if severity == FAULT}
+
+
+# -------------------------------------------------------------------------------------------- LLCM: the split
+def test_llcm_labels_count_sorted_persons_whatever_numbers_the_lists_use(llcm):
+    split = LLCM.train_split(llcm)
+    assert split.pids.tolist() == [0, 1, 2, 3] and (len(split.visible), len(split.infrared)) == (16, 24)
+    assert split.labels("infrared").tolist() == np.repeat(range(4), 6).tolist()
+    assert split.visible.camids.tolist() == [1, 1, 3, 3] * 4 and split.infrared.camids.tolist() == [1, 1, 3,
+                                                                                                    3, 6,
+                                                                                                    6] * 4
+    for name in ("vis", "nir"):  # as in copies whose lists hold the persons' own numbers, in no order
+        path = llcm / "idx" / f"train_{name}.txt"
+        lines = [line.rsplit(" ", 1)[0] for line in path.read_text().splitlines()][::-1]
+        path.write_text("".join(f"{line} {700 + int(line.split('/')[1])}\n" for line in lines))
+    split = LLCM.train_split(llcm)
+    assert split.pids.tolist() == [701, 703, 705, 707]
+    assert split.labels("infrared").tolist() == np.repeat([3, 2, 1, 0], 6).tolist()
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda root: (root / "idx/train_nir.txt").unlink(), "train_nir.txt: no such file"),
+    (lambda root: next((root / "vis/0003").iterdir()).unlink(), r"train_vis.txt: names \S.*vis/0003/\S+, "
+                                                                r"which is not there"),
+    (lambda root: shutil.copy(root / "idx/train_vis.txt", root / "idx/train_nir.txt"),
+     "train_nir.txt: names vis/0001/\\S+, which is not a nir image"),
+    (lambda root: (root / "idx/train_nir.txt").write_text(re.sub(r".* 2\n", "",
+                                                                 (root / "idx/train_nir.txt").read_text())),
+     "train_vis.txt and idx/train_nir.txt: person 2 has no infrared image")])
+def test_faults_of_llcms_training_lists_are_named(llcm, change, said):
+    change(llcm)
+    with pytest.raises(UserError, match=said):
+        LLCM.train_split(llcm)
+    assert "refused" in faults(findings(llcm))
+
+
+# ----------------------------------------------------------------------------------------- LLCM: the searches
+@pytest.mark.parametrize("mode, name, cameras", [(1, "vis", SIDES[0][1]), (2, "nir", SIDES[1][1])])
+@pytest.mark.parametrize("trial", [0, 7])
+def test_llcms_gallery_is_the_draw_of_the_global_generator(llcm, mode, name, cameras, trial):
+    shutil.rmtree(llcm / f"test_{name}/cam5/0004")
+    before = random.getstate()
+    paths, pids, camids = process_gallery_llcm(str(llcm), mode, trial)
+    assert random.getstate() == before
+    random.seed(trial)
+    expected = []
+    for pid in (2, 4, 6):
+        for camera in cameras:
+            folder = llcm / f"test_{name}/cam{camera}/{pid:04d}"
+            if folder.is_dir():
+                expected.append((random.choice([str(folder / file) for file in sorted(os.listdir(folder))]),
+                                 pid, camera))
+    random.setstate(before)
+    assert list(zip(paths, pids.tolist(), camids.tolist())) == expected
+    queries = process_query_llcm(str(llcm), mode)
+    assert len(queries[0]) == 2 * len(expected) and set(paths) <= set(queries[0])
+
+
+@pytest.mark.parametrize("direction, queries, gallery",
+                         [("i2v", 3 * 8 * 2, 3 * 9), ("v2i", 3 * 9 * 2, 3 * 8)])
+def test_llcms_two_directions_draw_their_galleries(llcm, direction, queries, gallery):
+    searches = LLCM.searches(llcm, direction=direction)
+    assert len(searches) == 10 and {search.name for search in searches} == {f"LLCM, {direction}"}
+    assert len({search.gallery.paths for search in searches}) > 1 and all(search.count_persons
+                                                                          for search in searches)
+    for search in searches:
+        assert (len(search.query), len(search.gallery)) == (queries, gallery)
+        hidden = [[(p, c) == (q, d) for q, d in zip(search.gallery.pids, search.gallery.camids)]
+                  for p, c in zip(search.query.pids, search.query.camids)]
+        assert (~search.seen()).tolist() == hidden
+    assert 3 not in (searches[0].query if direction == "i2v" else searches[0].gallery).camids
+
+
+def test_modes_of_llcm_are_1_and_2(llcm):
+    for call in (process_query_llcm, process_gallery_llcm):
+        with pytest.raises(ValueError, match="^mode: 0 found, 1 "):
+            call(str(llcm), 0)
+    with pytest.raises(ValueError, match="^trial: -1 found, at least 0 expected$"):
+        process_gallery_llcm(str(llcm), 1, -1)
+
+
+def by_definition(dist_mat, q_pids, g_pids, q_camids, g_camids):
+    """LLCM's scores, one query after the other, one image after the other."""
+    curves, precisions, penalties = [], [], []
+    for row, pid, camera in zip(dist_mat, q_pids, q_camids):
+        images = [g for g in range(len(g_pids)) if not (g_pids[g] == pid and g_camids[g] == camera)]
+        ranked = [g_pids[g] for g in sorted(images, key=lambda g: (row[g], g))]
+        if pid in ranked:
+            ranks = [rank for rank, other in enumerate(ranked, 1) if other == pid]
+            precisions.append(np.mean([number / rank for number, rank in enumerate(ranks, 1)]))
+            penalties.append(len(ranks) / ranks[-1])
+            curves.append([pid in list(dict.fromkeys(ranked))[:k] for k in range(1, 21)])
+    return np.mean(curves, axis=0), np.mean(precisions), np.mean(penalties)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("persons, cameras, steps", [(3, 2, 4), (12, 9, 9), (25, 9, 1 << 20)])
+def test_eval_llcm_is_its_definition(seed, persons, cameras, steps):
+    rng = np.random.default_rng([seed, persons])
+    q_pids, g_pids = rng.integers(0, persons, 40), rng.integers(0, persons, 60)
+    q_camids, g_camids = rng.integers(1, cameras + 1, 40), rng.integers(1, cameras + 1, 60)
+    dist_mat = (rng.integers(0, steps, (40, 60)) / steps).astype(np.float32)
+    search = (dist_mat, q_pids, g_pids, q_camids, g_camids)
+    for found, expected in zip(eval_llcm(*search), by_definition(*search), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_eval_llcm_on_cases_made_by_hand():
+    # The nearest image is the query's own person by its own camera: it does not exist. Then 8, 8, 7 in camera
+    # 2.
+    g_pids, g_camids = [7, 8, 8, 7, 9], [1, 1, 2, 2, 1]
+    cmc, mean_ap, mean_inp = eval_llcm([[0.1, 0.2, 0.3, 0.4, 0.5]], [7], g_pids, [1], g_camids, max_rank=3)
+    assert cmc.tolist() == [0, 1, 1] and mean_ap == mean_inp == 1 / 3
+    # Another person by the query's camera is seen: 9 comes first.
+    assert eval_llcm([[0.1, 0.5, 0.5, 0.4, 0.3]], [7], g_pids, [1], g_camids)[1] == 1 / 2
+    # Equal distances rank in gallery order: 8, 8, 7, 9, of which the second 8 is no new person.
+    cmc, mean_ap, _ = eval_llcm(np.ones((1, 5)), [7], g_pids, [1], g_camids, max_rank=3)
+    assert cmc.tolist() == [0, 1, 1] and mean_ap == 1 / 3
+    # A query whose only match is by its own camera is left out of the means; one person in one camera is such
+    # a query.
+    both = eval_llcm([[0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]], [7, 9], g_pids, [1, 1], g_camids)
+    assert both[1] == 1 / 3
+    with pytest.raises(ValueError, match="no query with a match among the 1 gallery images it sees"):
+        eval_llcm([[0.5]], [9], [9], [1], [1])
+    assert eval_llcm([[0.5]], [9], [9], [1], [2])[1] == 1
+
+
+def test_a_test_person_of_llcm_without_infrared_images_is_legal(llcm):
+    for camera in SIDES[1][1]:
+        shutil.rmtree(llcm / f"test_nir/cam{camera}/0004")
+    search = LLCM.searches(llcm, direction="v2i", trials=[0])[0]
+    assert set(search.gallery.pids.tolist()) == {2, 6} and set(search.query.pids.tolist()) == {2, 4, 6}
+    assert not any("one modality only" in line for line in LLCM.surprises(llcm, search=search))
+    found = findings(llcm)
+    assert not faults(found)
+    assert found[NOTE, "test persons without a modality"][0].endswith("person 4 has no infrared image")
+
+
+def test_llcm_by_one_camera_alone_is_no_search(llcm):
+    for name, cameras in SIDES:
+        for camera in cameras:
+            if camera != 6:
+                shutil.rmtree(llcm / f"test_{name}/cam{camera}")
+    with pytest.raises(UserError, match="idx/test_id.txt: no query has a match .* but in cameras that are "
+                                        "not compared"):
+        LLCM.searches(llcm)
+
+
+# -------------------------------------------------------------------------------------------- LLCM: the check
+def test_the_check_of_a_sound_llcm(llcm):
+    data, report = data_manager.check(llcm, True)
+    assert data is LLCM and report.found == {} and report.usable
+    assert len(report.images) == 16 + 24 + 3 * (9 + 8) * 2
+    rows = [line.split() for line in report.table]
+    assert ["training", "4", "16", "4", "24"] in rows and ["test", "cam3", "3", "6", "0", "0"] in rows
+    assert ["all", "test", "3", "54", "3", "48"] in rows
+    assert ("training persons", 4, 713) in report.counts and ("infrared test images", 48,
+                                                              7166) in report.counts
+    assert "usable; 6 of 6 counts differ" in list(describe(llcm, data.title, report, True))[-1]
+
+
+def test_what_no_list_of_llcm_names_is_a_note(llcm):
+    save_image(llcm / "test_vis/cam2/0351/0351_c02_s1_f2_vis.jpg", [1])
+    save_image(llcm / "vis/0001/more.jpg", [2])
+    (llcm / "test_nir/cam4/readme.txt").write_text("x")
+    found = findings(llcm)
+    assert not faults(found)
+    assert found[NOTE, "persons that no list names"][0].endswith("cam2/0351")
+    assert found[NOTE, "images that no list names"][0].endswith("vis/0001/more.jpg")
+    assert found[NOTE, "misnamed"][0].split(":")[0].endswith("cam4/readme.txt")
+
+
+def test_what_is_missing_of_llcm_is_told(llcm):
+    shutil.rmtree(llcm / "test_vis/cam4")
+    (llcm / "vis/0001/0001_c01_s000000_f0000_vis.jpg").write_bytes(b"")
+    os.truncate(llcm / "test_nir/cam2/0002/0002_c02_s000000_f0000_nir.jpg", 200)
+    found = findings(llcm)
+    assert faults(found) == {"empty", "unreadable"}
+    assert found[NOTE, "missing cameras"][0].endswith("test_vis/cam4: no such folder")
+
+
+def test_llcm_and_regdb_are_told_apart(llcm, regdb):
+    assert data_manager.recognise(llcm) is LLCM and data_manager.recognise(regdb) is DATASETS["regdb"]
+    for data, root in ((LLCM, regdb), (DATASETS["regdb"], llcm)):
+        with pytest.raises(UserError, match=rf"the folders .*idx.* found, {data.title} \(.*\) expected"):
+            data.train_split(root)
+
+
+# ------------------------------------------------------------------------------------ folders: what they hold
+def test_persons_are_numbered_by_their_names(folders):
+    split = FOLDERS.train_split(folders)
+    names = [Path(split.visible.paths[split.visible.pids.tolist().index(pid)]).parent.name
+             for pid in range(4)]
+    assert names == ["Ann", "Bo", "p2", "p10"] and split.pids.tolist() == [0, 1, 2, 3]
+    for side in split.sides:
+        assert len(side) == 12 and all(f"/train/{side.modality}/{names[pid]}/" in path
+                                       for path, pid in zip(side.paths, side.pids))
+    for direction, sides in (("i2v", ("infrared", "visible")), ("v2i", ("visible", "infrared"))):
+        search, = FOLDERS.searches(folders, direction=direction)
+        assert (search.query.modality,
+                search.gallery.modality) == sides and len(search.query) == len(search.gallery) == 9
+        assert search.seen().all() and not search.count_persons and search.name == f"folders, {direction}"
+
+
+@pytest.mark.parametrize("names, numbers", [
+    (("c3_1.png", "cam12_b.png", "C3_2.png"), ([3, 3, 12], [3, 3, 12])),
+    (("c3_1.png", "x.png", "c_4.png"), ([3, 4, 4], [3, 5, 5])),
+    (("c3.png", "cat3_1.png", "acam2_1.png"), ([1, 1, 1], [2, 2, 2])), (("cam1_1.png",), ([1], [1]))])
+def test_a_camera_stands_before_the_first_underscore(tmp_path, names, numbers):
+    for side in ("visible", "infrared"):
+        for name in names:
+            save_image(tmp_path / "c7_ cam8_/test" / side / "c9_p" / name, [1])
+    search, = FOLDERS.searches(tmp_path / "c7_ cam8_", direction="v2i")
+    assert sorted(search.query.camids.tolist()) == numbers[0]
+    assert sorted(search.gallery.camids.tolist()) == numbers[1]
+
+
+def test_pairs_of_one_camera_are_left_out_where_asked(tmp_path):
+    for side, cameras in (("visible", (1, 2)), ("infrared", (2, 3))):
+        for person in ("a", "b"):
+            for camera in cameras:
+                save_image(tmp_path / "test" / side / person / f"c{camera}_0.png", [camera])
+    search, = FOLDERS.searches(tmp_path, direction="i2v", exclude_same_camera=True)
+    assert search.seen().tolist() == [[query != gallery for gallery in (1, 2, 1, 2)]
+                                      for query in (2, 3, 2, 3)]
+    assert search.name == "folders, other cameras, i2v"
+    for camera in (1, 3):
+        for path in tmp_path.rglob(f"c{camera}_0.png"):
+            path.unlink()
+    with pytest.raises(UserError, match="no query has a match .* but in cameras that are not compared"):
+        FOLDERS.searches(tmp_path, direction="i2v", exclude_same_camera=True)
+
+
+def rename(one, other):
+    return lambda root: (root / one).rename(root / other)
+
+
+def rename_all(split):
+    """No name of a person is in both modalities."""
+    return lambda root: [path.rename(path.with_name(f"x {path.name}"))
+                         for path in (root / split / "infrared").iterdir()]
+
+
+def remove(folder):
+    return lambda root: shutil.rmtree(root / folder)
+
+
+def empty(folder):
+    return lambda root: [path.unlink() for path in (root / folder).iterdir()]
+
+
+def flatten(folder):
+    return lambda root: [path.rename(root / folder / f"{path.parent.name}.png")
+                         for path in (root / folder).glob("*/*")]
+
+
+@pytest.mark.parametrize("change, train, test", [
+    (remove("train/infrared/Bo"), r"train: person Bo has no infrared image; .* move \S.*train/visible/Bo",
+     None),
+    (empty("train/visible/p2"), "train: person p2 has no visible image", None),
+    (rename("train/infrared/Bo", "train/infrared/bo"), "train: persons Bo and bo found, whose names differ "
+                                                       "in", None),
+    (lambda root: shutil.copytree(root / "test/visible/Di", root / "test/visible/DI"), None,
+     "test: persons DI and Di found, whose names differ in case only"),
+    (rename_all("train"), "train: no name of a person's folder is in both visible and infrared", None),
+    (rename_all("test"), None, "test: no query has a match in the gallery: no person is in both the 9 "
+                               "infrared queries "
+     "and the 9 visible gallery"),
+    (remove("test/visible"), None, "test/visible: no such folder; the images in visible/PERSON/IMAGE"),
+    (remove("test"), None, "test/visible: no such folder"),
+    (remove("train"), "train/visible: no such folder", None),
+    (lambda root: (root / "train/visible/Ann/notes.txt").write_text("x"),
+     "Ann/notes.txt: found among the images of a person", None),
+    (flatten("test/visible"), None, "test/visible: no image in a person's folder found"),
+])
+def test_faults_of_folders_are_named(folders, change, train, test):
+    change(folders)
+    for said, use in ((train, FOLDERS.train_split), (test, FOLDERS.searches)):
+        if said is None:
+            use(folders)
+        else:
+            with pytest.raises(UserError, match=said):
+                use(folders)
+
+
+def test_the_check_of_folders(folders):
+    data, report = data_manager.check(folders, True)
+    assert data is FOLDERS and report.found == {} and len(report.images) == 2 * 7 * 3
+    assert [line.split() for line in report.table[1:]] == ["training 4 12 0 4 12 0".split(),
+                                                           "test 3 9 0 3 9 0".split()]
+    text = "\n".join(describe(folders, data.title, report, True))
+    assert text.startswith(f"folders in {folders}\n") and text.endswith("\nusable")
+    assert "published" not in text
+    shutil.rmtree(folders / "test/infrared/Cy")
+    shutil.rmtree(folders / "train/visible/Bo")
+    (folders / "train/visible/stray.png").write_bytes(b"x")
+    (folders / "test/visible/Di/1 é.png").write_bytes(b"not an image")
+    found = findings(folders)
+    assert faults(found) == {"training persons without a modality", "refused", "unreadable"}
+    assert found[FAULT, "refused"][0].startswith("train.py: ") and len(found[FAULT, "refused"]) == 1
+    assert found[NOTE, "test persons without a modality"][0].endswith("person Cy has no infrared image")
+    assert found[NOTE, "misnamed"][0].endswith("train/visible/stray.png: not used; a person's folder "
+                                               "expected")
+    shutil.rmtree(folders / "train")
+    assert data_manager.recognise(folders) is FOLDERS
+    assert findings(folders)[NOTE, "nothing to train on"][0].endswith("train: no such folder")
+
+
+def test_persons_of_one_modality_and_of_both_splits_are_told_by_name(tmp_path):
+    root = make_folders(tmp_path / "own", {"train": ("1", "2"), "test": ("2", "3")})
+    shutil.rmtree(root / "test/visible/3")
+    line, = FOLDERS.surprises(root, FOLDERS.train_split(root), FOLDERS.searches(root)[0])
+    assert line.startswith(f"--data-path {root}: 1 test person(s), the first 3, with images in one modality "
+                           "only")
+    assert findings(root)[NOTE, "names in train and test"][0].startswith("1, the first 2: if they are the "
+                                                                         "same persons")
+
+
+# ---------------------------------------------------------------------------------- folders: more than 8 bits
+def save_16_bits(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint16)).save(path)
+
+
+def test_raw_values_become_8_bits_by_one_range(tmp_path):
+    values = np.tile(np.array([0, 7000, 7100, 8000, 8999, 9000, 65535]), (14, 1))
+    save_16_bits(tmp_path / "a.png", values)
+    with pytest.raises(TooManyBits, match=r"a.png: an image of mode I\S* \(more than 8 bits a channel\) "
+                                          r"found, 8 bits "
+                       r"expected; .* give --range LOW HIGH, .* \(this one has 0 to 65535\)") as error:
+        read_image(tmp_path / "a.png", 14, 7)
+    assert (error.value.low, error.value.high) == (0, 65535)
+    found = read_image(tmp_path / "a.png", 14, 7, (7000, 9000))
+    expected = np.clip(np.rint((values - 7000.0) * 255 / 2000), 0, 255)
+    assert found.dtype == np.uint8 and np.array_equal(found, np.repeat(expected[..., None], 3, 2))
+    assert found[0, :, 0].tolist() == [0, 0, 13, 128, 255, 255, 255]
+    colour = np.zeros((9, 9, 3), np.uint8)
+    Image.fromarray(colour + 7).save(tmp_path / "b.png")
+    assert (read_image(tmp_path / "b.png", 9, 9, (7000, 9000)) == 7).all()  # of 8 bits already
+
+
+def deepen(root):
+    """Store the infrared images in 16 bits, as thermal cameras do: 30000 and upwards."""
+    for path in root.glob("*/infrared/*/*.png"):
+        save_16_bits(path, 30000 + 10 * np.asarray(Image.open(path).convert("L"), np.uint16))
+
+
+def test_the_check_says_which_range_raw_values_have(folders):
+    deepen(folders)
+    _, report = data_manager.check(folders, True)
+    line, = report.found[NOTE, "more than 8 bits a channel"]
+    low, high = map(int, re.search(r"^21 of the 42 images opened, raw values (\d+) to (\d+): .* need "
+                                   r"--range LOW HIGH", line).groups())
+    assert report.usable and 30000 <= low < 30500 < high <= 32550
+
+
+def test_raw_values_are_a_fault_of_other_data_sets(llcm):
+    save_16_bits(llcm / "test_nir/cam1/0002/more.png", np.full((9, 9), 777))
+    line, = findings(llcm)[FAULT, "unreadable"]
+    assert "cam1/0002/more.png: an image of mode I" in line and "(this one has 777 to 777)" in line
+
+
+@pytest.mark.parametrize("flags, said", [
+    ((), r"infrared/\S.*: an image of mode I\S* .* give --range LOW HIGH, .* \(this one has \d+ to \d+\)"),
+    (("--range", 9, 9), "--range 9 9: a LOW below HIGH expected"),
+    (("--range", 9), "argument --range: expected 2 arguments"),
+    (("--range", -1, 9), "argument --range: '-1' found|unrecognized|expected 2 arguments"),
+    (("--dataset", "regdb", "--range", 1, 2), "--range 1 2 belongs to folders, but the data set is regdb; "
+                                              "leave it out"),
+    (("--mode", "indoor"), "--mode indoor belongs to SYSU-MM01, but the data set is folders; leave it out"),
+    (("--dataset", "llcm", "--exclude-same-camera"), "--exclude-same-camera belongs to folders, but the "
+                                                     "data set is llcm"),
+])
+def test_training_refuses(folders, script, flags, said):
+    deepen(folders)
+    done = script("train.py", "--dataset", "folders", "--data-path", folders, *SMALL, "--epochs", 1, *flags)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert done.returncode == 2 and len(errors) == 1 and re.search(said, errors[0]), done.stderr
+
+
+def test_folders_need_a_path():
+    from options import train_parser
+    args = train_parser().parse_args(["--dataset", "folders"])
+    with pytest.raises(UserError, match="^--dataset folders: no --data-path given; name the folder that "
+                                        "holds train and test$"):
+        resolve_arguments(args)
+
+
+def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
+    deepen(folders)
+    done = script("train.py", "--dataset", "folders", "--data-path", folders, *SMALL, "--epochs", 1,
+                  "--range", 30000, 32550)
+    assert done.returncode == 0, done.stderr
+    last = script.cwd / "save_model/folders_cgrnet_p2_n2_lr_0.02_seed_0_last.t"
+    assert torch.load(last, weights_only=True)["args"]["range"] == [30000, 32550]
+    test = ("test.py", "--resume", last, "--data-path", folders, "--gpu", "cpu")
+    done = script(*test, "--out", "found")
+    assert done.returncode == 0 and (script.cwd / "found/ranking.png").is_file(), done.stderr
+    record = json.loads((script.cwd / "found/results.json").read_text())
+    # The same pixels, stored in 8 bits, give the same figures.
+    for path in folders.glob("*/infrared/*/*.png"):
+        values = (np.asarray(Image.open(path)).astype(int) - 30000) // 10
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    assert script(*test, "--out", "again").returncode == 0
+    again = json.loads((script.cwd / "again/results.json").read_text())
+    assert again["trials"] == record["trials"] and again["mean"] == record["mean"]
+    done = script(*test, "--range", 1, 2)
+    assert done.returncode == 2 and re.search(r"--range \[1, 2\]: the checkpoint .* \[30000, 32550\]",
+                                              done.stderr), done.stderr
+
+
+# ------------------------------------------------------------------------------------- from images to results
+def test_folders_give_the_figures_of_the_same_images_in_regdbs_layout(regdb, tmp_path, script):
+    root = tmp_path / "own"
+    for split in ("train", "test"):
+        for word, side in (("visible", "visible"), ("thermal", "infrared")):
+            for line in (regdb / f"idx/{split}_{word}_1.txt").read_text().splitlines():
+                path = Path(line.split()[0])
+                (root / split / side / path.parent.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(regdb / path, root / split / side / path.parent.name)
+    records = []
+    for name, folder, trial in (("regdb", regdb, "_trial_1"), ("folders", root, "")):
+        done = script("train.py", "--dataset", name, "--data-path", folder, "--direction", "v2i", *SMALL,
+                      "--epochs", 2)
+        assert done.returncode == 0, done.stderr
+        last = f"save_model/{name}_cgrnet_p2_n2_lr_0.02_seed_0{trial}_last.t"
+        done = script("test.py", "--resume", last, "--data-path", folder, "--direction", "v2i", "--gpu",
+                      "cpu", "--out", name)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((script.cwd / name / "results.json").read_text())
+        records.append([{key: value for key, value in trial.items() if key != "trial"}
+                        for trial in record["trials"]])
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_folder_without_train_tests_and_one_without_test_trains(folders, script, missing):
+    train = ("train.py", "--dataset", "folders", "--data-path", folders, *SMALL, "--epochs", 2,
+             "--eval-every", 1)
+    if missing == "train":
+        assert script(*train).returncode == 0
+    shutil.rmtree(folders / missing)
+    done = script(*train)
+    model = script.cwd / "save_model/folders_cgrnet_p2_n2_lr_0.02_seed_0_last.t"
+    if missing == "train":
+        assert done.returncode == 2 and "train/visible: no such folder" in done.stderr
+        assert script("test.py", "--resume", model, "--data-path", folders, "--gpu", "cpu").returncode == 0
+    else:
+        assert done.returncode == 0 and "no test images: nothing is evaluated" in done.stdout, done.stderr
+        assert model.is_file() and not list(model.parent.glob("*_best.t"))
+        done = script("test.py", "--resume", model, "--data-path", folders, "--gpu", "cpu")
+        assert done.returncode == 2 and "test/visible: no such folder" in done.stderr
+        done = script("train.py", "--resume", model, "--test-only", "--data-path", folders, "--gpu", "cpu")
+        assert done.returncode == 2 and "test/visible: no such folder" in done.stderr
+
+
+def test_llcm_from_images_to_results(llcm, script):
+    done = script("pre_process_llcm.py", "--data-path", llcm, "--img_w", 16, "--img_h", 32, "--workers", 1,
+                  fresh=True)
+    assert done.returncode == 0, done.stderr
+    split = LLCM.train_split(llcm)
+    for side, name in zip(split.sides, ("vis", "nir")):
+        pixels = np.load(llcm / f"train_{name}_resized_img.npy")
+        assert np.array_equal(pixels, np.stack([read_image(path, 32, 16) for path in side.paths]))
+        assert np.array_equal(np.load(llcm / f"train_{name}_resized_label.npy"), split.labels(side.modality))
+    done = script("train.py", "--dataset", "llcm", "--data-path", llcm, *SMALL, "--epochs", 1)
+    assert done.returncode == 0 and re.search(r"gallery visible +3 +27\n", done.stdout), done.stderr
+    assert "visible training images found, 16946 published" in done.stderr
+    last = "save_model/llcm_cgrnet_p2_n2_lr_0.02_seed_0_last.t"
+    for direction in ("i2v", "v2i"):
+        done = script("test.py", "--resume", last, "--data-path", llcm, "--gpu", "cpu", "--direction",
+                      direction, "--out", direction)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((script.cwd / direction / "results.json").read_text())
+        assert record["protocol"]["name"] == f"LLCM, {direction}"
+        assert record["protocol"]["trials"] == list(range(10))
+    (llcm / "vis/0001/0001_c01_s000000_f0000_vis.jpg").write_bytes(b"other")
+    done = script("train.py", "--dataset", "llcm", "--data-path", llcm, *SMALL, "--epochs", 1)
+    assert done.returncode == 2 and "run: python pre_process_llcm.py --data-path" in done.stderr
+
+
+def test_each_script_of_pre_processing_is_called_after_its_data_set():
+    for name, data in DATASETS.items():
+        assert data.arrays is None or (data.arrays.script == f"pre_process_{name}.py"
+                                       and (ROOT / data.arrays.script).is_file())
