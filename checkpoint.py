@@ -32,10 +32,10 @@ OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
 class Checkpoint:
     """What a file of train.py holds.
 
-    name: the run's, with which its files begin; args: its arguments; trial: the data set's split; epoch: the next one; step, sums: of an epoch that
-    was begun; best: scores of the best epoch so far; fingerprint: of the training images; processes: that
-    train together; criterion, optimiser: what losses learn, and the optimiser's state, which is None in a
-    file of weights alone (`best`).
+    name: the run's, with which its files begin; args: its arguments; trial: the data set's split; epoch: the
+    next one; step, sums: of an epoch that was begun; best: scores of the best epoch so far; fingerprint: of
+    the training images; processes: that train together; criterion, optimiser: what losses learn, and the
+    optimiser's state, which is None in a file of weights alone (`best`).
     """
 
     net: dict[str, Tensor]
@@ -219,8 +219,8 @@ def warn_of_best(path: str | Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- first weights
 def pretrained_weights(source: str, arch: str) -> tuple[dict[str, Tensor] | None, str]:
-    """The backbone's first weights, and a line that says which: None for `none`, ImageNet-1k's for `imagenet`,
-    or those of a file in torchvision's form.
+    """The backbone's first weights, and a line that says which: None for `none`, ImageNet-1k's for
+    `imagenet`, or those of a file in torchvision's form.
 
     Raises `UserError` that says where to put which file when it cannot be fetched, or what does not fit.
     """

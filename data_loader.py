@@ -42,8 +42,8 @@ def load_train_images(split: TrainSplit, root: str, height: int, width: int, wor
                       silent: bool = False) -> dict[str, TrainImages]:
     """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
 
-    marks: of the images, if they are known; folder: of the arrays, if not `root`. Raises `UserError` naming the
-    file and the command that renews it if the arrays do not fit the images or the size.
+    marks: of the images, if they are known; folder: of the arrays, if not `root`. Raises `UserError` naming
+    the file and the command that renews it if the arrays do not fit the images or the size.
     """
     if train_arrays.present(split, root, height, width, folder):
         marks = marks or train_arrays.marks(split, root, folder)
@@ -69,8 +69,8 @@ class IdentitySampler:
         self.classes = len(next(iter(self.places.values())))
         self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
         if self.classes < 2:
-            raise UserError("1 training person found, at least 2 expected, as a triplet needs another; add persons to the "
-                            "training lists")
+            raise UserError("1 training person found, at least 2 expected, as a triplet needs another; add "
+                            "persons to the training lists")
         if identities > self.classes:
             raise UserError(f"--batch-size {identities}: {self.classes} training persons found, at least as "
                             f"many as the batch has identities expected; give --batch-size {self.classes} or "
@@ -164,8 +164,8 @@ def channel(images: Tensor, modality: str, generator: torch.Generator, p: float 
 
 
 def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5, beta: float = 0.3) -> Tensor:
-    """Moderate random linear enhancement (RLE, Tan et al., NeurIPS 2024): a random mean of the channels in all
-    of them.
+    """Moderate random linear enhancement (RLE, Tan et al., NeurIPS 2024): a random mean of the channels in
+    all of them.
 
     The weights are draws from Beta(beta, beta) over their sum; visible images only, with probability p.
     """

@@ -19,7 +19,7 @@ import numpy as np
 
 from datasets.types import MODALITIES, Features
 from embedding import Rows, average, embed_batches, find_images, find_tracklets, join, read_boxes
-from gallery import Gallery, Record, read_gallery, require_same, write_gallery
+from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
 from results import FEATURES
 from utils import Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
 
@@ -106,7 +106,7 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
 def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
     """The network on its device, or a function that onnxruntime computes, and what its file says of it."""
     if args.resume.endswith(".onnx"):
-        import onnx_model
+        from retrieval import onnx_model
         model = onnx_model.load(args.resume)
         if model.facts.modality != args.modality:
             raise UserError(f"--modality {args.modality}: {args.resume} is the network for "

@@ -23,10 +23,10 @@ from datasets.images import read_image
 from datasets.types import MODALITIES, Images, Search
 from results import scored
 from utils import UserError, atomic_path
-from verification import Pairs
+from retrieval.verification import Pairs
 
 if TYPE_CHECKING:
-    from evidence import Evidence
+    from retrieval.evidence import Evidence
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
 EMBEDDED, EACH = 20, 12  # persons, and images of each in each modality
@@ -151,7 +151,8 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     rows = []
     for query in choose_queries(ranks, search.query.pids):
         pid, camera = search.query.pids[query], search.query.camids[query]
-        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}")]
+        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank "
+                                               f"{ranks[query]}")]
         seen = np.flatnonzero(shown[query])
         for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
             sign, colour, style = MATCH if same[query, index] else MISS
@@ -165,8 +166,8 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
                lenient: bool = False) -> Figure:
     """Rows of a query and up to `count` hits, of at most ten, framed and captioned.
 
-    height, width: pixels, which give the aspect; lenient: an image that cannot be read is an empty frame, rather
-    than a `UserError`.
+    height, width: pixels, which give the aspect; lenient: an image that cannot be read is an empty frame,
+    rather than a `UserError`.
     """
     heading = textwrap.wrap(title, 105)
     zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
@@ -224,7 +225,8 @@ def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
         accepted = np.unique(np.geomspace(1, len(each.impostor), 400).astype(int))
         error = each.equal_error()
         curve = each.accept_rates(np.append(each.ascending[-accepted], -np.inf))
-        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4, label=f"{WORDS[feature]}: EER {error:.2%}")
+        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4, label=f"{WORDS[feature]}: EER "
+                                                                              f"{error:.2%}")
         axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
     rates = np.geomspace(1 / most, 1, 200)
     axes.plot(rates, 1 - rates, color="0.6", linewidth=0.8, linestyle=":", label="equal errors")

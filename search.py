@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-import hits
+from retrieval import hits
 from datasets.images import read_image
-from gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
+from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from results import FEATURES
 from utils import Parser, UserError, filled, integer, make_folder, positive, run, sha256, warn
 
@@ -151,7 +151,7 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
         raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
                         "that one, or leave it out")
     from checkpoint import load_network  # with torch, which a search by itself does without
-    from evidence import find_evidence_of_all
+    from retrieval.evidence import find_evidence_of_all
     from figures import overlay
     net, _ = load_network(args.resume)
     sides = (query.record.modality, gallery.record.modality), query.record.height, query.record.width

@@ -20,7 +20,7 @@ import torch
 
 import options
 import results
-import verification
+from retrieval import verification
 from bootstrap import QueryScores
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
@@ -28,7 +28,7 @@ from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
 from engine import Extraction, Features, distances, rank, scores_of, search_features
 from eval_metrics import Ranking, modality_gap
-from evidence import find_evidence
+from retrieval.evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
 from utils import Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn, write_json
@@ -38,8 +38,8 @@ from utils import Parser, UserError, atomic_path, make_folder, one_line, parse_g
 @dataclass(frozen=True)
 class Model:
     """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
-    of a test; settings: what its training had in common with that of other seeds; `home`: the data set that it
-    was trained on, if it is tested on another.
+    of a test; settings: what its training had in common with that of other seeds; `home`: the data set that
+    it was trained on, if it is tested on another.
     """
 
     net: TwoStream
@@ -87,7 +87,8 @@ def main() -> None:
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
     kinds = scored_features(args)
     pairs = {kind: find_pairs(*first, kind) for kind in kinds}
-    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal re-ranking"]  # as similarities are
+    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal "
+                                                                "re-ranking"]  # as similarities are
     record |= {"calibration": verification.describe(first[1], unranked),
                "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in kinds},
                "modality_gap": {kind: find_gap(*first, kind) for kind in kinds}}
@@ -147,8 +148,8 @@ def load_model(path: str, parser: Parser) -> Model:
 
 
 def away_from_home(model: Model, target: str | None) -> Model:
-    """The model as a test on another data set than its own sees it, where --dataset names one: its persons are
-    none of that test, whatever the trial, and it was not chosen on its images.
+    """The model as a test on another data set than its own sees it, where --dataset names one: its persons
+    are none of that test, whatever the trial, and it was not chosen on its images.
     """
     own = model.facts.get("dataset")
     if target is None or own in (None, target):
@@ -228,7 +229,8 @@ def require_figures() -> None:
         import figures  # noqa: F401
     except Exception as error:  # of whatever Matplotlib and NumPy do to each other
         raise UserError(f"--out: Matplotlib, which draws the figures, does not load ({type(error).__name__}: "
-                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib, or leave --out out") from None
+                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib, or leave --out "
+                        "out") from None
 
 
 def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:

@@ -106,7 +106,8 @@ def main() -> None:
             finish_epoch(record, state, files, save, args)
         best = state.best
         files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
-                  f"{files.path('best')}" if best["epoch"] >= 0 else f"done, without figures: {files.path('last')}")
+                  f"{files.path('best')}" if best["epoch"] >= 0 else "done, without figures: "
+                                                                     f"{files.path('last')}")
     stop_processes()
 
 
@@ -198,7 +199,8 @@ def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
     elif not target.exists():
-        warn(f"--resume {args.resume}: {source} is not there; the best is counted anew from epoch {state.epoch}")
+        warn(f"--resume {args.resume}: {source} is not there; the best is counted anew from epoch "
+             f"{state.epoch}")
         state.best = Checkpoint({}, {}, 0).best
 
 
@@ -289,8 +291,8 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
     """Figures of the first search, as test.py finds them; several processes take the running statistics of
     the first.
 
-    There are none without a search. What fails is a warning, and there are no figures; of several processes, where all of them see it. Raises
-    `Interrupted` if a signal comes.
+    There are none without a search. What fails is a warning, and there are no figures; of several processes,
+    where all of them see it. Raises `Interrupted` if a signal comes.
     """
     if not searches:
         return {}
@@ -312,8 +314,8 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
 
 def finish_epoch(record: dict[str, float], state: Checkpoint, files: RunFiles, save: Callable[..., None],
                  args: argparse.Namespace) -> None:
-    """Write logs, then checkpoints: what a kill in between loses is done again in the same way; what is only for
-    looking at comes last.
+    """Write logs, then checkpoints: what a kill in between loses is done again in the same way; what is only
+    for looking at comes last.
     """
     files.log_epoch(record)
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
@@ -371,7 +373,8 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches
     log(f"{DATASETS[state.args['dataset']].title:<18} {'ids':>6} {'images':>8}")
     rows = [("train visible", split.visible), ("train infrared", split.infrared)]
     for search in searches[:1]:
-        rows += [(f"query {search.query.modality}", search.query), (f"gallery {search.gallery.modality}", search.gallery)]
+        rows += [(f"query {search.query.modality}", search.query), ("gallery "
+                                                                    f"{search.gallery.modality}", search.gallery)]
     for name, images in rows:
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
     if searches:
@@ -400,8 +403,8 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
     if saved is not None and args.schedule == "cosine" and args.epochs != saved.args["epochs"]:
         then, now = (learning_rate_factor(saved.epoch, epochs, "cosine") * args.lr
                      for epochs in (saved.args["epochs"], args.epochs))
-        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule cosine goes by its "
-             f"length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
+        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule "
+             f"cosine goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
     if (earlier := files.earlier(last_only=saved is not None)) and (saved is None or moved(args)):
         warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume "
              "goes on with it, another --model_path and --log_path keep it")
@@ -412,14 +415,14 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
 
 
 def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
-    """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to one
-    point.
+    """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to
+    one point.
     """
     margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
     for name, value, what in (("triplet", margin, "its margin"), ("weighted_triplet", math.log(2), "ln 2")):
         if value and abs(record.get(name, 0) - value) < STUCK * value:
-            warn(f"epoch {record['epoch']}: the {name.replace('_', ' ')} loss stayed at {what} ({record[name]:.4f}): "
-                 "features do not differ; lower --lr or use pretrained weights")
+            warn(f"epoch {record['epoch']}: the {name.replace('_', ' ')} loss stayed at {what} "
+                 f"({record[name]:.4f}): features do not differ; lower --lr or use pretrained weights")
 
 
 def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search], device: torch.device,

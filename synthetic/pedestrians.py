@@ -1,7 +1,8 @@
-"""Procedural pedestrians, seen by visible and infrared cameras, in the exact layouts of SYSU-MM01, RegDB and LLCM.
+"""Procedural pedestrians, seen by visible and infrared cameras, in the exact layouts of SYSU-MM01, RegDB and
+LLCM.
 
-`persons.py` draws who they are, `painting.py` paints them, `scenes.py` what stands behind them; here a camera takes its
-shots, which are stored as the data sets store theirs.
+`persons.py` draws who they are, `painting.py` paints them, `scenes.py` what stands behind them; here a camera
+takes its shots, which are stored as the data sets store theirs.
 """
 from __future__ import annotations
 
@@ -49,12 +50,13 @@ PRESENCE = EVERYWHERE, (4, 5, 6), (1, 2, 3), EVERYWHERE, (1, 3, 4, 5, 6), EVERYW
 LLCM_PRESENCE = (1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8), (1, 4, 7), (2, 5, 8), (3, 6, 9)
 
 
-# ------------------------------------------------------------------------------------------------------------ shots
+# ------------------------------------------------------------------------------------------------------ shots
 
 
 def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
                 size: tuple[int, int] | None = None) -> Image.Image:
-    """A camera's crop of a person, an RGB image of `size` (height, width) or, if None, as large as a detector's box.
+    """A camera's crop of a person, an RGB image of `size` (height, width) or, if None, as large as a
+    detector's box.
 
     `seed` chooses the scene, `key` the moment; the same arguments give the same pixels.
     """
@@ -80,7 +82,9 @@ def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
 
 
 def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Turn linear tones (height, width, channels) into what a camera stores: light, cast, lens, sensor, 8-bit RGB."""
+    """Turn linear tones (height, width, channels) into what a camera stores: light, cast, lens, sensor, 8-bit
+    RGB.
+    """
     height, width, channels = image.shape
     x, y = np.linspace(-1, 1, width, dtype=np.float32)[None], np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     gain = camera.gain * math.exp(rng.normal(0, 0.2))
@@ -96,12 +100,14 @@ def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Imag
     return Image.fromarray(np.repeat(np.clip(image, 0, 255).astype(np.uint8), 3 // channels, axis=2))
 
 
-# ---------------------------------------------------------------------------------------------------------- layouts
+# ---------------------------------------------------------------------------------------------------- layouts
 
 
 @contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `root` once everything is in it; FileExistsError if `root` is not empty."""
+    """A temporary folder that becomes `root` once everything is in it; FileExistsError if `root` is not
+    empty.
+    """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} exists and is not empty: remove it, or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +122,8 @@ def whole_folder(root: Path) -> Iterator[Path]:
 
 
 def for_each(task: Callable[[int], None], ids: int, workers: int, progress: Callable[[int, int], None] | None) -> None:
-    """Call a picklable task for each person 1..ids, in `workers` processes if more than one; reports (done, ids).
+    """Call a picklable task for each person 1..ids, in `workers` processes if more than one; reports (done,
+    ids).
 
     Raises `UserError` if one of the processes is killed, as the system does where memory runs out.
     """
@@ -147,10 +154,11 @@ def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: 
 
 def render_sysu(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
                 workers: int = 1) -> None:
-    """Render persons with `images` crops per camera in the layout of SYSU-MM01; the same seed gives the same bytes.
+    """Render persons with `images` crops per camera in the layout of SYSU-MM01; the same seed gives the same
+    bytes.
 
-    A third of the persons is for testing, a seventh of the others in val_id.txt. Raises FileExistsError if `root` is
-    not empty, ValueError for fewer than 3 persons or 1 image.
+    A third of the persons is for testing, a seventh of the others in val_id.txt. Raises FileExistsError if
+    `root` is not empty, ValueError for fewer than 3 persons or 1 image.
     """
     from scipy.io import savemat
 
@@ -193,7 +201,8 @@ def render_regdb_person(root: Path, images: int, seed: int, pid: int) -> None:
 
 def render_regdb(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
                  workers: int = 1) -> None:
-    """Render persons with `images` crops per modality in the layout of RegDB; the same seed gives the same bytes.
+    """Render persons with `images` crops per modality in the layout of RegDB; the same seed gives the same
+    bytes.
 
     Ten trials each split the persons in half at random, with labels counted in the order of the pids. Raises
     FileExistsError if `root` is not empty, ValueError for fewer than 2 persons or 1 image.
@@ -243,7 +252,9 @@ def llcm_camera(modality: str, place: int) -> Camera:
 
 
 def llcm_name(seed: int, pid: int, modality: str, place: int, shot: int) -> str:
-    """An image's name of the published form, such as 0351_c06_s200656_f4830_nir.jpg: person, camera, time, frame."""
+    """An image's name of the published form, such as 0351_c06_s200656_f4830_nir.jpg: person, camera, time,
+    frame.
+    """
     rng = np.random.default_rng([seed, SPLIT, 3, pid, place, modality == "nir"])
     hour, minute, second, frame = rng.integers((18, 0, 0, 100), (24, 60, 60, 900)).tolist()
     return f"{pid:04d}_c{place:02d}_s{hour:02d}{minute:02d}{second:02d}_f{frame + 30 * shot}_{modality}.jpg"
@@ -251,10 +262,11 @@ def llcm_name(seed: int, pid: int, modality: str, place: int, shot: int) -> str:
 
 def render_llcm(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
                 workers: int = 1) -> None:
-    """Render persons with `images` crops per camera in the layout of LLCM; the same seed gives the same bytes.
+    """Render persons with `images` crops per camera in the layout of LLCM; the same seed gives the same
+    bytes.
 
-    The persons are those of `render_sysu`, by night; a third of them is for testing. Raises FileExistsError if `root`
-    is not empty, ValueError for fewer than 3 persons or 1 image.
+    The persons are those of `render_sysu`, by night; a third of them is for testing. Raises FileExistsError
+    if `root` is not empty, ValueError for fewer than 3 persons or 1 image.
     """
     if ids < 3 or images < 1:
         raise ValueError(f"LLCM needs at least 3 ids and 1 image, not {ids} and {images}")

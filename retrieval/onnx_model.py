@@ -21,8 +21,8 @@ class Facts:
     """What a file says of its network, as JSON values in its metadata.
 
     sha256: of the checkpoint that it comes from; height, width: pixels of the images, which may be others
-    where `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised float32 (B, 3,
-    height, width); precision: float32, half or int8.
+    where `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised float32 (B,
+    3, height, width); precision: float32, half or int8.
     """
 
     format: int
@@ -54,8 +54,8 @@ class OnnxModel:
                 silent: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Features of image files after pooling and after BNNeck, (N, D) float32 each.
 
-        flip: the sum of the features of image and mirror, normalised again. Raises `UserError` naming a file that
-        cannot be read.
+        flip: the sum of the features of image and mirror, normalised again. Raises `UserError` naming a file
+        that cannot be read.
         """
         found = [np.empty((2, 0, 0), np.float32)] if not paths else []
         reading = read_batches(paths, self.facts.height, self.facts.width, batch, workers)

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from datasets.images import read_image
 from datasets.types import DIRECTIONS
-from gallery import Gallery, Hits, Record
+from retrieval.gallery import Gallery, Hits, Record
 from utils import UserError, atomic_path, one_line
 
-PAGE = Path(__file__).resolve().parent / "web" / "hits.html"
+PAGE = Path(__file__).resolve().with_name("hits.html")
 THUMBNAIL = 192  # pixels, height
 ABOVE, BELOW, NOBODY = "above", "below", "no one here"
 SIGNS = {ABOVE: "✓", BELOW: "✗", NOBODY: "○", "": ""}
