@@ -8,6 +8,7 @@ from datasets.sysu import SysuSearch
 from datasets.types import Images
 from eval_metrics import distance_matrix
 from results import FEATURES
+from utils import UserError
 
 NAMES = ["cmc.png", "distances.png", "ranking.png"]
 
@@ -171,10 +172,11 @@ def test_a_long_title_is_wrapped_not_cut(tmp_path):
     assert figure.axes[0].get_title().split() == title.split() and "\n" in figure.axes[0].get_title()
 
 
-def test_an_image_that_has_gone_leaves_its_frame_empty(tmp_path):
+def test_an_image_that_has_gone_is_named_and_no_figure_half_written(tmp_path):
     search, dist_mat = make_search(tmp_path, [1], [1, 2])
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "visible 0 é.png").unlink()
-    figures.draw(out, make_record(), search, dist_mat, False)
-    assert sorted(path.name for path in out.iterdir()) == NAMES
+    with pytest.raises(UserError, match="visible 0 é.png: no such image"):
+        figures.draw(out, make_record(), search, dist_mat, False)
+    assert not any(path.name.startswith(".") for path in out.iterdir())

@@ -148,7 +148,7 @@ def test_the_sum_of_both_cosines_is_scored_and_named_in_every_line(script, world
 def test_one_feature_alone_has_the_scores_that_it_has_beside_the_other(tested, script, world, feature):
     both, alone = (tested("--resume", world.last, *words) for words in ([], ["--feature", feature]))
     assert alone.stdout.splitlines()[-1] == f"results: results/regdb_trial_1_last_regdb-v2i-feature-{feature}.json"
-    rows = [line for line in alone.stdout.splitlines() if " + feature " in line]
+    rows = [line for line in alone.stdout.splitlines() if line.startswith(f"{feature} ")]
     assert rows == [line + f" + feature {feature}" for line in both.stdout.splitlines() if line.startswith(f"{feature} ")]
 
 
