@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, save_image
+from conftest import LLCM_SIDES as SIDES
+from conftest import ROOT, SMALL, make_llcm, save_image
 from PIL import Image
 
 import data_manager
@@ -24,32 +25,6 @@ from eval_metrics import eval_llcm
 from utils import UserError
 
 LLCM, FOLDERS = DATASETS["llcm"], DATASETS["folders"]
-SIDES = (("vis", range(1, 10)), ("nir", (1, 2, 4, 5, 6, 7, 8, 9)))
-
-
-def make_llcm(root: Path, train: int = 4, test: int = 3, images: int = 2) -> Path:
-    """LLCM's layout: training persons 1, 3, 5 ... with labels from 0, test persons 2, 4, 6 ... in every
-    camera.
-    """
-    (root / "idx").mkdir(parents=True)
-    for number, (name, cameras) in enumerate(SIDES):
-        lines = []
-        for label in range(train):
-            pid = 2 * label + 1
-            for camera in (1, 3, 6)[:2 + number]:
-                for shot in range(images):
-                    file = f"{name}/{pid:04d}/{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
-                    save_image(root / file, [number, pid, camera, shot])
-                    lines.append(f"{file} {label}\n")
-        (root / "idx" / f"train_{name}.txt").write_text("".join(lines))
-        for pid in range(2, 2 * test + 1, 2):
-            for camera in cameras:
-                for shot in range(images):
-                    file = f"{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
-                    save_image(root / f"test_{name}/cam{camera}/{pid:04d}/{file}",
-                               [number, pid, camera, shot])
-    (root / "idx" / "test_id.txt").write_text(",".join(map(str, range(2, 2 * test + 1, 2))) + "\n")
-    return root
 
 
 def make_folders(root: Path, names: dict[str, tuple[str, ...]] | None = None, images: int = 3) -> Path:
@@ -74,6 +49,12 @@ def llcm(once, tmp_path):
 def folders(once, tmp_path):
     made = once("folders", lambda folder: make_folders(folder / "own"))
     return Path(shutil.copytree(made / "own", tmp_path / "cam1 c2_ größe 数"))
+
+
+def last_of(script, name):
+    """The checkpoint of the only run on a data set."""
+    path, = (script.cwd / "save_model").glob(f"{name}_*_last.t")
+    return path
 
 
 def findings(root, every=True):
@@ -474,7 +455,7 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     done = script("train.py", "--dataset", "folders", "--data-path", folders, *SMALL, "--epochs", 1,
                   "--range", 30000, 32550)
     assert done.returncode == 0, done.stderr
-    last = script.cwd / "save_model/folders_cgrnet_p2_n2_lr_0.02_seed_0_last.t"
+    last = last_of(script, "folders")
     assert torch.load(last, weights_only=True)["args"]["range"] == [30000, 32550]
     test = ("test.py", "--resume", last, "--data-path", folders, "--gpu", "cpu")
     done = script(*test, "--out", "found")
@@ -502,11 +483,11 @@ def test_folders_give_the_figures_of_the_same_images_in_regdbs_layout(regdb, tmp
                 (root / split / side / path.parent.name).mkdir(parents=True, exist_ok=True)
                 shutil.copy(regdb / path, root / split / side / path.parent.name)
     records = []
-    for name, folder, trial in (("regdb", regdb, "_trial_1"), ("folders", root, "")):
+    for name, folder in (("regdb", regdb), ("folders", root)):
         done = script("train.py", "--dataset", name, "--data-path", folder, "--direction", "v2i", *SMALL,
                       "--epochs", 2)
         assert done.returncode == 0, done.stderr
-        last = f"save_model/{name}_cgrnet_p2_n2_lr_0.02_seed_0{trial}_last.t"
+        last = last_of(script, name)
         done = script("test.py", "--resume", last, "--data-path", folder, "--direction", "v2i", "--gpu",
                       "cpu", "--out", name)
         assert done.returncode == 0, done.stderr
@@ -524,7 +505,7 @@ def test_a_folder_without_train_tests_and_one_without_test_trains(folders, scrip
         assert script(*train).returncode == 0
     shutil.rmtree(folders / missing)
     done = script(*train)
-    model = script.cwd / "save_model/folders_cgrnet_p2_n2_lr_0.02_seed_0_last.t"
+    model = last_of(script, "folders")
     if missing == "train":
         assert done.returncode == 2 and "train/visible: no such folder" in done.stderr
         assert script("test.py", "--resume", model, "--data-path", folders, "--gpu", "cpu").returncode == 0
@@ -549,7 +530,7 @@ def test_llcm_from_images_to_results(llcm, script):
     done = script("train.py", "--dataset", "llcm", "--data-path", llcm, *SMALL, "--epochs", 1)
     assert done.returncode == 0 and re.search(r"gallery visible +3 +27\n", done.stdout), done.stderr
     assert "visible training images found, 16946 published" in done.stderr
-    last = "save_model/llcm_cgrnet_p2_n2_lr_0.02_seed_0_last.t"
+    last = last_of(script, "llcm")
     for direction in ("i2v", "v2i"):
         done = script("test.py", "--resume", last, "--data-path", llcm, "--gpu", "cpu", "--direction",
                       direction, "--out", direction)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_regdb, make_sysu
+from conftest import make_llcm, make_regdb, make_sysu
 from PIL import Image
 from scipy.io import loadmat
 
@@ -382,11 +382,11 @@ def played(monkeypatch, tmp_path):
             return tmp_path / f"{arch}.pth"
 
         def render(out: Path, roots: dict[str, Path], args: object) -> None:
-            for name, make in (("sysu", make_sysu), ("regdb", make_regdb)):
+            for name, make in (("sysu", make_sysu), ("regdb", make_regdb), ("llcm", make_llcm)):
                 make(roots[name])
 
         for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", render),
-                            ("baselines", lambda *_: []), ("search_page", lambda *_: "hits.html")):
+                            ("baselines", lambda *_: {}), ("search_page", lambda *_: "hits.html")):
             monkeypatch.setattr(demo, name, value)
         monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
         demo.main()
@@ -397,29 +397,31 @@ def played(monkeypatch, tmp_path):
 
 def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_given(played, tmp_path, capsys):
     calls = played(True, "--seed", "3", "--gpu", "cpu")
-    assert [call[0] for call in calls] == ["pre_process_sysu.py"] + ["train.py", "test.py"] * 3
-    for call in calls[1::2]:
+    assert [call[0] for call in calls] == ["pre_process_sysu.py", "pre_process_llcm.py"] + ["train.py", "test.py"] * 4
+    for call in calls[2::2]:
         flags = " ".join(call)
         assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags and "--init" not in flags
         assert "--arch mobilenet_v2" in flags and "--amp off" in flags
         assert "--batch-size 5" in flags or "--batch-size 4" in flags  # as many persons as there are
     second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
     assert first.startswith("Renders 1020 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
-    assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB: ")
-    *_, persons, base, full, regdb, page, minutes = printed.splitlines()
+    assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB, "
+                            "cgrnet on LLCM: ")
+    *_, persons, base, full, regdb, llcm, page, minutes = printed.splitlines()
     assert page == "a search to open in a browser: hits.html"
     assert "pedestrians.png" in persons and minutes.endswith(" minutes")
-    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet")):
+    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet"), (llcm, "llcm_cgrnet")):
         assert str(tmp_path / "out" / folder / "ranking.png") in line
-    assert f"{'SYSU-MM01, cgrnet, from ImageNet':<40}    50.0     75.0    62.5" in printed
+    assert f"{'cgrnet, from ImageNet':<28}{'     50.0     75.0     62.5' * 3}\n" in printed
 
 
 def test_the_demo_without_weights_says_so_and_begins_from_scratch(played, tmp_path, capsys):
     calls = played(False)
     assert "No first weights, so all is trained from scratch" in (printed := capsys.readouterr().out)
     assert "Renders 216 " in printed
-    base, full, regdb = calls[1::2]
+    base, full, regdb, llcm = calls[2::2]
     assert "--pretrained none" in " ".join(base) and "resnet18" in base
     assert full[full.index("--init") + 1] == str(tmp_path / "out/models/sysu_base/x_last.t")
     assert regdb[regdb.index("--init") + 1] == str(tmp_path / "out/models/sysu_cgrnet/x_last.t")
-    assert "SYSU-MM01, cgrnet, from sysu_base" in printed
+    assert llcm[llcm.index("--init") + 1] == str(tmp_path / "out/models/regdb_cgrnet/x_last.t")
+    assert "\ncgrnet, from sysu_base " in printed
