@@ -131,8 +131,9 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
             raise UserError(f"--{name} {given}: the checkpoint {args.resume} was trained with --{name} "
                             f"{saved}; leave the flag out")
         sizes.append(given or saved or usual)
+    levels = facts.get("range")  # of raw values, by which the checkpoint was trained
     return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"],
-                  kind)
+                  kind, levels and tuple(levels))
 
 
 def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Namespace,
@@ -143,7 +144,7 @@ def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Nam
     try:
         for part in embed_batches(net, images, record.modality, record.height, record.width, flip=record.flip,
                                   batch_size=args.test_batch, workers=args.workers,
-                                  bf16=record.precision == "bf16", silent=False,
+                                  bf16=record.precision == "bf16", silent=False, levels=record.range,
                                   unreadable=None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:

@@ -75,7 +75,7 @@ def main() -> None:
         raise UserError(f"--dynamic: {known['method']} pools stripes of a map of fixed height; leave it out")
     facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"), digest,
                   args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144), args.dynamic,
-                  args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32")
+                  args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32", range=known.get("range"))
     samples = [sample_paths(source) for source in args.int8] if args.int8 else [None, None]
     out = make_folder(args.out, "--out")
     with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as name:
@@ -207,7 +207,7 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
         """Batches of the images in the form that the network takes."""
 
         def __init__(self) -> None:
-            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2)
+            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2, levels=facts.range)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             images = next(self.batches, None)

@@ -83,8 +83,9 @@ def main() -> None:
     title = f"{Path(args.query).name} in {Path(args.gallery).name}"
     size = query.record.height, query.record.width
     hits.write_csv(out / "hits.csv", answers, threshold)
-    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size)
-    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw)
+    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size,
+                       query.record.range)
+    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw, query.record.range)
     if unread:
         warn(f"{out / 'hits.html'}: {unread} images could not be read any more; names begin in the current "
              "folder")
@@ -155,12 +156,13 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
     from figures import overlay
     net, _ = load_network(args.resume)
     sides = (query.record.modality, gallery.record.modality), query.record.height, query.record.width
+    levels = query.record.range
 
     def draw(image: str, others: Sequence[str], height: int, width: int) -> list[hits.Drawn]:
         drawn = []
-        for found in find_evidence_of_all(net, image, others, *sides, args.feature):
+        for found in find_evidence_of_all(net, image, others, *sides, args.feature, levels):
             limit = max(np.abs(values).max() for values in found.maps)
-            drawn.append(hits.Drawn(found.name, [overlay(read_image(path, height, width), values, limit)
+            drawn.append(hits.Drawn(found.name, [overlay(read_image(path, height, width, levels), values, limit)
                                                  for path, values in zip(found.paths, found.maps)]))
         return drawn
 

@@ -314,8 +314,8 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
     modalities = search.query.modality, search.gallery.modality
-    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w)) for caption, pair in row]
-            for row in figures.choose_pairs(search, dist_mat)]
+    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w, levels=search.query.levels))
+             for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
     figures.save(out, {"evidence": figures.draw_evidence(title, rows, args.img_h, args.img_w)})
     sides = {side.modality: side for side in (search.query, search.gallery)}
     feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}

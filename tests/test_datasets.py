@@ -461,6 +461,13 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     done = script(*test, "--out", "found")
     assert done.returncode == 0 and (script.cwd / "found/ranking.png").is_file(), done.stderr
     record = json.loads((script.cwd / "found/results.json").read_text())
+    embed = ("embed.py", "--resume", last, "--gpu", "cpu", "--modality")
+    for side in ("infrared", "visible"):
+        done = script(*embed, side, folders / "test" / side, "--out", f"{side}.npz")
+        assert done.returncode == 0, done.stderr
+    done = script("search.py", "infrared.npz", "visible.npz", "--resume", last, "--out", "hits")
+    assert done.returncode == 0 and "could not be read" not in done.stderr, done.stderr
+    before = np.load(script.cwd / "infrared.npz")
     # The same pixels, stored in 8 bits, give the same figures.
     for path in folders.glob("*/infrared/*/*.png"):
         values = (np.asarray(Image.open(path)).astype(int) - 30000) // 10
@@ -468,6 +475,8 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     assert script(*test, "--out", "again").returncode == 0
     again = json.loads((script.cwd / "again/results.json").read_text())
     assert again["trials"] == record["trials"] and again["mean"] == record["mean"]
+    assert script(*embed, "infrared", folders / "test/infrared", "--out", "again.npz").returncode == 0
+    assert np.array_equal(np.load(script.cwd / "again.npz")["bnneck"], before["bnneck"])
     done = script(*test, "--range", 1, 2)
     assert done.returncode == 2 and re.search(r"--range \[1, 2\]: the checkpoint .* \[30000, 32550\]",
                                               done.stderr), done.stderr
