@@ -191,9 +191,8 @@ def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     images = 10 if name == "regdb" else args.images
     ids = args.ids if name == "sysu" else max(16, min(170, args.ids // 3))
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
-        RENDERERS[name](root, ids, images, args.data_seed, lambda done, total,
-                        bar=bar: bar.update(done - bar.n),
-                        workers=os.cpu_count() or 1)
+        RENDERERS[name](root, ids, images, args.data_seed, workers=os.cpu_count() or 1,
+                        progress=lambda done, total, bar=bar: bar.update(done - bar.n))
     print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {ids} "
           "persons")
 
