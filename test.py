@@ -148,13 +148,14 @@ def load_model(path: str, parser: Parser) -> Model:
 
 
 def away_from_home(model: Model, target: str | None) -> Model:
-    """The model as a test on another data set than its own sees it, where --dataset names one: its persons
-    are none of that test, whatever the trial, and it was not chosen on its images.
+    """The model as a test on another data set than its own sees it, where --dataset names one: its persons are
+    none of that test, whatever the trial, it was not chosen on its images, and flags of data sets say nothing.
     """
     own = model.facts.get("dataset")
     if target is None or own in (None, target):
         return model
-    facts = {name: value for name, value in model.facts.items() if name != "dataset"}
+    particular = {"dataset", *(flag.dest for data in DATASETS.values() for flag in data.flags)}
+    facts = {name: value for name, value in model.facts.items() if name not in particular}
     return replace(model, facts=facts, trial=None, chosen=False, home=DATASETS[own].title if own in DATASETS else own)
 
 

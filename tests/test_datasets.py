@@ -465,6 +465,8 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     for side in ("infrared", "visible"):
         done = script(*embed, side, folders / "test" / side, "--out", f"{side}.npz")
         assert done.returncode == 0, done.stderr
+    done = script(*embed, "infrared", folders / "test/infrared", "--out", "other.npz", "--range", 1, 2)
+    assert done.returncode == 2 and "was trained with --range 30000 32550; leave the flag out" in done.stderr
     done = script("search.py", "infrared.npz", "visible.npz", "--resume", last, "--out", "hits")
     assert done.returncode == 0 and "could not be read" not in done.stderr, done.stderr
     before = np.load(script.cwd / "infrared.npz")
@@ -480,6 +482,20 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     done = script(*test, "--range", 1, 2)
     assert done.returncode == 2 and re.search(r"--range \[1, 2\]: the checkpoint .* \[30000, 32550\]",
                                               done.stderr), done.stderr
+
+
+def test_a_model_of_another_data_set_takes_a_range(folders, regdb, script):
+    deepen(folders)
+    assert script("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1).returncode == 0
+    last, there = last_of(script, "regdb"), ("--dataset", "folders", "--data-path", folders, "--gpu", "cpu")
+    done = script("test.py", "--resume", last, *there, "--range", 30000, 32550, "--out", "found")
+    assert done.returncode == 0 and "trained on RegDB" in done.stdout, done.stderr
+    assert "give --range LOW HIGH" in script("test.py", "--resume", last, *there).stderr
+    embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu", "--modality", "infrared",
+             "--out", "a.npz", "--strict")
+    assert "in embed.py, give --range LOW HIGH" in script(*embed).stderr
+    assert "--range 9 9: a LOW below HIGH expected" in script(*embed, "--range", 9, 9).stderr
+    assert script(*embed, "--range", 30000, 32550).returncode == 0
 
 
 # ------------------------------------------------------------------------------------- from images to results
