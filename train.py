@@ -2,6 +2,7 @@
 
     python train.py --dataset sysu --gpu 0
     python train.py --resume save_model/..._last.t        goes on with a run
+    python train.py --dataset regdb --trial all           ten models, one after the other, and their mean
     torchrun --nproc-per-node 2 train.py ...              one process a GPU
 """
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,7 +34,7 @@ from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weigh
 from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_device, load_train_images
 from data_manager import DATASETS
 from datasets import arrays
-from datasets.types import MODALITIES, Search, TrainSplit
+from datasets.types import EVERY, MODALITIES, Search, TrainSplit
 from devices import (Processes, choose_device, prepare, require_compiler, seed_everything, start_processes,
                      stop_processes, use_bf16)
 from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor, load_optimiser,
@@ -47,6 +52,8 @@ SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers 
 def main() -> None:
     """Train from the arguments of the command line."""
     args, saved = parse_arguments()
+    if args.trial == EVERY:
+        return train_every_trial(args)
     device = choose_device(args.gpu)
     if args.data_device == "gpu" and device.type == "cpu":
         raise UserError("--data-device gpu: the run is on the CPU; leave it out")
@@ -129,6 +136,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     if args.init and "pretrained" in given and args.pretrained != "none":
         raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to "
                         "begin with; give one")
+    if args.trial == EVERY and args.resume:
+        raise UserError(f"--trial {EVERY} goes on where it was stopped without --resume; leave one of them out")
     if args.resume:
         saved = load_checkpoint(args.resume)
         options.reconcile(parser, args, given, saved.args, args.resume)
@@ -265,6 +274,58 @@ def wrap(module: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
     if not dist.is_initialized() or not any(p.requires_grad for p in module.parameters()):
         return module
     return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+# ------------------------------------------------------------------------------------------------- all trials
+def train_every_trial(args: argparse.Namespace) -> None:
+    """Train a model on each trial, one process after the other, then test all of them together.
+
+    A trial whose training is complete is not trained again, and one that was stopped goes on.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--trial {EVERY}: {os.environ['WORLD_SIZE']} processes started; give torchrun one trial "
+                        "at a time")
+    name = run_name(argparse.Namespace(**{**vars(args), "trial": "{}"}))
+    pattern = str(Path(args.model_path) / f"{name}_last.t")
+    for trial in DATASETS[args.dataset].trials(EVERY):
+        last = pattern.replace("{}", str(trial))
+        epoch = load_checkpoint(last).epoch if Path(last).exists() else None
+        if epoch is None:
+            run_script("train.py", *given_words({"trial"}), "--trial", str(trial))
+        elif epoch < args.epochs:
+            run_script("train.py", *given_words(options.train_parser().fixed), "--resume", last)
+        else:
+            print(f"trial {trial}: {last} is complete", flush=True)
+    run_script("test.py", "--resume", pattern, "--data-path", args.data_path, "--direction", args.direction,
+               "--gpu", args.gpu, "--workers", str(args.workers), "--test-batch", str(args.test_batch))
+
+
+def given_words(leave_out: set[str]) -> list[str]:
+    """The words of the command line, but for those of some arguments."""
+    parser = options.train_parser()
+    args, given = parse_given(parser)
+    words: list[str] = []
+    for name in sorted(given - leave_out):
+        value = getattr(args, name)
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [parser.flag(name), *map(str, values)]
+    return words
+
+
+def run_script(*words: str) -> None:
+    """Run one of the scripts and hand signals on to it; ends with its status where that is not 0."""
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    command = [sys.executable, str(Path(__file__).with_name(words[0])), *words[1:]]
+    process = subprocess.Popen(command, start_new_session=True)  # so that a terminal's signal comes once, from here
+    try:
+        status = process.wait()
+    except (Interrupted, KeyboardInterrupt) as error:
+        signum = getattr(error, "signum", signal.SIGINT)
+        process.send_signal(signum)
+        process.wait()
+        raise Interrupted(signum, "stopped; the same command goes on") from None
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
 
 
 # --------------------------------------------------------------------------------------------------- an epoch

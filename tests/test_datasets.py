@@ -486,12 +486,14 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
 
 def test_a_model_of_another_data_set_takes_a_range(folders, regdb, script):
     deepen(folders)
-    assert script("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1).returncode == 0
+    assert script("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs",
+                  1).returncode == 0
     last, there = last_of(script, "regdb"), ("--dataset", "folders", "--data-path", folders, "--gpu", "cpu")
     done = script("test.py", "--resume", last, *there, "--range", 30000, 32550, "--out", "found")
     assert done.returncode == 0 and "trained on RegDB" in done.stdout, done.stderr
     assert "give --range LOW HIGH" in script("test.py", "--resume", last, *there).stderr
-    embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu", "--modality", "infrared",
+    embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu", "--modality",
+             "infrared",
              "--out", "a.npz", "--strict")
     assert "in embed.py, give --range LOW HIGH" in script(*embed).stderr
     assert "--range 9 9: a LOW below HIGH expected" in script(*embed, "--range", 9, 9).stderr
@@ -572,3 +574,57 @@ def test_each_script_of_pre_processing_is_called_after_its_data_set():
     for name, data in DATASETS.items():
         assert data.arrays is None or (data.arrays.script == f"pre_process_{name}.py"
                                        and (ROOT / data.arrays.script).is_file())
+
+
+# ---------------------------------------------------------------------------------------- all trials of RegDB
+def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
+    import train
+    monkeypatch.chdir(tmp_path)
+    ran, epochs = [], {1: 80, 3: 12}
+    for trial in epochs:
+        path = tmp_path / f"save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial_{trial}_last.t"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(train, "run_script", lambda *words: ran.append(" ".join(words)))
+    monkeypatch.setattr(train, "load_checkpoint",
+                        lambda path: type("", (),
+                                          {"epoch": epochs[int(re.findall(r"trial_(\d+)", path)[0])]}))
+    monkeypatch.setattr("sys.argv",
+                        ["train.py", "--dataset", "regdb", "--trial", "all", "--method", "agw", "--workers",
+                         "1",
+                                     "--sync-bn", "--tvsearch"])
+    train.main()
+    new = "train.py --dataset regdb --method agw --sync-bn --tvsearch --workers 1 --trial"
+    name = "save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial"
+    assert ran[:2] == [f"{new} 2", f"train.py --tvsearch --workers 1 --resume {name}_3_last.t"]
+    assert ran[2:9] == [f"{new} {trial}" for trial in range(4, 11)]
+    assert ran[9:] == [f"test.py --resume {name}_{{}}_last.t --data-path data/RegDB --direction i2v --gpu 0 "
+                       "--workers 1 --test-batch 64"]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--trial", "all"], "--trial all belongs to RegDB, but the data set is sysu; leave it out"),
+    (["--dataset", "regdb", "--trial", "all", "--resume", "a.t"], "--trial all goes on where it was stopped "
+                                                                  "without --resume"),
+    (["--dataset", "regdb", "--trial", "every"], "argument --trial: 'every' found, a whole number from 1 to "
+                                                 "10 expected")])
+def test_every_trial_is_refused_where_it_means_nothing(script, words, said):
+    done = script("train.py", *words)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_every_trial_ends_with_the_mean_of_ten_models(regdb, script):
+    words = ("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1, "--method",
+             "base", "--trial")
+    assert script(*words, 1).returncode == 0
+    first = last_of(script, "regdb")
+    for trial in range(2, 10):  # as if they had been trained, too
+        content = torch.load(first, weights_only=True)
+        content.update(trial=trial, args={**content["args"], "trial": trial})
+        torch.save(content, str(first).replace("trial_1_", f"trial_{trial}_"))
+    done = script(*words, "all")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"trial (\d+): \S+ is complete", done.stdout) == list("123456789")
+    assert done.stdout.count("$ python train.py") == 1 and "bnneck mean ± std" in done.stdout
+    record, = (script.cwd / "results").glob("*.json")
+    assert json.loads(record.read_text())["protocol"]["trials"] == list(range(1, 11))
