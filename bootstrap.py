@@ -70,8 +70,8 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
 def mean_of_means(sums: np.ndarray, persons: np.ndarray, draws: np.ndarray, records: np.ndarray) -> np.ndarray:
     """The weighted mean over records and draws of the mean over queries, (R,), for R sets of weights.
 
-    sums (2, K, T, P): of the measure, and the number of queries; persons (R, P), draws (R, T), records (R, K).
-    A draw none of whose persons were drawn has its mean over all of them.
+    sums (2, K, T, P): of the measure, and the number of queries; persons (R, P), draws (R, T), records (R,
+    K). A draw none of whose persons were drawn has its mean over all of them.
     """
     totals, counts = np.einsum("rp,skp->srk", persons, sums.reshape(2, -1, sums.shape[3]), optimize=True)
     whole = np.broadcast_to(np.divide(*sums.sum(3)).reshape(-1), totals.shape).copy()

@@ -42,7 +42,7 @@ def load_train_images(split: TrainSplit, root: str, height: int, width: int, wor
                       silent: bool = False) -> dict[str, TrainImages]:
     """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
 
-    marks: of the images, if they are known. folder: of the arrays, if not `root`. Raises `UserError` naming
+    marks: of the images, if they are known; folder: of the arrays, if not `root`. Raises `UserError` naming
     the file and the command that renews it if the arrays do not fit the images or the size.
     """
     if train_arrays.present(split, root, height, width, folder):

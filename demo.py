@@ -1,7 +1,7 @@
 """The whole pipeline on synthetic pedestrians: render, pre-process, train, test, search, and show.
 
     python demo.py                 everything, a few minutes on two CPU cores
-    python demo.py --data-only     only data/demo/SYSU-MM01 and data/demo/RegDB
+    python demo.py --data-only     only data/demo/SYSU-MM01, data/demo/RegDB and data/demo/LLCM
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from data_manager import DATASETS
 from datasets.images import read_image
 from datasets.types import Search
 from eval_metrics import evaluate
-from synthetic.pedestrians import render_regdb, render_sysu
+from synthetic.pedestrians import render_llcm, render_regdb, render_sysu
 from utils import Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -53,25 +53,28 @@ class Course:
 RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 PRETRAINED = Course(
     1020, 128, 64, 16, ("--arch", "mobilenet_v2", *RECIPE),
-    (("sysu", "base", 3, 0.0035), ("sysu", "cgrnet", 3, 0.0035), ("regdb", "cgrnet", 5, 0.0035)))
+    (("sysu", "base", 3, 0.0035), ("sysu", "cgrnet", 3, 0.0035), ("regdb", "cgrnet", 5, 0.0035),
+     ("llcm", "cgrnet", 5, 0.0035)))
 # `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, those of a trained one do
 # not.
 FROM_SCRATCH = Course(
     216, 64, 32, 8, ("--arch", "resnet18", *RECIPE),
-    (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004)), chained=True)
-RENDERERS = {"sysu": render_sysu, "regdb": render_regdb}
+    (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004),
+     ("llcm", "cgrnet", 6, 0.004)), chained=True)
+RENDERERS = {"sysu": render_sysu, "regdb": render_regdb, "llcm": render_llcm}
+MEASURES = {"rank-1": "Rank-1", "rank-10": "Rank-10", "mAP": "mAP"}
 
 
 def build_parser() -> Parser:
     """The arguments of the demonstration."""
-    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01 and RegDB; train "
-                                "and test on them.")
+    parser = Parser(description="Render synthetic pedestrians in the layouts of SYSU-MM01, RegDB and LLCM; "
+                                "train and test on them.")
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
                         help="folder for data, models and figures")
     parser.add_argument("--ids", type=integer(12, 9999), metavar="N",
-                        help="persons in SYSU-MM01's layout; RegDB's has a third of them, at least 16 and at "
-                             f"most 170 (default: {PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first "
-                             "weights)")
+                        help="persons in SYSU-MM01's layout; the others have a third of them, at least 16 "
+                             f"and at most 170 (default: {PRETRAINED.ids}, or {FROM_SCRATCH.ids} without "
+                             "first weights)")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
@@ -92,32 +95,36 @@ def main() -> None:
     roots = {name: out / Path(DATASETS[name].path).name for name in RENDERERS}
     course = PRETRAINED if args.data_only else choose_course()
     args.ids = args.ids or course.ids
-    titles = " and ".join(DATASETS[name].title for name in RENDERERS)
+    titles = ", ".join(DATASETS[name].title for name in RENDERERS)
     print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: about a minute on two CPU "
           "cores.",
           flush=True)
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
-    print(f"Then trains and tests {models}: in all about five minutes. Everything goes to "
-          f"{out}.\n", flush=True)
+    print(f"Then trains and tests {models}: in all about six minutes. Everything goes to {out}.\n",
+          flush=True)
     render(out, roots, args)
-    script("pre_process_sysu.py", "--data-path", roots["sysu"], "--img_h", course.height, "--img_w", course.width)
-    rows, start = {name: baselines(root, name) for name, root in roots.items()}, None
+    for name, root in roots.items():
+        if data := DATASETS[name].arrays:
+            script(data.script, "--data-path", root, "--img_h", course.height, "--img_w", course.width)
+    table, start = {name: baselines(root, name) for name, root in roots.items()}, None
     for name, method, epochs, rate in course.trainings:
         length = ("--epochs", epochs, "--lr", rate, "--seed", args.seed)
         trained, record = train_and_test(name, method, course, length, start, roots[name], out, args.gpu)
         source = f"from {start.parent.name}" if start else "from scratch" if course.chained else "from ImageNet"
-        rows[name].append((f"{method}, {source}", record["mean"]["pool"]))
+        table[name][f"{method}, {source}"] = record["mean"]["pool"]
         start = trained if course.chained else None
-    page = search_page(roots["sysu"], out / "models" / "sysu_cgrnet", out / "sysu_cgrnet" / "results.json", out / "search")
-    show(rows, out, course)
+    page = search_page(roots["sysu"], out / "models" / "sysu_cgrnet", out / "sysu_cgrnet" / "results.json",
+                       out / "search")
+    show(table, out, course)
     print(f"a search to open in a browser: {page}")
     print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
 
 
 def choose_course() -> Course:
-    """The course from ImageNet weights where they are within reach, or else the one from scratch; says which."""
+    """The course from ImageNet weights where they are within reach, or else the one from scratch; says which.
+    """
     try:
         print(f"First weights: {fetch_imagenet('mobilenet_v2')}")
         return PRETRAINED
@@ -126,14 +133,20 @@ def choose_course() -> Course:
         return FROM_SCRATCH
 
 
-def show(rows: dict[str, list[tuple[str, dict[str, float]]]], out: Path, course: Course) -> None:
+def lines(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """A table, in per cent, of what was scored on each data set: one row a method, one column a data set."""
+    rows = [f"{'per cent':<28}" + "".join(f"{DATASETS[name].title:>27}" for name in table),
+            f"{'':<28}" + "".join(f"{title:>9}" for _ in table for title in MEASURES.values())]
+    for method in dict.fromkeys(method for scored in table.values() for method in scored):
+        cells = [f"{100 * scored[method][name]:>9.1f}" if method in scored else f"{'':>9}"
+                 for scored in table.values() for name in MEASURES]
+        rows.append(f"{method:<28}{''.join(cells)}".rstrip())
+    return rows
+
+
+def show(table: dict[str, dict[str, dict[str, float]]], out: Path, course: Course) -> None:
     """Print the table of all scores, and where to look."""
-    print(f"\n{'':<40}{'Rank-1':>8}{'Rank-10':>9}{'mAP':>8}   (per cent)")
-    for name in rows:
-        for what, values in rows[name]:
-            figures = "".join(f"{100 * values[figure]:>{width}.1f}"
-                              for figure, width in (("rank-1", 8), ("rank-10", 9), ("mAP", 8)))
-            print(f"{DATASETS[name].title + ', ' + what:<40}{figures}")
+    print("\n" + "\n".join(lines(table)))
     print(f"\nLook at {out / 'pedestrians.png'}: some of the persons; and of each model at")
     for name, method, *_ in course.trainings:
         print(f"  {out / f'{name}_{method}' / 'ranking.png'}: queries and what they found; beside it "
@@ -141,7 +154,8 @@ def show(rows: dict[str, list[tuple[str, dict[str, float]]]], out: Path, course:
 
 
 def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
-    """Render what is missing of both data sets from the same settings; `UserError` if others are in the way."""
+    """Render what is missing of the data sets from the same settings; `UserError` if others are in the way.
+    """
     wanted = {"ids": args.ids, "images": args.images, "seed": args.data_seed}
     record, sheet = out / "demo.json", out / "pedestrians.png"
     known = read_record(record, out) == wanted
@@ -174,11 +188,11 @@ def read_record(path: Path, out: Path) -> object:
 
 def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     """Render one data set."""
-    images = args.images if name == "sysu" else 10
+    images = 10 if name == "regdb" else args.images
     ids = args.ids if name == "sysu" else max(16, min(170, args.ids // 3))
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
-        RENDERERS[name](root, ids, images, args.data_seed, lambda done, total, bar=bar: bar.update(done - bar.n),
-                        workers=os.cpu_count() or 1)
+        RENDERERS[name](root, ids, images, args.data_seed, workers=os.cpu_count() or 1,
+                        progress=lambda done, total, bar=bar: bar.update(done - bar.n))
     print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {ids} "
           "persons")
 
@@ -188,7 +202,8 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
     with captions.
     """
     width, height, gap, line = 84, 168, 4, 18
-    sheet = Image.new("RGB", (persons * (width + gap) + gap, 2 * (2 * (line + 2 * (height + gap)) + gap)), "white")
+    tall = len(roots) * (2 * (line + 2 * (height + gap)) + gap)
+    sheet = Image.new("RGB", (persons * (width + gap) + gap, tall), "white")
     draw, top = ImageDraw.Draw(sheet), gap
     for name, root in roots.items():
         split = DATASETS[name].train_split(str(root), 1)
@@ -216,7 +231,8 @@ def train_and_test(name: str, method: str, course: Course, length: tuple, start:
     where = ("--data-path", root, "--gpu", gpu, "--workers", 2)
     identities = min(course.identities, len(DATASETS[name].train_split(str(root), 1).pids))
     script("train.py", "--dataset", name, "--method", method, *length, *begin, *course.flags, *where,
-           "--batch-size", identities, "--img_h", course.height, "--img_w", course.width, "--amp", "off", "--eval-every", 100,
+           "--batch-size", identities, "--img_h", course.height, "--img_w", course.width, "--amp", "off",
+           "--eval-every", 100,
            "--print-freq", 1000, "--model_path", models, "--log_path", out / "log", "--vis_log_path",
            out / "log" / "vis_log")
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
@@ -234,12 +250,14 @@ def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
     for side in (search.query, search.gallery):
         names = out / f"{side.modality}.txt"
         names.write_text("\n".join(side.paths) + "\n", encoding="utf-8")
-        script("embed.py", names, "--modality", side.modality, "--resume", trained,
-               "--out", names.with_suffix(".npz"), "--gpu", "cpu",
+        script("embed.py", names, "--modality", side.modality, "--resume", trained, "--out",
+               names.with_suffix(".npz"), "--gpu", "cpu",
                "--workers", 2)
-    known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]  # none from too few pairs
+    # none from too few pairs
+    known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]
     verdicts = ("--far", "0.01", "--calibration", results) if "0.01" in known else ()
-    script("search.py", out / "infrared.npz", out / "visible.npz", "--resume", trained, "--out", out, *verdicts)
+    script("search.py", out / "infrared.npz", out / "visible.npz", "--resume", trained, "--out", out,
+           *verdicts)
     return out / "hits.html"
 
 
@@ -252,28 +270,31 @@ def script(name: str, *words: object) -> None:
         raise UserError(f"{name} ended with status {status}; its last lines say why")
 
 
-def baselines(root: Path, name: str) -> list[tuple[str, dict[str, float]]]:
+def baselines(root: Path, name: str) -> dict[str, dict[str, float]]:
     """Scores of chance and of nearest neighbours by pixels and by colour histograms, in a data set's first
     search.
     """
     data = DATASETS[name]
     search = data.searches(root, direction=data.direction, trials=data.trials(1)[:1])[0]
-    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels, "colour "
-                                                                                  "histograms": histograms}
+    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels,
+                                                            "colour histograms": histograms}
     rng = np.random.default_rng(0)
-    chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values()) for _ in range(20)], 0)
-    rows = [("chance", dict(zip(("rank-1", "rank-10", "mAP"), chance)))]
-    images = [np.stack([read_image(path, 48, 24, side.levels) for path in side.paths]) for side in (search.query, search.gallery)]
+    chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values())
+                      for _ in range(20)], 0)
+    rows = {"chance": dict(zip(MEASURES, chance))}
+    images = [np.stack([read_image(path, 48, 24, side.levels) for path in side.paths])
+              for side in (search.query, search.gallery)]
     for title, view in views.items():
         query, gallery = map(view, images)
         distances = np.linalg.norm(query[:, None] - gallery[None], axis=2)
-        rows.append((title, scores(distances, search)))
+        rows[title] = scores(distances, search)
     return rows
 
 
 def scores(distances: np.ndarray, search: Search) -> dict[str, float]:
     """Rank-1, Rank-10 and mAP of a distance matrix."""
-    cmc, mean_ap, _ = evaluate(distances, search.query.pids, search.gallery.pids, search.seen(), count_persons=search.count_persons)
+    cmc, mean_ap, _ = evaluate(distances, search.query.pids, search.gallery.pids, search.seen(),
+                               count_persons=search.count_persons)
     return {"rank-1": cmc[0], "rank-10": cmc[9], "mAP": mean_ap}
 
 
@@ -285,7 +306,8 @@ def pixels(images: np.ndarray) -> np.ndarray:
 def histograms(images: np.ndarray) -> np.ndarray:
     """(N, H, W, 3) uint8 -> histograms of three horizontal stripes and three channels (N, 144) float32."""
     stripes = np.array_split(images, 3, axis=1)
-    return np.concatenate([np.stack([np.bincount(image.ravel() // 16, minlength=16) for image in stripe[..., channel]])
+    return np.concatenate([np.stack([np.bincount(image.ravel() // 16, minlength=16)
+                                     for image in stripe[..., channel]])
                            for stripe in stripes for channel in range(3)], 1).astype(np.float32)
 
 

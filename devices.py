@@ -32,8 +32,8 @@ class Processes:
 
 
 def start_processes(device: torch.device) -> Processes:
-    """Join the processes that a launcher (torchrun, srun) tells of in RANK, WORLD_SIZE and MASTER_ADDR, by NCCL
-    on CUDA, by gloo on the CPU; a run of one without these.
+    """Join the processes that a launcher (torchrun, srun) tells of in RANK, WORLD_SIZE and MASTER_ADDR, by
+    NCCL on CUDA, by gloo on the CPU; a run of one without these.
 
     Raises `UserError` if the others are not found.
     """
@@ -44,8 +44,9 @@ def start_processes(device: torch.device) -> Processes:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         where = " ".join(f"{name}={os.environ[name]}" for name in (*sorted(LAUNCHED), "MASTER_PORT"))
-        raise UserError(f"{where}: the processes of this run do not find each other ({one_line(error)[:160]}); mend these, "
-                        "or unset RANK for a run of one process") from None
+        raise UserError(f"{where}: the processes of this run do not find each other "
+                        f"({one_line(error)[:160]}); mend these, or unset RANK for a run of one "
+                        "process") from None
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
@@ -65,8 +66,8 @@ def choose_device(gpu: str) -> torch.device:
         return torch.device("cpu")
     number = gpu.removeprefix("cuda:")
     if gpu != "mps" and not (number.isascii() and number.isdigit()):
-        raise UserError(f"--gpu {gpu}: N or cuda:N (the number of one device), mps or cpu expected; for several GPUs: "
-                        "torchrun --nproc-per-node 2 train.py, which gives each its process")
+        raise UserError(f"--gpu {gpu}: N or cuda:N (the number of one device), mps or cpu expected; for "
+                        "several GPUs: torchrun --nproc-per-node 2 train.py, which gives each its process")
     if not (torch.backends.mps if gpu == "mps" else torch.cuda).is_available():
         if int(os.environ.get("RANK", 0)) == 0:
             what = "MPS" if gpu == "mps" else "CUDA"
@@ -147,8 +148,8 @@ def require_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(8, device=device))
     except Exception as error:  # a compiler that is missing, or does not fit, in many ways
-        raise UserError(f"--compile: torch.compile does not work here ({one_line(error)[:200]}); install a C++ compiler "
-                        "(on a GPU, triton), or leave --compile out") from None
+        raise UserError(f"--compile: torch.compile does not work here ({one_line(error)[:200]}); install a "
+                        "C++ compiler (on a GPU, triton), or leave --compile out") from None
 
 
 def use_bf16(device: torch.device, amp: str, width: int = 288) -> bool:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from datasets.folders import RANGE, require_range
 from datasets.types import MODALITIES, Features
 from embedding import Rows, average, embed_batches, find_images, find_tracklets, join, read_boxes
-from gallery import Gallery, Record, read_gallery, require_same, write_gallery
+from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
 from results import FEATURES
 from utils import Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
 
@@ -43,6 +44,8 @@ def build_parser() -> Parser:
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
         parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
+    parser.add_argument("--range", **{**RANGE.settings, "help": "raw values that become black and white in "
+                                      "images of more than 8 bits (default: the checkpoint's)"})
     parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it natively")
@@ -106,7 +109,7 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
 def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
     """The network on its device, or a function that onnxruntime computes, and what its file says of it."""
     if args.resume.endswith(".onnx"):
-        import onnx_model
+        from retrieval import onnx_model
         model = onnx_model.load(args.resume)
         if model.facts.modality != args.modality:
             raise UserError(f"--modality {args.modality}: {args.resume} is the network for "
@@ -123,7 +126,7 @@ def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
 
 
 def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -> Record:
-    """The record of the features; raises `UserError` for an image size that is not the checkpoint's."""
+    """The record of the features; `UserError` for an image size or range that is not the checkpoint's."""
     sizes = []
     for name, usual in (("img_h", 288), ("img_w", 144)):
         given, saved = getattr(args, name), facts.get(name)
@@ -131,8 +134,14 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
             raise UserError(f"--{name} {given}: the checkpoint {args.resume} was trained with --{name} "
                             f"{saved}; leave the flag out")
         sizes.append(given or saved or usual)
+    require_range(args.range)
+    levels, saved = args.range, facts.get("range")
+    if levels and saved and levels != list(saved):
+        raise UserError(f"--range {levels[0]} {levels[1]}: the checkpoint {args.resume} was trained with --range "
+                        f"{saved[0]} {saved[1]}; leave the flag out")
+    levels = levels or saved
     return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"],
-                  kind)
+                  kind, levels and tuple(levels))
 
 
 def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Namespace,
@@ -143,7 +152,7 @@ def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Nam
     try:
         for part in embed_batches(net, images, record.modality, record.height, record.width, flip=record.flip,
                                   batch_size=args.test_batch, workers=args.workers,
-                                  bf16=record.precision == "bf16", silent=False,
+                                  bf16=record.precision == "bf16", silent=False, levels=record.range,
                                   unreadable=None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:

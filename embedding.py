@@ -39,12 +39,14 @@ def embed(net: nn.Module | Network, paths: Sequence[str], modality: str, height:
 def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288,
                   width: int = 144, *,
                   batch_size: int = 64, workers: int = 4, flip: bool = False, bf16: bool = False,
-                  unreadable: dict[str, str] | None = None, silent: bool = True) -> Iterator[Features]:
+                  unreadable: dict[str, str] | None = None, levels: tuple[int, int] | None = None,
+                  silent: bool = True) -> Iterator[Features]:
     """Features of image files of one modality, those of a batch at a time.
 
     net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B,
     D), L2-normalised, which `bf16` does not change. flip: the sum of the features of image and mirror,
-    normalised again. unreadable: takes the error of each file that cannot be read, which is left out then.
+    normalised again. unreadable: takes the error of each file that cannot be read, which is left out then;
+    levels: see `read_image`.
     Warns of images with a colour that their modality does not have. Raises `UserError` naming an image that
     cannot be read or whose features are not finite, ValueError for no known modality.
     """
@@ -54,7 +56,7 @@ def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str,
         from engine import embedder
         net = embedder(net, modality, bf16)
     paths, odd = list(map(str, paths)), []
-    reading = read_batches(paths, height, width, batch_size, workers, unreadable)
+    reading = read_batches(paths, height, width, batch_size, workers, unreadable, levels)
     bar = tqdm(total=len(paths), desc=modality, unit="image", leave=False, disable=silent or None)
     with closing(reading), bar:
         for start, images in zip(range(0, len(paths), batch_size), reading):

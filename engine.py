@@ -266,7 +266,9 @@ def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool, flip:
 
 def embedder(net: nn.Module, modality: str,
              bf16: bool = False) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A network as a function of images (B, height, width, 3) uint8 to both features (B, D) float32, L2-normalised."""
+    """A network as a function of images (B, height, width, 3) uint8 to both features (B, D) float32,
+    L2-normalised.
+    """
     device, net = next(net.parameters()).device, folded(net)
 
     @torch.inference_mode()
@@ -314,9 +316,10 @@ def check_features(found: dict[str, Features]) -> None:
         feats = getattr(found[modality], kind)
         broken = np.flatnonzero(~np.isfinite(feats).all(1))
         if len(broken):
-            raise NotFinite(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite ({len(broken)} of "
-                            f"{len(feats)} such): values overflow where running statistics lag behind the weights; use "
-                            "weights of a later epoch, or of a run with a lower --lr, or --amp off")
+            raise NotFinite(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite "
+                            f"({len(broken)} of {len(feats)} such): values overflow where running statistics "
+                            "lag behind the weights; use weights of a later epoch, or of a run with a lower "
+                            "--lr, or --amp off")
         length = float(np.linalg.norm(feats.mean(0, dtype=np.float64)))
         if len(feats) > 1 and length > NEARLY_IDENTICAL:
             alike.append(f"{kind} of {modality} images ({length:.6f})")

@@ -5,7 +5,7 @@
     python export.py save_model/..._last.t --out model/ --int8 day/ night/
 
 Output 0 is the L2-normalised feature after BNNeck, output 1 that after pooling; the number of images is free.
-Beside the networks: config.json and model_card.md. `onnx_model.py` reads them without torch.
+Beside the networks: config.json and model_card.md. `retrieval/onnx_model.py` reads them without torch.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import onnx_model
+from retrieval import onnx_model
 import results
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published
 from data_loader import normalise
@@ -33,7 +33,7 @@ from datasets.files import IMAGE_SUFFIXES
 from datasets.images import MEAN, STD, read_batches
 from datasets.types import MODALITIES, VISIBLE
 from model import TwoStream, folded, pool
-from onnx_model import Facts
+from retrieval.onnx_model import Facts
 from utils import Parser, UserError, filled, integer, make_folder, run, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
@@ -51,7 +51,8 @@ def build_parser() -> Parser:
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
         parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
-    parser.add_argument("--dynamic", action="store_true", help="take images of any size, the one above by default")
+    parser.add_argument("--dynamic", action="store_true", help="take images of any size, the one above by "
+                                                               "default")
     parser.add_argument("--uint8", action="store_true",
                         help="take bytes (B, height, width, 3) and normalise them inside")
     precision = parser.add_mutually_exclusive_group()
@@ -74,7 +75,7 @@ def main() -> None:
         raise UserError(f"--dynamic: {known['method']} pools stripes of a map of fixed height; leave it out")
     facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"), digest,
                   args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144), args.dynamic,
-                  args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32")
+                  args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32", range=known.get("range"))
     samples = [sample_paths(source) for source in args.int8] if args.int8 else [None, None]
     out = make_folder(args.out, "--out")
     with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as name:
@@ -93,7 +94,7 @@ def main() -> None:
     print(f"{out}: {', '.join([*config['files'], 'config.json', 'model_card.md'])}")
 
 
-# ---------------------------------------------------------------------------------------------- what to export
+# --------------------------------------------------------------------------------------------- what to export
 def require_packages() -> None:
     """Raise `UserError` unless this torch can export, and ONNX and onnxruntime are there."""
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
@@ -129,8 +130,8 @@ def find_record(digest: str, path: str | None) -> dict[str, Any] | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # another file of JSON
     if path:
-        raise UserError(f"--results {path}: no record of a test of this checkpoint found; name one that test.py "
-                        "wrote for it")
+        raise UserError(f"--results {path}: no record of a test of this checkpoint found; name one that "
+                        "test.py wrote for it")
     return None
 
 
@@ -206,7 +207,7 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
         """Batches of the images in the form that the network takes."""
 
         def __init__(self) -> None:
-            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2)
+            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2, levels=facts.range)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             images = next(self.batches, None)
@@ -222,7 +223,8 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
 
 # -------------------------------------------------------------------------------------------------- the check
 def verify(path: Path, net: TwoStream, facts: Facts) -> None:
-    """Raise `UserError` unless a file says the facts and gives torch's features, by a check that sees mistakes.
+    """Raise `UserError` unless a file says the facts and gives torch's features, by a check that sees
+    mistakes.
 
     What torch makes of wrong images must not pass the same check: where all features are alike, everything
     would.
@@ -239,12 +241,13 @@ def verify(path: Path, net: TwoStream, facts: Facts) -> None:
         for batch in BATCHES:
             found = model.features(images[:batch])
             if problem := difference(found, [feats[:batch] for feats in expected], tolerances):
-                raise UserError(f"{name}: not torch's features for {batch} images of {height} x {width}: {problem}; "
+                raise UserError(f"{name}: not torch's features for {batch} images of {height} x {width}: "
+                                f"{problem}; "
                                 f"{'leave --int8 out' if facts.precision == 'int8' else 'nothing was written'}")
         for what, feats in wrong.items():
             if difference(found, feats, tolerances) is None:
-                raise UserError(f"{name}: cannot be checked, as torch's features are the same with {what}; export "
-                                "a network that has learnt something")
+                raise UserError(f"{name}: cannot be checked, as torch's features are the same with {what}; "
+                                "export a network that has learnt something")
 
 
 def choose_tolerances(precision: str, expected: Sequence[np.ndarray],
@@ -332,15 +335,18 @@ def model_card(config: dict[str, Any], checkpoint: str) -> str:
 def score_rows(tested: dict[str, Any]) -> list[str]:
     """The scores and thresholds of a test as Markdown tables."""
     measures = {"rank-1": "Rank-1", "rank-10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
-    rows = [f"Tested by `test.py` (torch, float32) on {' + '.join([tested['protocol'], *tested['extras']])}.", "",
+    rows = ["Tested by `test.py` (torch, float32) on "
+            f"{' + '.join([tested['protocol'], *tested['extras']])}.", "",
             *table_head("feature", *measures.values())]
     rows += [f"| {feature} | {' | '.join(f'{values[name]:.2%}' for name in measures)} |"
              for feature, values in tested["mean"].items()]
     rows += ["", "The same person? Yes above a threshold of the cosine similarity, calibrated on "
-             f"{tested['calibration']}.", "", *table_head("feature", "direction", "false accept rate", "threshold",
+             f"{tested['calibration']}.", "", *table_head("feature", "direction", "false accept "
+                                                                                  "rate", "threshold",
                                                           "true accept rate", "impostor pairs")]
-    return rows + [f"| {feature} | {direction} | {rate} | {found['threshold']:.4f} | {found['true_accept_rate']:.2%} | "
-                   f"{found['impostor_pairs']:,} |" for feature, directions in (tested["thresholds"] or {}).items()
+    return rows + [f"| {feature} | {direction} | {rate} | {found['threshold']:.4f} | "
+                   f"{found['true_accept_rate']:.2%} | {found['impostor_pairs']:,} "
+                   "|" for feature, directions in (tested["thresholds"] or {}).items()
                    for direction, rates in directions.items() for rate, found in rates.items()]
 
 

@@ -23,10 +23,10 @@ from datasets.images import read_image
 from datasets.types import MODALITIES, Images, Search
 from results import scored
 from utils import UserError, atomic_path
-from verification import Pairs
+from retrieval.verification import Pairs
 
 if TYPE_CHECKING:
-    from evidence import Evidence
+    from retrieval.evidence import Evidence
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
 EMBEDDED, EACH = 20, 12  # persons, and images of each in each modality
@@ -69,21 +69,26 @@ def curve_axes(title: str) -> tuple[Figure, Axes]:
 
 
 def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
-    """CMC curves of the features, in per cent: the mean over trials, with a band of one standard deviation."""
+    """CMC curves of the features, in per cent: the mean over trials, with a band of one standard deviation.
+    """
     figure, axes = curve_axes(title)
     lowest = 100.0
     for feature, colour, style, marker in zip(scored(trials), (ORANGE, BLUE), ("--", "-"), ("s", "o")):
         curves = 100 * np.array([trial[feature]["cmc"] for trial in trials])
-        measures = {"Rank-1": curves[:, 0], "mAP": 100 * np.array([trial[feature]["mAP"] for trial in trials])}
+        measures = {"Rank-1": curves[:, 0],
+                    "mAP": 100 * np.array([trial[feature]["mAP"] for trial in trials])}
         numbers = [f"{name} {values.mean():.2f}" + (f" ± {values.std():.2f}" if len(trials) > 1 else "")
                    for name, values in measures.items()]
         mean, std, ranks = curves.mean(0), curves.std(0), np.arange(1, curves.shape[1] + 1)
-        axes.fill_between(ranks, (mean - std).clip(0), (mean + std).clip(max=100), color=colour, alpha=0.18, linewidth=0)
-        axes.plot(ranks, mean, linestyle=style, color=colour, marker=marker, markersize=3.5, linewidth=1.4, clip_on=False, zorder=3,
+        axes.fill_between(ranks, (mean - std).clip(0), (mean + std).clip(max=100), color=colour, alpha=0.18,
+                          linewidth=0)
+        axes.plot(ranks, mean, linestyle=style, color=colour, marker=marker, markersize=3.5, linewidth=1.4,
+                  clip_on=False, zorder=3,
                   label=f"{WORDS[feature]}: {', '.join(numbers)}")
         lowest = min(lowest, (mean - std).min())
     axes.set(xlabel="rank", ylabel="matching rate "
-                                   "(%)", xlim=(0.5, len(ranks) + 0.5), ylim=(max(0, 10 * (lowest // 10) - 20), 100),
+                                   "(%)", xlim=(0.5, len(ranks) + 0.5),
+             ylim=(max(0, 10 * (lowest // 10) - 20), 100),
              xticks=[1, *range(5, len(ranks) + 1, 5)])
     several = f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1 else f"trial {trials[0]['trial']}"
     axes.legend(loc="best", fontsize=8, title=several, title_fontsize=8)
@@ -132,7 +137,10 @@ def choose_pairs(search: Search, dist_mat: np.ndarray) -> list[list[tuple[str, t
 
 @dataclass(frozen=True)
 class Tile:
-    """An image (a path) with the caption below it, in one colour with its frame; style: of the frame's line."""
+    """An image (a path) with the caption below it, in one colour with its frame.
+
+    style: of the frame's line; levels: see `read_image`.
+    """
 
     path: str
     caption: str
@@ -141,7 +149,8 @@ class Tile:
     levels: tuple[int, int] | None = None  # see `read_image`
 
 
-def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search, height: int,
+def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search,
+                 height: int,
                  width: int) -> Figure:
     """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under
     each.
@@ -152,7 +161,8 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     rows = []
     for query in choose_queries(ranks, search.query.pids):
         pid, camera = search.query.pids[query], search.query.camids[query]
-        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}",
+        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank "
+                                               f"{ranks[query]}",
                     levels=search.query.levels)]
         seen = np.flatnonzero(shown[query])
         for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
@@ -167,8 +177,8 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
                lenient: bool = False) -> Figure:
     """Rows of a query and up to `count` hits, of at most ten, framed and captioned.
 
-    height, width: pixels, which give the aspect; lenient: an image that cannot be read is an empty frame, rather
-    than a `UserError`.
+    height, width: pixels, which give the aspect; lenient: an image that cannot be read is an empty frame,
+    rather than a `UserError`.
     """
     heading = textwrap.wrap(title, 105)
     zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
@@ -186,9 +196,11 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
         for centre, tile in zip(centres, row):
             left = centre - wide / 2
             with contextlib.suppress(*[UserError] if lenient else []):
-                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)), tile.levels)
+                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)),
+                                    tile.levels)
                 axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
-            axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour, linewidth=2.4,
+            axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour,
+                                     linewidth=2.4,
                                      linestyle=tile.style))
             write(centre, upper + tall + 0.05, tile.caption, color=tile.colour, fontsize=7)
     axes.set(xlim=(0, across), ylim=(down, 0), aspect="auto")
@@ -196,14 +208,16 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
     return figure
 
 
-def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray) -> Figure:
+def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarray,
+                   same: np.ndarray) -> Figure:
     """Histograms (densities) of the distances from queries to the gallery images of the same and of other
     persons.
     """
     figure, axes = curve_axes(title)
     low, high = float(dist_mat.min()), float(dist_mat.max())
     few = np.count_nonzero(shown & same)
-    edges = np.linspace(low, max(high, low + 0.1), 1 + (BINS if few > 4000 else BINS // 2 if few > 400 else BINS // 4))
+    edges = np.linspace(low, max(high, low + 0.1),
+                        1 + (BINS if few > 4000 else BINS // 2 if few > 400 else BINS // 4))
     for name, wanted, colour, style in (("genuine", same, BLUE, "-"), ("impostor", ~same, ORANGE, "--")):
         values = dist_mat[shown & wanted]
         if len(values):
@@ -211,13 +225,15 @@ def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarra
             axes.stairs(density, edges, fill=True, color=colour, alpha=0.25)
             axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.4,
                         label=f"{name} pairs: {len(values):,}, mean {values.mean(dtype=float):.3f}")
-    axes.set(xlabel=word, ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0, 1.25 * axes.dataLim.ymax))  # room for the legend
+    # room for the legend
+    axes.set(xlabel=word, ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0, 1.25 * axes.dataLim.ymax))
     axes.legend(loc="upper right", fontsize=8)
     return figure
 
 
 def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
-    """ROC of each feature: true accept rate over false accept rate (log axis), the equal error rate marked."""
+    """ROC of each feature: true accept rate over false accept rate (log axis), the equal error rate marked.
+    """
     figure, axes = curve_axes(title)
     most = max([len(each.impostor) for each in pairs.values()] + [10])
     for (feature, each), colour, style in zip(pairs.items(), (ORANGE, BLUE), ("--", "-")):
@@ -226,7 +242,8 @@ def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
         accepted = np.unique(np.geomspace(1, len(each.impostor), 400).astype(int))
         error = each.equal_error()
         curve = each.accept_rates(np.append(each.ascending[-accepted], -np.inf))
-        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4, label=f"{WORDS[feature]}: EER {error:.2%}")
+        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4, label=f"{WORDS[feature]}: EER "
+                                                                              f"{error:.2%}")
         axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
     rates = np.geomspace(1 / most, 1, 200)
     axes.plot(rates, 1 - rates, color="0.6", linewidth=0.8, linestyle=":", label="equal errors")
@@ -261,7 +278,8 @@ def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], he
                 axis.imshow(pixels, aspect="auto")
             line[start + 1].set_title(f"{caption}\nsimilarity {pair.similarity:.3f}", x=1.02, fontsize=8)
     names = " / ".join(dict.fromkeys(pair.name for row in rows for _, pair in row))
-    lines = textwrap.fill(title, round(11 * figure.get_figwidth())), f"{names}: blue for the pair, orange against it"
+    lines = textwrap.fill(title,
+                          round(11 * figure.get_figwidth())), f"{names}: blue for the pair, orange against it"
     figure.suptitle("\n".join(lines), fontsize=10, y=0.99, va="top")
     return figure
 

@@ -74,8 +74,8 @@ class Output(NamedTuple):
 
     feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32;
     affinities: by view, (images of the view, K, K) float32, empty for a method without the similarity module;
-    stripes: the logits of each stripe. Where there are S stripes, feats and neck hold the D / (1 + S) features
-    of the whole map, then those of each stripe, and `logits` are those of the whole map.
+    stripes: the logits of each stripe. Where there are S stripes, feats and neck hold the D / (1 + S)
+    features of the whole map, then those of each stripe, and `logits` are those of the whole map.
     """
 
     feats: Tensor

@@ -38,7 +38,8 @@ def train_parser() -> Parser:
     add_shared_arguments(parser, "train")
     parser.add_argument("--test-only", action="store_true", machine=True, help="evaluate --resume and stop")
     rows = {name: " ".join(f"{key} {value}" for key, value in row.items()) for name, row in RECIPES.items()}
-    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True, help="defaults of other flags: "
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True, help="defaults of other "
+                                                                                       "flags: "
                         + "; ".join(f"{name}: {words or 'those said here'}" for name, words in rows.items()))
     parser.add_argument("--lr", type=positive, fixed=True,
                         help="learning rate of new layers, and a tenth of it of a pretrained backbone (default: " +

@@ -65,7 +65,8 @@ def unmatched_line(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many queries see no match and are not in the mean, over all trials; nothing if there are none."""
     lone = [f"{trial['queries_without_match']} of {trial['counts']['query_images']}"
             for trial in trials if trial.get("queries_without_match")]
-    return [f"queries that see no match, left out of the mean: {', '.join(dict.fromkeys(lone))}"] if lone else []
+    return ["queries that see no match, left out of the mean: "
+            f"{', '.join(dict.fromkeys(lone))}"] if lone else []
 
 
 def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -109,8 +110,8 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 def gap_lines(record: dict[str, Any]) -> list[str]:
     """The gap between the modalities in words."""
-    return [f"modality gap {feature:<7}centroids {gap['centroids']:.3f} apart; mean cosine distance within visible "
-            f"{gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
+    return [f"modality gap {feature:<7}centroids {gap['centroids']:.3f} apart; mean cosine distance within "
+            f"visible {gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
             for feature, gap in record["modality_gap"].items()]
 
 
@@ -231,8 +232,8 @@ def require_same(queries: QueryScores, record: Mapping[str, Any], path: str) -> 
         for trial in record["trials"]:
             mine = values[(queries.draws == trial["trial"]) & matched]
             if not len(mine) or abs(mine.mean() - trial[feature]["mAP"]) > 1e-5:
-                raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}; test that "
-                                "checkpoint again")
+                raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}; test "
+                                "that checkpoint again")
 
 
 def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
@@ -270,13 +271,13 @@ def compare(paths: Sequence[str]) -> list[str]:
 def differences(summaries: Sequence[Summary]) -> list[str]:
     """The paired difference of each group of records to the first one, with an interval.
 
-    A group is the records that differ by their seed alone; where all do, each is a group. Warns where a record
-    has no file of its queries.
+    A group is the records that differ by their seed alone; where all do, each is a group. Warns where a
+    record has no file of its queries.
     """
     if lacking := [each.path for each in summaries if each.queries is None]:
         if len(summaries) > 1:
-            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is tested; "
-                 "test that checkpoint again")
+            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is "
+                 "tested; test that checkpoint again")
         return []
     groups: list[list[int]] = []
     for number, each in enumerate(summaries):
@@ -289,8 +290,8 @@ def differences(summaries: Sequence[Summary]) -> list[str]:
 def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: Sequence[int]) -> list[str]:
     """The difference of one group of records to another, in words and per cent."""
     names = [" ".join(f"[{number + 1}]" for number in group) for group in (second, first)]
-    rows = [f"{names[0]} less {names[1]}, with {100 * LEVEL:.0f} % intervals ({RESAMPLES:,} bootstrap samples of "
-            "persons, draws and records)"]
+    rows = [f"{names[0]} less {names[1]}, with {100 * LEVEL:.0f} % intervals ({RESAMPLES:,} bootstrap "
+            "samples of persons, draws and records)"]
     for feature in (*FEATURES, SUM):
         if not all(feature in summaries[number].features for number in (*first, *second)):
             continue

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-import hits
+from retrieval import hits
 from datasets.images import read_image
-from gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
+from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from results import FEATURES
 from utils import Parser, UserError, filled, integer, make_folder, positive, run, sha256, warn
 
@@ -83,8 +83,9 @@ def main() -> None:
     title = f"{Path(args.query).name} in {Path(args.gallery).name}"
     size = query.record.height, query.record.width
     hits.write_csv(out / "hits.csv", answers, threshold)
-    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size)
-    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw)
+    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size,
+                       query.record.range)
+    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw, query.record.range)
     if unread:
         warn(f"{out / 'hits.html'}: {unread} images could not be read any more; names begin in the current "
              "folder")
@@ -151,16 +152,17 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
         raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
                         "that one, or leave it out")
     from checkpoint import load_network  # with torch, which a search by itself does without
-    from evidence import find_evidence_of_all
+    from retrieval.evidence import find_evidence_of_all
     from figures import overlay
     net, _ = load_network(args.resume)
     sides = (query.record.modality, gallery.record.modality), query.record.height, query.record.width
+    levels = query.record.range
 
     def draw(image: str, others: Sequence[str], height: int, width: int) -> list[hits.Drawn]:
         drawn = []
-        for found in find_evidence_of_all(net, image, others, *sides, args.feature):
+        for found in find_evidence_of_all(net, image, others, *sides, args.feature, levels):
             limit = max(np.abs(values).max() for values in found.maps)
-            drawn.append(hits.Drawn(found.name, [overlay(read_image(path, height, width), values, limit)
+            drawn.append(hits.Drawn(found.name, [overlay(read_image(path, height, width, levels), values, limit)
                                                  for path, values in zip(found.paths, found.maps)]))
         return drawn
 

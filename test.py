@@ -20,7 +20,7 @@ import torch
 
 import options
 import results
-import verification
+from retrieval import verification
 from bootstrap import QueryScores
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
@@ -28,7 +28,7 @@ from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
 from engine import Extraction, Features, distances, rank, scores_of, search_features
 from eval_metrics import Ranking, modality_gap
-from evidence import find_evidence
+from retrieval.evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
 from utils import (Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn,
@@ -39,8 +39,8 @@ from utils import (Parser, UserError, atomic_path, make_folder, one_line, parse_
 @dataclass(frozen=True)
 class Model:
     """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
-    of a test; settings: what its training had in common with that of other seeds; `home`: the data set that it
-    was trained on, if it is tested on another.
+    of a test; settings: what its training had in common with that of other seeds; `home`: the data set that
+    it was trained on, if it is tested on another.
     """
 
     net: TwoStream
@@ -88,7 +88,8 @@ def main() -> None:
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
     kinds = scored_features(args)
     pairs = {kind: find_pairs(*first, kind) for kind in kinds}
-    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal re-ranking"]  # as similarities are
+    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal "
+                                                                "re-ranking"]  # as similarities are
     record |= {"calibration": verification.describe(first[1], unranked),
                "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in kinds},
                "modality_gap": {kind: find_gap(*first, kind) for kind in kinds}}
@@ -149,14 +150,14 @@ def load_model(path: str, parser: Parser) -> Model:
 
 def away_from_home(model: Model, target: str | None) -> Model:
     """The model as a test on another data set than its own sees it, where --dataset names one: its persons are
-    none of that test, whatever the trial, and it was not chosen on its images.
+    none of that test, whatever the trial, it was not chosen on its images, and flags of data sets say nothing.
     """
     own = model.facts.get("dataset")
     if target is None or own in (None, target):
         return model
-    facts = {name: value for name, value in model.facts.items() if name != "dataset"}
-    home = DATASETS[own].title if own in DATASETS else own
-    return replace(model, facts=facts, trial=None, chosen=False, home=home)
+    particular = {"dataset", *(flag.dest for data in DATASETS.values() for flag in data.flags)}
+    facts = {name: value for name, value in model.facts.items() if name not in particular}
+    return replace(model, facts=facts, trial=None, chosen=False, home=DATASETS[own].title if own in DATASETS else own)
 
 
 def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,
@@ -315,9 +316,8 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
     modalities = search.query.modality, search.gallery.modality
-    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w,
-                                       levels=search.query.levels)) for caption, pair in row]
-            for row in figures.choose_pairs(search, dist_mat)]
+    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w, levels=search.query.levels))
+             for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
     figures.save(out, {"evidence": figures.draw_evidence(title, rows, args.img_h, args.img_w)})
     sides = {side.modality: side for side in (search.query, search.gallery)}
     feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}

@@ -2,6 +2,7 @@
 
     python train.py --dataset sysu --gpu 0
     python train.py --resume save_model/..._last.t        goes on with a run
+    python train.py --dataset regdb --trial all           ten models, one after the other, and their mean
     torchrun --nproc-per-node 2 train.py ...              one process a GPU
 """
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,7 +34,7 @@ from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weigh
 from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_device, load_train_images
 from data_manager import DATASETS
 from datasets import arrays
-from datasets.types import MODALITIES, Search, TrainSplit
+from datasets.types import EVERY, MODALITIES, Search, TrainSplit
 from devices import (Processes, choose_device, prepare, require_compiler, seed_everything, start_processes,
                      stop_processes, use_bf16)
 from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor, load_optimiser,
@@ -46,6 +51,8 @@ SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers 
 def main() -> None:
     """Train from the arguments of the command line."""
     args, saved = parse_arguments()
+    if args.trial == EVERY:
+        return train_every_trial(args)
     device = choose_device(args.gpu)
     if args.data_device == "gpu" and device.type == "cpu":
         raise UserError("--data-device gpu: the run is on the CPU; leave it out")
@@ -105,7 +112,8 @@ def main() -> None:
             finish_epoch(record, state, files, save, args)
         best = state.best
         files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
-                  f"{files.path('best')}" if best["epoch"] >= 0 else f"done, without figures: {files.path('last')}")
+                  f"{files.path('best')}" if best["epoch"] >= 0 else "done, without figures: "
+                                                                     f"{files.path('last')}")
     stop_processes()
 
 
@@ -127,6 +135,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     if args.init and "pretrained" in given and args.pretrained != "none":
         raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to "
                         "begin with; give one")
+    if args.trial == EVERY and args.resume:
+        raise UserError(f"--trial {EVERY} goes on where it was stopped without --resume; leave one of them out")
     if args.resume:
         saved = load_checkpoint(args.resume)
         options.reconcile(parser, args, given, saved.args, args.resume)
@@ -197,7 +207,8 @@ def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
     elif not target.exists():
-        warn(f"--resume {args.resume}: {source} is not there; the best is counted anew from epoch {state.epoch}")
+        warn(f"--resume {args.resume}: {source} is not there; the best is counted anew from epoch "
+             f"{state.epoch}")
         state.best = Checkpoint({}, {}, 0).best
 
 
@@ -264,6 +275,58 @@ def wrap(module: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+# ------------------------------------------------------------------------------------------------- all trials
+def train_every_trial(args: argparse.Namespace) -> None:
+    """Train a model on each trial, one process after the other, then test all of them together.
+
+    A trial whose training is complete is not trained again, and one that was stopped goes on.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--trial {EVERY}: {os.environ['WORLD_SIZE']} processes started; give torchrun one trial "
+                        "at a time")
+    name = run_name(argparse.Namespace(**{**vars(args), "trial": "{}"}))
+    pattern = str(Path(args.model_path) / f"{name}_last.t")
+    for trial in DATASETS[args.dataset].trials(EVERY):
+        last = pattern.replace("{}", str(trial))
+        epoch = load_checkpoint(last).epoch if Path(last).exists() else None
+        if epoch is None:
+            run_script("train.py", *given_words({"trial"}), "--trial", str(trial))
+        elif epoch < args.epochs:
+            run_script("train.py", *given_words(options.train_parser().fixed), "--resume", last)
+        else:
+            print(f"trial {trial}: {last} is complete", flush=True)
+    run_script("test.py", "--resume", pattern, "--data-path", args.data_path, "--direction", args.direction,
+               "--gpu", args.gpu, "--workers", str(args.workers), "--test-batch", str(args.test_batch))
+
+
+def given_words(leave_out: set[str]) -> list[str]:
+    """The words of the command line, but for those of some arguments."""
+    parser = options.train_parser()
+    args, given = parse_given(parser)
+    words: list[str] = []
+    for name in sorted(given - leave_out):
+        value = getattr(args, name)
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [parser.flag(name), *map(str, values)]
+    return words
+
+
+def run_script(*words: str) -> None:
+    """Run one of the scripts and hand signals on to it; ends with its status where that is not 0."""
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    command = [sys.executable, str(Path(__file__).with_name(words[0])), *words[1:]]
+    process = subprocess.Popen(command, start_new_session=True)  # so that a terminal's signal comes once, from here
+    try:
+        status = process.wait()
+    except (Interrupted, KeyboardInterrupt) as error:
+        signum = getattr(error, "signum", signal.SIGINT)
+        process.send_signal(signum)
+        process.wait()
+        raise Interrupted(signum, "stopped; the same command goes on") from None
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+
+
 # --------------------------------------------------------------------------------------------------- an epoch
 def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, batches: TrainBatches, stop: StopRequest,
                 files: RunFiles, read_every: int) -> dict[str, float]:
@@ -288,8 +351,8 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
     """Figures of the first search, as test.py finds them; several processes take the running statistics of
     the first.
 
-    There are none without a search, and where it fails, which is a warning (of several processes, where all of
-    them see it). Raises `Interrupted` if a signal comes.
+    There are none without a search. What fails is a warning, and there are no figures; of several processes,
+    where all of them see it. Raises `Interrupted` if a signal comes.
     """
     if not searches:
         return {}
@@ -311,8 +374,8 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
 
 def finish_epoch(record: dict[str, float], state: Checkpoint, files: RunFiles, save: Callable[..., None],
                  args: argparse.Namespace) -> None:
-    """Write logs, then checkpoints: what a kill in between loses is done again in the same way; what is only for
-    looking at comes last.
+    """Write logs, then checkpoints: what a kill in between loses is done again in the same way; what is only
+    for looking at comes last.
     """
     files.log_epoch(record)
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
@@ -370,7 +433,8 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches
     log(f"{DATASETS[state.args['dataset']].title:<18} {'ids':>6} {'images':>8}")
     rows = [("train visible", split.visible), ("train infrared", split.infrared)]
     for search in searches[:1]:
-        rows += [(f"query {search.query.modality}", search.query), (f"gallery {search.gallery.modality}", search.gallery)]
+        rows += [(f"query {search.query.modality}", search.query), ("gallery "
+                                                                    f"{search.gallery.modality}", search.gallery)]
     for name, images in rows:
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
     for line in unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}
@@ -398,8 +462,8 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
     if saved is not None and args.schedule == "cosine" and args.epochs != saved.args["epochs"]:
         then, now = (learning_rate_factor(saved.epoch, epochs, "cosine") * args.lr
                      for epochs in (saved.args["epochs"], args.epochs))
-        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule cosine "
-             f"goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
+        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule "
+             f"cosine goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
     if (earlier := files.earlier(last_only=saved is not None)) and (saved is None or moved(args)):
         warn(f"{', '.join(map(str, earlier))}: a run of this name is there and will be overwritten; --resume "
              "goes on with it, another --model_path and --log_path keep it")

@@ -182,8 +182,8 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
     try:
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, (start,))
     except OSError as error:  # of its semaphores
-        raise UserError(f"--workers {workers}: no shared memory for processes ({error.strerror}); make room in /dev/shm, or "
-                        "use --workers 0") from None
+        raise UserError(f"--workers {workers}: no shared memory for processes ({error.strerror}); make room "
+                        "in /dev/shm, or use --workers 0") from None
     with pool:
         try:
             with signals_held():  # a pool that is left while it starts a process cannot be shut down
@@ -215,8 +215,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return explain_os_error(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))):
-        return (f"out of memory ({one_line(error)[:160] or type(error).__name__}); free some, or use a smaller "
-                "--batch-size or --test-batch, fewer --workers, or --data-device cpu")
+        return (f"out of memory ({one_line(error)[:160] or type(error).__name__}); free some, or use a "
+                "smaller --batch-size or --test-batch, fewer --workers, or --data-device cpu")
     return None
 
 
@@ -351,7 +351,8 @@ def make_folder(path: str | Path, flag: str) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file, which stays, as taking it away races; raises `UserError(taken)` if another process does.
+    """Hold a lock file, which stays, as taking it away races; raises `UserError(taken)` if another process
+    does.
 
     Where the file system has no locks, one warning, and on without.
     """
@@ -363,8 +364,8 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        warn(f"{path.parent}: its file system has no locks ({error.strerror}), going on without; let no second "
-             "process write there")
+        warn(f"{path.parent}: its file system has no locks ({error.strerror}), going on without; let no "
+             "second process write there")
     try:
         yield
     finally:
@@ -462,8 +463,8 @@ class RunFiles:
         with contextlib.ExitStack() as held:
             for flag in ("--model_path", "--log_path"):
                 held.enter_context(locked(folders[flag] / f".{self.name}.lock", (
-                    f"{flag} {folders[flag]}: a living process is training {self.name} there; wait for it, or choose "
-                    f"another {flag} or --seed")))
+                    f"{flag} {folders[flag]}: a living process is training {self.name} there; wait for it, "
+                    f"or choose another {flag} or --seed")))
             self.log = Log(folders["--log_path"], self.name)
             self.clear()
             self.held = held.pop_all()
@@ -481,11 +482,12 @@ class RunFiles:
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(folder), purge_step=epoch)
         except OSError as error:
-            raise UserError(f"--vis_log_path {folder}: cannot be written ({error.strerror or one_line(error)}); make "
-                            "room, or choose a folder that can") from None
+            raise UserError(f"--vis_log_path {folder}: cannot be written "
+                            f"({error.strerror or one_line(error)}); make room, or choose a folder that "
+                            "can") from None
         except Exception as error:  # of whatever TensorBoard and protobuf do to each other
-            raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); run: pip "
-                            "install --upgrade tensorboard protobuf") from None
+            raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); "
+                            "run: pip install --upgrade tensorboard protobuf") from None
         self.held.callback(self.close_board)
 
     def close_board(self) -> None:
@@ -526,8 +528,8 @@ class RunFiles:
         except Exception as error:  # of whatever TensorBoard, protobuf and the disk do to each other
             self.board = None
             reason = getattr(error, "strerror", None) or one_line(error)[:160]
-            warn(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); the run goes on without "
-                 "TensorBoard")
+            warn(f"--vis_log_path {self.flags['--vis_log_path']}: cannot be written ({reason}); the run goes "
+                 "on without TensorBoard")
 
 
 def show(values: dict[str, float]) -> str:

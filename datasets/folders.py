@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from datasets.types import (DIRECTIONS, MODALITIES, DataSet, Flag, Images, Searc
 from utils import UserError, integer
 
 Persons = dict[str, list[str]]  # image paths by the name of the person's folder
+
+
+RANGE = Flag("--range", {"nargs": 2, "type": integer(0, 65535), "metavar": ("LOW", "HIGH"), "help":
+                         "folders: raw values that become black and white in images of more than 8 bits"},
+             argument_to=("train_split", "searches"), fixed=True)
 
 
 class CamerasApart(Search):
@@ -39,10 +44,7 @@ class Folders(DataSet):
     name, title, path, direction = "folders", "folders", "", "i2v"
     folders = ("train/visible", "train/infrared", "test/visible", "test/infrared")
     flags = (
-        Flag("--range", {"nargs": 2, "type": integer(0, 65535), "metavar": ("LOW", "HIGH"),
-                         "help": "folders: raw values that become black and white in images of more than 8 "
-                                 "bits"},
-             argument_to=("train_split", "searches"), fixed=True),
+        RANGE,
         Flag("--exclude-same-camera", {"action": "store_true",
                                        "help": "folders: leave out pairs of one camera number"},
              argument_to=("searches",)),
@@ -85,8 +87,7 @@ class Folders(DataSet):
         if values["data_path"] is None:
             raise UserError("--dataset folders: no --data-path given; name the folder that holds train and "
                             "test")
-        if values["range"] is not None and values["range"][0] >= values["range"][1]:
-            raise UserError("--range {} {}: a LOW below HIGH expected".format(*values["range"]))
+        require_range(values["range"])
         return super().resolve(values)
 
     def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
@@ -119,6 +120,12 @@ class Folders(DataSet):
                                       ("test", "test.py", self.searches)):
             if split in present:
                 report.attempt(FAULT, "refused", f"{script}: ", method, root)
+
+
+def require_range(levels: Sequence[int] | None) -> None:
+    """Raise `UserError` for a range of raw values that is none."""
+    if levels and levels[0] >= levels[1]:
+        raise UserError(f"--range {levels[0]} {levels[1]}: a LOW below HIGH expected")
 
 
 # ---------------------------------------------------------------------------------------- reading the folders

@@ -100,9 +100,9 @@ def reduce_to_8_bits(image: Image.Image, path: str | Path, levels: tuple[int, in
     if levels is None:
         low, high = int(values.min()), int(values.max())
         raise TooManyBits(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
-                          "expected; convert it to an 8-bit file, or, with --dataset folders, give --range LOW "
-                          "HIGH, the raw values that become black and white in all images (this one has "
-                          f"{low} to {high})", low, high)
+                          "expected; convert it to an 8-bit file, or, with --dataset folders and in embed.py, "
+                          "give --range LOW HIGH, the raw values that become black and white in all images "
+                          f"(this one has {low} to {high})", low, high)
     low, high = levels
     scaled = (values.clip(low, high).astype(np.float64) - low) * (255 / (high - low))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))

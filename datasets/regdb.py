@@ -10,12 +10,17 @@ import numpy as np
 
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, check_unlisted, has_bytes
 from datasets.files import listed_files, parse_index
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
+from datasets.types import (DIRECTIONS, EVERY, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
                             TrainSplit, make_train_split)
 from utils import UserError, integer
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
 CAMIDS = {VISIBLE: 1, INFRARED: 2}
+
+
+def trial_number(text: str) -> int | str:
+    """An argparse type: the number of a trial, or EVERY."""
+    return text if text == EVERY else integer(1, TRIALS)(text)
 
 
 class RegDB(DataSet):
@@ -31,8 +36,8 @@ class RegDB(DataSet):
     published = {"training persons": 206, "visible training images": 2060, "infrared training images": 2060,
                  "test persons": 206, "visible test images": 2060, "infrared test images": 2060}
     flags = (
-        Flag("--trial",
-             {"type": integer(1, TRIALS), "default": 1, "metavar": "T", "help": "RegDB: split, 1 to 10"},
+        Flag("--trial", {"type": trial_number, "default": 1, "metavar": f"T|{EVERY}",
+                         "help": "RegDB: split, 1 to 10; all: train ten models, one after the other, and test them"},
              argument_to=("train_split",), fixed=True),
         Flag("--force-trial", {"action": "store_true",
                                "help": "RegDB: test on a split whose persons the model may know"},
@@ -76,9 +81,9 @@ class RegDB(DataSet):
             searches[-1].require_match(f"{Path(root) / 'idx'}: test lists of trial {trial}")
         return searches
 
-    def trials(self, trial: int) -> list[int]:
-        """A model is tested on the split that it was trained on."""
-        return [trial]
+    def trials(self, trial: int | str) -> list[int]:
+        """A model is tested on the split that it was trained on; EVERY: all of them."""
+        return list(range(1, TRIALS + 1)) if trial == EVERY else [trial]
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What follows from the other arguments; raises `UserError` where --tvsearch contradicts --direction.

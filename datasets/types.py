@@ -17,7 +17,7 @@ VISIBLE, INFRARED = "visible", "infrared"
 MODALITIES = (VISIBLE, INFRARED)
 # modality of the query, and of the gallery
 DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}
-TRIALS = 10
+TRIALS, EVERY = 10, "all"  # of a data set that has several; what --trial says for each of them in turn
 FEATURES, SUM = ("pool", "bnneck"), "sum"  # after pooling, after BNNeck; and the sum of both cosines
 
 

@@ -1,12 +1,14 @@
-"""Procedural pedestrians, seen by visible and infrared cameras, in the exact layouts of SYSU-MM01 and RegDB.
+"""Procedural pedestrians, seen by visible and infrared cameras, in the exact layouts of SYSU-MM01, RegDB and
+LLCM.
 
-`persons.py` draws who they are, `painting.py` paints them, `scenes.py` what stands behind them; here a camera takes its
-shots, which are stored as the data sets store theirs.
+`persons.py` draws who they are, `painting.py` paints them, `scenes.py` what stands behind them; here a camera
+takes its shots, which are stored as the data sets store theirs.
 """
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import shutil
 import tempfile
@@ -34,17 +36,27 @@ REGDB_CAMERAS = {
     "Visible": Camera("visible", "street", 7, (0.5, -0.7, 0.4), 0.5, 0.95, (1.0, 1.0, 1.04), slope=0.1, blur=0.004),
     "Thermal": Camera("thermal", "street", 7, (0.0, -0.3, 0.95), 0.8, gamma=1.0, blur=0.006, noise=0.015),
 }
+# scene, room and light of nine places by night
+LLCM_PLACES = {
+    1: ("street", 11, (-0.5, -0.6, 0.4)), 2: ("garden", 12, (0.3, -0.8, 0.3)), 3: ("office", 13, (0.6, -0.6, 0.3)),
+    4: ("corridor", 14, (0.0, -0.9, 0.3)), 5: ("street", 15, (0.7, -0.5, 0.2)), 6: ("garden", 16, (-0.7, -0.5, 0.2)),
+    7: ("corridor", 17, (-0.2, -0.8, 0.5)), 8: ("street", 18, (0.1, -0.9, 0.4)), 9: ("office", 19, (-0.4, -0.7, 0.4)),
+}
+LLCM_MODALITIES = ("vis", "nir")
+NOT_IN_TEST = ("nir", 3)  # LLCM's camera 3 has no infrared test images
 EVERYWHERE = (1, 2, 3, 4, 5, 6)
 # which SYSU-MM01 cameras met a person; dealt in turn, so that even a handful of persons fills every camera
 PRESENCE = EVERYWHERE, (4, 5, 6), (1, 2, 3), EVERYWHERE, (1, 3, 4, 5, 6), EVERYWHERE, (2, 3, 4, 6)
+LLCM_PRESENCE = (1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8), (1, 4, 7), (2, 5, 8), (3, 6, 9)
 
 
-# ------------------------------------------------------------------------------------------------------------ shots
+# ------------------------------------------------------------------------------------------------------ shots
 
 
 def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
                 size: tuple[int, int] | None = None) -> Image.Image:
-    """A camera's crop of a person, an RGB image of `size` (height, width) or, if None, as large as a detector's box.
+    """A camera's crop of a person, an RGB image of `size` (height, width) or, if None, as large as a
+    detector's box.
 
     `seed` chooses the scene, `key` the moment; the same arguments give the same pixels.
     """
@@ -70,7 +82,9 @@ def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
 
 
 def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Turn linear tones (height, width, channels) into what a camera stores: light, cast, lens, sensor, 8-bit RGB."""
+    """Turn linear tones (height, width, channels) into what a camera stores: light, cast, lens, sensor, 8-bit
+    RGB.
+    """
     height, width, channels = image.shape
     x, y = np.linspace(-1, 1, width, dtype=np.float32)[None], np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     gain = camera.gain * math.exp(rng.normal(0, 0.2))
@@ -86,12 +100,14 @@ def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Imag
     return Image.fromarray(np.repeat(np.clip(image, 0, 255).astype(np.uint8), 3 // channels, axis=2))
 
 
-# ---------------------------------------------------------------------------------------------------------- layouts
+# ---------------------------------------------------------------------------------------------------- layouts
 
 
 @contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `root` once everything is in it; FileExistsError if `root` is not empty."""
+    """A temporary folder that becomes `root` once everything is in it; FileExistsError if `root` is not
+    empty.
+    """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} exists and is not empty: remove it, or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +122,8 @@ def whole_folder(root: Path) -> Iterator[Path]:
 
 
 def for_each(task: Callable[[int], None], ids: int, workers: int, progress: Callable[[int, int], None] | None) -> None:
-    """Call a picklable task for each person 1..ids, in `workers` processes if more than one; reports (done, ids).
+    """Call a picklable task for each person 1..ids, in `workers` processes if more than one; reports (done,
+    ids).
 
     Raises `UserError` if one of the processes is killed, as the system does where memory runs out.
     """
@@ -137,10 +154,11 @@ def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: 
 
 def render_sysu(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
                 workers: int = 1) -> None:
-    """Render persons with `images` crops per camera in the layout of SYSU-MM01; the same seed gives the same bytes.
+    """Render persons with `images` crops per camera in the layout of SYSU-MM01; the same seed gives the same
+    bytes.
 
-    A third of the persons is for testing, a seventh of the others in val_id.txt. Raises FileExistsError if `root` is
-    not empty, ValueError for fewer than 3 persons or 1 image.
+    A third of the persons is for testing, a seventh of the others in val_id.txt. Raises FileExistsError if
+    `root` is not empty, ValueError for fewer than 3 persons or 1 image.
     """
     from scipy.io import savemat
 
@@ -183,7 +201,8 @@ def render_regdb_person(root: Path, images: int, seed: int, pid: int) -> None:
 
 def render_regdb(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
                  workers: int = 1) -> None:
-    """Render persons with `images` crops per modality in the layout of RegDB; the same seed gives the same bytes.
+    """Render persons with `images` crops per modality in the layout of RegDB; the same seed gives the same
+    bytes.
 
     Ten trials each split the persons in half at random, with labels counted in the order of the pids. Raises
     FileExistsError if `root` is not empty, ValueError for fewer than 2 persons or 1 image.
@@ -203,3 +222,63 @@ def render_regdb(root: Path, ids: int, images: int, seed: int, progress: Callabl
                     ]
                     (folder / "idx" / f"{split}_{modality.lower()}_{trial}.txt").write_text("".join(lines))
         for_each(partial(render_regdb_person, folder, images, seed), ids, workers, progress)
+
+
+def render_llcm_person(root: Path, places: dict[int, tuple[int, ...]], tests: frozenset[int], images: int, seed: int,
+                       pid: int) -> None:
+    """Write one person's crops, `images` by either camera of each place that met the person."""
+    person = draw_person([seed, PERSON, 1, pid])  # the persons of SYSU-MM01's layout
+    for modality, place in itertools.product(LLCM_MODALITIES, places[pid]):
+        if pid in tests and (modality, place) == NOT_IN_TEST:
+            continue
+        camera = llcm_camera(modality, place)
+        folder = root / (f"test_{modality}/cam{place}" if pid in tests else modality) / f"{pid:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for shot in range(images):
+            key = [seed, SHOT, 3, pid, LLCM_MODALITIES.index(modality), place, shot]
+            image = render_shot(person, camera, seed, key)
+            image.save(folder / llcm_name(seed, pid, modality, place, shot), quality=camera.quality)
+
+
+def llcm_camera(modality: str, place: int) -> Camera:
+    """One of the two cameras of a place: colour with too little light, or near-infrared with a lamp."""
+    scene, room, light = LLCM_PLACES[place]
+    blur = 0.003 + 0.0003 * (place % 5)
+    if modality == "vis":
+        return Camera("visible", scene, room, light, 0.3, 0.22 + 0.03 * (place % 4), (1.12, 0.98, 0.78), 0.7,
+                      vignette=0.2, blur=blur, noise=0.045)
+    return Camera("near", scene, room, (0.1, -0.2, 0.97), 0.2, 1.0 + 0.05 * (place % 3), gamma=0.66,
+                  vignette=0.45, blur=blur, noise=0.03)
+
+
+def llcm_name(seed: int, pid: int, modality: str, place: int, shot: int) -> str:
+    """An image's name of the published form, such as 0351_c06_s200656_f4830_nir.jpg: person, camera, time,
+    frame.
+    """
+    rng = np.random.default_rng([seed, SPLIT, 3, pid, place, modality == "nir"])
+    hour, minute, second, frame = rng.integers((18, 0, 0, 100), (24, 60, 60, 900)).tolist()
+    return f"{pid:04d}_c{place:02d}_s{hour:02d}{minute:02d}{second:02d}_f{frame + 30 * shot}_{modality}.jpg"
+
+
+def render_llcm(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
+                workers: int = 1) -> None:
+    """Render persons with `images` crops per camera in the layout of LLCM; the same seed gives the same
+    bytes.
+
+    The persons are those of `render_sysu`, by night; a third of them is for testing. Raises FileExistsError
+    if `root` is not empty, ValueError for fewer than 3 persons or 1 image.
+    """
+    if ids < 3 or images < 1:
+        raise ValueError(f"LLCM needs at least 3 ids and 1 image, not {ids} and {images}")
+    order = [int(pid) for pid in np.random.default_rng([seed, SPLIT, 3]).permutation(ids) + 1]
+    places = {pid: LLCM_PRESENCE[number % len(LLCM_PRESENCE)] for number, pid in enumerate(order)}
+    count = max(1, round(ids / 3))
+    tests, trained = sorted(order[:count]), sorted(order[count:])
+    with whole_folder(Path(root)) as folder:
+        (folder / "idx").mkdir()
+        (folder / "idx" / "test_id.txt").write_text(",".join(map(str, tests)) + "\n")
+        for modality in LLCM_MODALITIES:
+            lines = [f"{modality}/{pid:04d}/{llcm_name(seed, pid, modality, place, shot)} {label}\n"
+                     for label, pid in enumerate(trained) for place in places[pid] for shot in range(images)]
+            (folder / "idx" / f"train_{modality}.txt").write_text("".join(lines))
+        for_each(partial(render_llcm_person, folder, places, frozenset(tests), images, seed), ids, workers, progress)

@@ -65,6 +65,34 @@ def make_regdb(root: Path, persons: int = 8, images: int = 4) -> Path:
     return root
 
 
+LLCM_SIDES = (("vis", range(1, 10)), ("nir", (1, 2, 4, 5, 6, 7, 8, 9)))  # and the cameras of their test images
+
+
+def make_llcm(root: Path, train: int = 4, test: int = 3, images: int = 2) -> Path:
+    """LLCM's layout: training persons 1, 3, 5 ... with labels from 0, test persons 2, 4, 6 ... in every
+    camera.
+    """
+    (root / "idx").mkdir(parents=True)
+    for number, (name, cameras) in enumerate(LLCM_SIDES):
+        lines = []
+        for label in range(train):
+            pid = 2 * label + 1
+            for camera in (1, 3, 6)[:2 + number]:
+                for shot in range(images):
+                    file = f"{name}/{pid:04d}/{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
+                    save_image(root / file, [number, pid, camera, shot])
+                    lines.append(f"{file} {label}\n")
+        (root / "idx" / f"train_{name}.txt").write_text("".join(lines))
+        for pid in range(2, 2 * test + 1, 2):
+            for camera in cameras:
+                for shot in range(images):
+                    file = f"{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
+                    save_image(root / f"test_{name}/cam{camera}/{pid:04d}/{file}",
+                               [number, pid, camera, shot])
+    (root / "idx" / "test_id.txt").write_text(",".join(map(str, range(2, 2 * test + 1, 2))) + "\n")
+    return root
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A folder that all of pytest's workers read and the first that needs it makes: once("name", make)."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, save_image
+from conftest import LLCM_SIDES as SIDES
+from conftest import ROOT, SMALL, make_llcm, save_image
 from PIL import Image
 
 import data_manager
@@ -24,32 +25,6 @@ from eval_metrics import eval_llcm
 from utils import UserError
 
 LLCM, FOLDERS = DATASETS["llcm"], DATASETS["folders"]
-SIDES = (("vis", range(1, 10)), ("nir", (1, 2, 4, 5, 6, 7, 8, 9)))
-
-
-def make_llcm(root: Path, train: int = 4, test: int = 3, images: int = 2) -> Path:
-    """LLCM's layout: training persons 1, 3, 5 ... with labels from 0, test persons 2, 4, 6 ... in every
-    camera.
-    """
-    (root / "idx").mkdir(parents=True)
-    for number, (name, cameras) in enumerate(SIDES):
-        lines = []
-        for label in range(train):
-            pid = 2 * label + 1
-            for camera in (1, 3, 6)[:2 + number]:
-                for shot in range(images):
-                    file = f"{name}/{pid:04d}/{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
-                    save_image(root / file, [number, pid, camera, shot])
-                    lines.append(f"{file} {label}\n")
-        (root / "idx" / f"train_{name}.txt").write_text("".join(lines))
-        for pid in range(2, 2 * test + 1, 2):
-            for camera in cameras:
-                for shot in range(images):
-                    file = f"{pid:04d}_c{camera:02d}_s{shot:06d}_f{7 * shot:04d}_{name}.jpg"
-                    save_image(root / f"test_{name}/cam{camera}/{pid:04d}/{file}",
-                               [number, pid, camera, shot])
-    (root / "idx" / "test_id.txt").write_text(",".join(map(str, range(2, 2 * test + 1, 2))) + "\n")
-    return root
 
 
 def make_folders(root: Path, names: dict[str, tuple[str, ...]] | None = None, images: int = 3) -> Path:
@@ -74,6 +49,12 @@ def llcm(once, tmp_path):
 def folders(once, tmp_path):
     made = once("folders", lambda folder: make_folders(folder / "own"))
     return Path(shutil.copytree(made / "own", tmp_path / "cam1 c2_ größe 数"))
+
+
+def last_of(script, name):
+    """The checkpoint of the only run on a data set."""
+    path, = (script.cwd / "save_model").glob(f"{name}_*_last.t")
+    return path
 
 
 def findings(root, every=True):
@@ -474,12 +455,21 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     done = script("train.py", "--dataset", "folders", "--data-path", folders, *SMALL, "--epochs", 1,
                   "--range", 30000, 32550)
     assert done.returncode == 0, done.stderr
-    last = script.cwd / "save_model/folders_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_last.t"
+    last = last_of(script, "folders")
     assert torch.load(last, weights_only=True)["args"]["range"] == [30000, 32550]
     test = ("test.py", "--resume", last, "--data-path", folders, "--gpu", "cpu")
     done = script(*test, "--out", "found")
     assert done.returncode == 0 and (script.cwd / "found/ranking.png").is_file(), done.stderr
     record = json.loads((script.cwd / "found/results.json").read_text())
+    embed = ("embed.py", "--resume", last, "--gpu", "cpu", "--modality")
+    for side in ("infrared", "visible"):
+        done = script(*embed, side, folders / "test" / side, "--out", f"{side}.npz")
+        assert done.returncode == 0, done.stderr
+    done = script(*embed, "infrared", folders / "test/infrared", "--out", "other.npz", "--range", 1, 2)
+    assert done.returncode == 2 and "was trained with --range 30000 32550; leave the flag out" in done.stderr
+    done = script("search.py", "infrared.npz", "visible.npz", "--resume", last, "--out", "hits")
+    assert done.returncode == 0 and "could not be read" not in done.stderr, done.stderr
+    before = np.load(script.cwd / "infrared.npz")
     # The same pixels, stored in 8 bits, give the same figures.
     for path in folders.glob("*/infrared/*/*.png"):
         values = (np.asarray(Image.open(path)).astype(int) - 30000) // 10
@@ -487,9 +477,27 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
     assert script(*test, "--out", "again").returncode == 0
     again = json.loads((script.cwd / "again/results.json").read_text())
     assert again["trials"] == record["trials"] and again["mean"] == record["mean"]
+    assert script(*embed, "infrared", folders / "test/infrared", "--out", "again.npz").returncode == 0
+    assert np.array_equal(np.load(script.cwd / "again.npz")["bnneck"], before["bnneck"])
     done = script(*test, "--range", 1, 2)
     assert done.returncode == 2 and re.search(r"--range \[1, 2\]: the checkpoint .* \[30000, 32550\]",
                                               done.stderr), done.stderr
+
+
+def test_a_model_of_another_data_set_takes_a_range(folders, regdb, script):
+    deepen(folders)
+    assert script("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs",
+                  1).returncode == 0
+    last, there = last_of(script, "regdb"), ("--dataset", "folders", "--data-path", folders, "--gpu", "cpu")
+    done = script("test.py", "--resume", last, *there, "--range", 30000, 32550, "--out", "found")
+    assert done.returncode == 0 and "trained on RegDB" in done.stdout, done.stderr
+    assert "give --range LOW HIGH" in script("test.py", "--resume", last, *there).stderr
+    embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu", "--modality",
+             "infrared",
+             "--out", "a.npz", "--strict")
+    assert "in embed.py, give --range LOW HIGH" in script(*embed).stderr
+    assert "--range 9 9: a LOW below HIGH expected" in script(*embed, "--range", 9, 9).stderr
+    assert script(*embed, "--range", 30000, 32550).returncode == 0
 
 
 # ------------------------------------------------------------------------------------- from images to results
@@ -502,11 +510,11 @@ def test_folders_give_the_figures_of_the_same_images_in_regdbs_layout(regdb, tmp
                 (root / split / side / path.parent.name).mkdir(parents=True, exist_ok=True)
                 shutil.copy(regdb / path, root / split / side / path.parent.name)
     records = []
-    for name, folder, trial in (("regdb", regdb, "_trial_1"), ("folders", root, "")):
+    for name, folder in (("regdb", regdb), ("folders", root)):
         done = script("train.py", "--dataset", name, "--data-path", folder, "--direction", "v2i", *SMALL,
                       "--epochs", 2)
         assert done.returncode == 0, done.stderr
-        last = f"save_model/{name}_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_2{trial}_last.t"
+        last = last_of(script, name)
         done = script("test.py", "--resume", last, "--data-path", folder, "--direction", "v2i", "--gpu",
                       "cpu", "--out", name)
         assert done.returncode == 0, done.stderr
@@ -524,7 +532,7 @@ def test_a_folder_without_train_tests_and_one_without_test_trains(folders, scrip
         assert script(*train).returncode == 0
     shutil.rmtree(folders / missing)
     done = script(*train)
-    model = script.cwd / "save_model/folders_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_2_last.t"
+    model = last_of(script, "folders")
     if missing == "train":
         assert done.returncode == 2 and "train/visible: no such folder" in done.stderr
         assert script("test.py", "--resume", model, "--data-path", folders, "--gpu", "cpu").returncode == 0
@@ -549,7 +557,7 @@ def test_llcm_from_images_to_results(llcm, script):
     done = script("train.py", "--dataset", "llcm", "--data-path", llcm, *SMALL, "--epochs", 1)
     assert done.returncode == 0 and re.search(r"gallery visible +3 +27\n", done.stdout), done.stderr
     assert "visible training images found, 16946 published" in done.stderr
-    last = "save_model/llcm_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_last.t"
+    last = last_of(script, "llcm")
     for direction in ("i2v", "v2i"):
         done = script("test.py", "--resume", last, "--data-path", llcm, "--gpu", "cpu", "--direction",
                       direction, "--out", direction)
@@ -566,3 +574,57 @@ def test_each_script_of_pre_processing_is_called_after_its_data_set():
     for name, data in DATASETS.items():
         assert data.arrays is None or (data.arrays.script == f"pre_process_{name}.py"
                                        and (ROOT / data.arrays.script).is_file())
+
+
+# ---------------------------------------------------------------------------------------- all trials of RegDB
+def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
+    import train
+    monkeypatch.chdir(tmp_path)
+    ran, epochs = [], {1: 80, 3: 12}
+    for trial in epochs:
+        path = tmp_path / f"save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial_{trial}_last.t"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(train, "run_script", lambda *words: ran.append(" ".join(words)))
+    monkeypatch.setattr(train, "load_checkpoint",
+                        lambda path: type("", (),
+                                          {"epoch": epochs[int(re.findall(r"trial_(\d+)", path)[0])]}))
+    monkeypatch.setattr("sys.argv",
+                        ["train.py", "--dataset", "regdb", "--trial", "all", "--method", "agw", "--workers",
+                         "1",
+                                     "--sync-bn", "--tvsearch"])
+    train.main()
+    new = "train.py --dataset regdb --method agw --sync-bn --tvsearch --workers 1 --trial"
+    name = "save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial"
+    assert ran[:2] == [f"{new} 2", f"train.py --tvsearch --workers 1 --resume {name}_3_last.t"]
+    assert ran[2:9] == [f"{new} {trial}" for trial in range(4, 11)]
+    assert ran[9:] == [f"test.py --resume {name}_{{}}_last.t --data-path data/RegDB --direction i2v --gpu 0 "
+                       "--workers 1 --test-batch 64"]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--trial", "all"], "--trial all belongs to RegDB, but the data set is sysu; leave it out"),
+    (["--dataset", "regdb", "--trial", "all", "--resume", "a.t"], "--trial all goes on where it was stopped "
+                                                                  "without --resume"),
+    (["--dataset", "regdb", "--trial", "every"], "argument --trial: 'every' found, a whole number from 1 to "
+                                                 "10 expected")])
+def test_every_trial_is_refused_where_it_means_nothing(script, words, said):
+    done = script("train.py", *words)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_every_trial_ends_with_the_mean_of_ten_models(regdb, script):
+    words = ("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1, "--method",
+             "base", "--trial")
+    assert script(*words, 1).returncode == 0
+    first = last_of(script, "regdb")
+    for trial in range(2, 10):  # as if they had been trained, too
+        content = torch.load(first, weights_only=True)
+        content.update(trial=trial, args={**content["args"], "trial": trial})
+        torch.save(content, str(first).replace("trial_1_", f"trial_{trial}_"))
+    done = script(*words, "all")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"trial (\d+): \S+ is complete", done.stdout) == list("123456789")
+    assert done.stdout.count("$ python train.py") == 1 and "bnneck mean ± std" in done.stdout
+    record, = (script.cwd / "results").glob("*.json")
+    assert json.loads(record.read_text())["protocol"]["trials"] == list(range(1, 11))

@@ -16,7 +16,7 @@ import embedding
 from checkpoint import load_network
 from datasets.images import read_image
 from datasets.types import Features
-from gallery import Gallery, Record, read_gallery, write_gallery
+from retrieval.gallery import Gallery, Record, read_gallery, write_gallery
 from utils import UserError
 
 HEIGHT, WIDTH = 32, 16
@@ -142,7 +142,7 @@ def test_features_that_are_not_finite_name_the_image(world):
 
 def test_without_torch(embed, world, tmp_path):
     pytest.importorskip("onnxruntime")
-    import onnx_model
+    from retrieval import onnx_model
     if not hasattr(onnx_model, "load"):
         pytest.skip("no export")
     assert server.run([ROOT / "export.py", world / "a.t", "--out", "model"], embed.cwd).returncode == 0
@@ -321,7 +321,7 @@ def test_append_refuses_another_kind(embed, world, words, resume, named):
 
 def test_append_refuses_another_size(world, tmp_path):
     record = Record("a", "base", 32, 16, False, "visible")
-    from gallery import require_same
+    from retrieval.gallery import require_same
     with pytest.raises(UserError, match="day.npz: height 32 and 64 found"):
         require_same(record, Record("a", "base", 64, 16, False, "visible"), tuple(vars(record)), "day.npz")
 

@@ -13,13 +13,13 @@ from conftest import ROOT, make_network, save_image
 
 import checkpoint
 import export
-import onnx_model
+from retrieval import onnx_model
 from backbones import BACKBONES
 from checkpoint import Checkpoint
 from datasets.types import MODALITIES
 from engine import Extraction, extract_features
 from model import METHODS
-from onnx_model import Facts
+from retrieval.onnx_model import Facts
 from utils import UserError
 
 HEIGHT, WIDTH = 32, 16
@@ -205,7 +205,7 @@ def test_old_torch_and_missing_packages_are_one_line(monkeypatch):
 # -------------------------------------------------------------------------------------------------- without torch
 def test_features_need_neither_torch_nor_torchvision(world, tmp_path):
     folder, net, paths = world
-    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy, onnx_model; "
+    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy; from retrieval import onnx_model; "
             "pool, bnneck = onnx_model.load(sys.argv[1]).extract(sys.argv[3:]); "
             "numpy.savez(sys.argv[2], pool=pool, bnneck=bnneck)")
     words = [sys.executable, "-c", code, str(folder / "visible.onnx"), str(tmp_path / "found.npz"), *paths]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_regdb, make_sysu
+from conftest import make_llcm, make_regdb, make_sysu
 from PIL import Image
 from scipy.io import loadmat
 
@@ -25,7 +26,7 @@ from synthetic import pedestrians
 from utils import UserError
 
 VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
-IDS, SYSU_IMAGES, REGDB_IMAGES = 42, 2, 3
+IDS, SYSU_IMAGES, REGDB_IMAGES, LLCM_IMAGES = 42, 2, 3, 1
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,19 @@ def regdb(once: Callable) -> Path:
     return once("rendered_regdb", render)
 
 
+@pytest.fixture(scope="module")
+def llcm(once: Callable) -> Path:
+    render = partial(pedestrians.render_llcm, ids=IDS, images=LLCM_IMAGES, seed=0, workers=2)
+    return once("rendered_llcm", render)
+
+
 def digests(root: Path) -> dict[str, str]:
     """File name → hash of the bytes."""
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb])
+@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb, pedestrians.render_llcm])
 def test_the_seed_decides_every_byte(render, tmp_path):
     calls = []
     render(tmp_path / "a", 3, 1, seed=5, progress=lambda *call: calls.append(call))
@@ -60,7 +67,7 @@ def test_the_seed_decides_every_byte(render, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # nothing temporary stays
 
 
-@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb])
+@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb, pedestrians.render_llcm])
 def test_full_folders_and_too_few_persons_are_refused(render, tmp_path):
     (tmp_path / "kept").write_text("")
     with pytest.raises(FileExistsError, match="not empty"):
@@ -156,7 +163,7 @@ def rendered(monkeypatch, tmp_path):
 
 
 def test_the_demo_renders_what_is_missing_and_no_more(rendered, tmp_path, capsys):
-    assert rendered() == ["sysu", "regdb"]
+    assert rendered() == ["sysu", "regdb", "llcm"]
     assert rendered() == [] and "rendered before" in capsys.readouterr().out
     (tmp_path / "regdb" / "1.jpg").unlink()
     (tmp_path / "pedestrians.png").unlink()
@@ -164,9 +171,19 @@ def test_the_demo_renders_what_is_missing_and_no_more(rendered, tmp_path, capsys
     assert (tmp_path / "pedestrians.png").exists()
     with pytest.raises(UserError, match="sysu of other settings"):
         rendered("--data-seed", "1")
-    for name in ("sysu", "regdb"):
+    for name in demo.RENDERERS:
         (tmp_path / name / "1.jpg").unlink()
-    assert rendered("--data-seed", "1") == ["sysu", "regdb"]
+    assert rendered("--data-seed", "1") == ["sysu", "regdb", "llcm"]
+
+
+def test_the_table_has_a_column_for_each_data_set():
+    score = {"rank-1": 0.5, "rank-10": 1.0, "mAP": 0.123}
+    lines = demo.lines({"sysu": {"chance": score, "base": score}, "llcm": {"chance": score, "cgrnet": score}})
+    assert lines[0].split() == ["per", "cent", "SYSU-MM01", "LLCM"]
+    assert lines[1].split() == ["Rank-1", "Rank-10", "mAP"] * 2
+    assert lines[2].split() == ["chance", "50.0", "100.0", "12.3", "50.0", "100.0", "12.3"]
+    assert lines[3] == f"{'base':<28}{50:9.1f}{100:9.1f}{12.3:9.1f}" and lines[4].split() == ["cgrnet", "50.0", "100.0", "12.3"]
+    assert lines[4].index("50.0") == lines[2].rindex("50.0")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
@@ -250,6 +267,30 @@ def test_regdb_layout(regdb):
         assert grey == ("Thermal" in path.parts)
 
 
+def test_llcm_layout(llcm):
+    from datasets.llcm import LLCM
+    tests = [int(pid) for pid in (llcm / "idx/test_id.txt").read_text().split(",")]
+    assert len(tests) == IDS // 3 and sorted(path.name for path in llcm.iterdir()) == ["idx", "nir", "test_nir", "test_vis", "vis"]
+    listed = {}
+    for name in ("vis", "nir"):
+        lines = [line.split() for line in (llcm / f"idx/train_{name}.txt").read_text().splitlines()]
+        listed[name] = {path for path, _ in lines}
+        assert listed[name] == {path.relative_to(llcm).as_posix() for path in (llcm / name).rglob("*.jpg")}
+        pids = sorted({int(path.split("/")[1]) for path, _ in lines})
+        assert not set(pids) & set(tests) and sorted(pids + tests) == list(range(1, IDS + 1))
+        assert all(pids[int(label)] == int(path.split("/")[1]) for path, label in lines)
+        cameras = {path.name for path in (llcm / f"test_{name}").iterdir()}
+        assert cameras == {f"cam{number}" for number in range(1, 10) if (name, number) != ("nir", 3)}
+    for path in llcm.rglob("*.jpg"):
+        assert re.fullmatch(rf"{path.parent.name}_c0\d_s\d{{6}}_f\d+_(vis|nir)\.jpg", path.name)
+        assert "cam" not in path.parts[-3] or int(path.parts[-3][3:]) == int(path.name[6:8])
+    split, search = LLCM().train_split(llcm), LLCM().searches(llcm, trials=[0])[0]
+    assert len(split.visible) == len(split.infrared) and len(split.pids) == IDS - len(tests)
+    visible, infrared = (np.mean([np.asarray(Image.open(path)).mean() for path in side.paths]) for side in split.sides)
+    assert visible < 80 < infrared  # by night
+    assert not search.seen().all() and LLCM().surprises(llcm, split, search)[0].count("published") == 5
+
+
 def test_a_person_looks_different_to_every_camera(sysu):
     name = next(path.name for path in sorted(sysu.glob("cam1/*")) if len(list(sysu.glob(f"cam*/{path.name}"))) == 6)
     thumbs = [thumb(sysu / f"cam{cam}" / name / "0001.jpg").mean(axis=2) for cam in range(1, 7)]
@@ -299,12 +340,15 @@ def times_chance(feats: np.ndarray, pids: np.ndarray, camids: np.ndarray, draws:
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("layout", ["sysu", "regdb"])
+@pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm"])
 def test_nearest_neighbours_stay_near_chance(layout, feature, request):
     root = request.getfixturevalue(layout)
     if layout == "sysu":
         paths = sorted(root.glob("cam*/*/*.jpg"))
         camids = np.array([int(path.parts[-3][3:]) for path in paths])
+    elif layout == "llcm":
+        paths = sorted(root.rglob("*.jpg"))
+        camids = np.array([6 if path.stem.endswith("nir") else 1 for path in paths])
     else:
         paths = sorted(root.glob("*/*/*.bmp"))
         camids = np.array([6 if "Thermal" in path.parts else 1 for path in paths])
@@ -338,11 +382,11 @@ def played(monkeypatch, tmp_path):
             return tmp_path / f"{arch}.pth"
 
         def render(out: Path, roots: dict[str, Path], args: object) -> None:
-            for name, make in (("sysu", make_sysu), ("regdb", make_regdb)):
+            for name, make in (("sysu", make_sysu), ("regdb", make_regdb), ("llcm", make_llcm)):
                 make(roots[name])
 
         for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", render),
-                            ("baselines", lambda *_: []), ("search_page", lambda *_: "hits.html")):
+                            ("baselines", lambda *_: {}), ("search_page", lambda *_: "hits.html")):
             monkeypatch.setattr(demo, name, value)
         monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
         demo.main()
@@ -353,29 +397,31 @@ def played(monkeypatch, tmp_path):
 
 def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_given(played, tmp_path, capsys):
     calls = played(True, "--seed", "3", "--gpu", "cpu")
-    assert [call[0] for call in calls] == ["pre_process_sysu.py"] + ["train.py", "test.py"] * 3
-    for call in calls[1::2]:
+    assert [call[0] for call in calls] == ["pre_process_sysu.py", "pre_process_llcm.py"] + ["train.py", "test.py"] * 4
+    for call in calls[2::2]:
         flags = " ".join(call)
         assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags and "--init" not in flags
         assert "--arch mobilenet_v2" in flags and "--amp off" in flags
         assert "--batch-size 5" in flags or "--batch-size 4" in flags  # as many persons as there are
     second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
     assert first.startswith("Renders 1020 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
-    assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB: ")
-    *_, persons, base, full, regdb, page, minutes = printed.splitlines()
+    assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB, "
+                            "cgrnet on LLCM: ")
+    *_, persons, base, full, regdb, llcm, page, minutes = printed.splitlines()
     assert page == "a search to open in a browser: hits.html"
     assert "pedestrians.png" in persons and minutes.endswith(" minutes")
-    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet")):
+    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet"), (llcm, "llcm_cgrnet")):
         assert str(tmp_path / "out" / folder / "ranking.png") in line
-    assert f"{'SYSU-MM01, cgrnet, from ImageNet':<40}    50.0     75.0    62.5" in printed
+    assert f"{'cgrnet, from ImageNet':<28}{'     50.0     75.0     62.5' * 3}\n" in printed
 
 
 def test_the_demo_without_weights_says_so_and_begins_from_scratch(played, tmp_path, capsys):
     calls = played(False)
     assert "No first weights, so all is trained from scratch" in (printed := capsys.readouterr().out)
     assert "Renders 216 " in printed
-    base, full, regdb = calls[1::2]
+    base, full, regdb, llcm = calls[2::2]
     assert "--pretrained none" in " ".join(base) and "resnet18" in base
     assert full[full.index("--init") + 1] == str(tmp_path / "out/models/sysu_base/x_last.t")
     assert regdb[regdb.index("--init") + 1] == str(tmp_path / "out/models/sysu_cgrnet/x_last.t")
-    assert "SYSU-MM01, cgrnet, from sysu_base" in printed
+    assert llcm[llcm.index("--init") + 1] == str(tmp_path / "out/models/regdb_cgrnet/x_last.t")
+    assert "\ncgrnet, from sysu_base " in printed

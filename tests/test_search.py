@@ -13,10 +13,10 @@ import pytest
 from conftest import make_checkpoint, save_image
 from PIL import Image
 
-import gallery as galleries
-import hits
+from retrieval import gallery as galleries
+from retrieval import hits
 from datasets.images import read_image
-from gallery import Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of, write_gallery
+from retrieval.gallery import Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of, write_gallery
 from utils import UserError
 
 RECORD = Record("a" * 64, "base", 32, 16, False, "visible")
@@ -351,7 +351,7 @@ def test_the_map_is_the_evidence_of_the_pair(page, search, world):
     import io
 
     from checkpoint import load_network
-    from evidence import find_evidence
+    from retrieval.evidence import find_evidence
     from figures import overlay
     line = rows_of(search.cwd / "hits/hits.csv")[0]
     pair = line["query"], line["hit"]

@@ -9,11 +9,11 @@ from conftest import make_regdb
 from scipy.stats import binom, norm
 
 import figures
-import verification
+from retrieval import verification
 from datasets.types import MODALITIES, Images
 from eval_metrics import modality_gap
 from model import TwoStream
-from verification import RATES, Pairs, make_pairs, thresholds
+from retrieval.verification import RATES, Pairs, make_pairs, thresholds
 
 
 def make_features(persons, width=128, noise=0.8, seed=0):

@@ -1,4 +1,5 @@
-"""What each part of a method is worth: its rows trained from several seeds, and their differences to the first row.
+"""What each part of a method is worth: its rows trained from several seeds, and their differences to the
+first row.
 
     python -m tools.ablation base cgrnet "own stage 1" --seeds 0 1 2 3 4 --json runs.jsonl [flags of train.py]
     python -m tools.ablation --json runs.jsonl          only the table of what the file holds
@@ -62,7 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     """The flags of train.py, and which rows to run from which seeds."""
     parser = options.train_parser()
     parser.add_argument("rows", nargs="*", choices=(*ROWS, []), metavar="ROW", help=f"of: {'; '.join(ROWS)}")
-    parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED", help="one run each")
+    parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED", help="one run "
+                                                                                                 "each")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
     return options.resolve(parser.parse_args())
 
@@ -99,7 +101,9 @@ def read_runs(path: Path) -> dict[tuple[str, int], dict]:
 
 def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, images: dict[str, TrainImages],
           searches: list[Search], device: torch.device) -> dict[str, float]:
-    """Train one row from one seed as train.py does; the means over all trials that test.py finds, and the gammas."""
+    """Train one row from one seed as train.py does; the means over all trials that test.py finds, and the
+    gammas.
+    """
     weights, _ = pretrained_weights(args.pretrained, args.arch)
     seed_everything(seed)
     net = TwoStream(ROWS[row], args.arch, len(split.pids), weights).to(device, memory_format=torch.channels_last)
@@ -121,7 +125,9 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
 
 
 def table(runs: dict[tuple[str, int], dict]) -> list[str]:
-    """A Markdown table: mean ± standard error, and the mean paired difference to the first row [95 % interval]."""
+    """A Markdown table: mean ± standard error, and the mean paired difference to the first row [95 %
+    interval].
+    """
     rows = list(dict.fromkeys(row for row, _ in runs))
     columns = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
     lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
@@ -131,7 +137,8 @@ def table(runs: dict[tuple[str, int], dict]) -> list[str]:
         for column in columns:
             values = np.array([runs[row, seed][column] for seed in seeds])
             pairs = [runs[row, seed][column] - runs[rows[0], seed][column] for seed in seeds if (rows[0], seed) in runs]
-            cells.append(interval(values, "{0:.1f} ± {1:.1f}") + (f"; {interval(pairs)}" if row != rows[0] and pairs else ""))
+            cells.append(interval(values, "{0:.1f} ± {1:.1f}") + ("; "
+                                                                  f"{interval(pairs)}" if row != rows[0] and pairs else ""))
         lines.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
 

@@ -27,14 +27,14 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import onnx_model
+from retrieval import onnx_model
 from backbones import BACKBONES
 from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
 from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
-from gallery import BLOCK, find_nearest
+from retrieval.gallery import BLOCK, find_nearest
 from loss import Criterion
 from model import METHODS, MODALITIES, Method, TwoStream, View
 from tools import plain
@@ -55,12 +55,14 @@ LR, TEST_BATCH = 0.001, 64
 Result = dict[str, Any]
 
 
-# ------------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------- measuring
 def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], repeats: int, warmup: int,
             device: torch.device, images: int = 0, plain_memory: bool = False) -> Result:
-    """Run both alternately: median, least and most seconds of each, images a second, ratios of neighbouring runs.
+    """Run both alternately: median, least and most seconds of each, images a second, ratios of neighbouring
+    runs.
 
-    plain_memory: on the CPU, the baseline runs as scripts do that leave the C library its own ways with memory.
+    plain_memory: on the CPU, the baseline runs as scripts do that leave the C library its own ways with
+    memory.
     """
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
@@ -86,7 +88,9 @@ def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], 
 
 
 def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf16: bool = False) -> Result:
-    """Set beside the variant's time that of its FLOP in one large matrix product, or of its bytes (B) in one large copy."""
+    """Set beside the variant's time that of its FLOP in one large matrix product, or of its bytes (B) in one
+    large copy.
+    """
     if unit == "FLOP":
         size = PRODUCT[device.type]
         one, other = torch.randn(2, size, size, device=device).to(torch.bfloat16 if bf16 else torch.float32)
@@ -97,8 +101,8 @@ def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf1
     rate = work / compare("", piece, piece, 3, 1, device)["variant"]["min"]
     share = amount / rate / result["variant"]["seconds"]
     return {**result, unit: amount, f"{unit}/s": rate, "floor_s": amount / rate, "share_of_floor": share,
-            "note": f"{result['note']}{'; ' * bool(result['note'])}floor {amount / 1e9:.2f} G{unit} at {rate / 1e9:.1f} G{unit}/s, "
-                    f"{share:.1%} of our time"}
+            "note": f"{result['note']}{'; ' * bool(result['note'])}floor {amount / 1e9:.2f} G{unit} at "
+                    f"{rate / 1e9:.1f} G{unit}/s, {share:.1%} of our time"}
 
 
 def count_flops(piece: Callable[[], Any]) -> int:
@@ -108,7 +112,7 @@ def count_flops(piece: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-# --------------------------------------------------------------------------------------------------- the benchmarks
+# --------------------------------------------------------------------------------------------- the benchmarks
 def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Training steps with all their input: train.py's epoch against the plain recipe's."""
     images, sampler = made_training(args, STEPS[device.type])
@@ -159,7 +163,8 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, device, bf16)
             sides = (functools.partial(plain.features, plain_net, loader, device),
                      functools.partial(extract_features, net, paths, "visible", settings))
-            result = compare(f"extract {args.arch} {name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
+            result = compare(f"extract {args.arch} "
+                             f"{name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
@@ -191,7 +196,9 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
 
 
 def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory that it takes on top."""
+    """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory that it takes
+    on top.
+    """
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(4 * PERSONS)[:GALLERY])  # (person, visible camera)
     q_pids, q_camids = rng.choice(cells // 4, QUERIES), rng.choice((3, 6), QUERIES)
@@ -208,13 +215,16 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             np.testing.assert_allclose(found, expected, rtol=1e-3)  # their sorts part where distances are equal
         for loop, arrays in (("", False), (" of arrays", True)):
             sides = (lambda search=search, arrays=arrays: plain.scores(*search, arrays), lambda search=search: eval_sysu(*search))
-            result = {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
+            result = {**compare("metrics "
+                                f"{shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
                       "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
             yield with_floor(result, dist_mat.nbytes, "B", CPU)
 
 
 def bench_search(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """`find_nearest` in a memory-mapped gallery against a product and a full stable sort, and the memory beyond it."""
+    """`find_nearest` in a memory-mapped gallery against a product and a full stable sort, and the memory
+    beyond it.
+    """
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         gallery = np.lib.format.open_memmap(Path(folder) / "gallery.npy", "w+", np.float32, (ROWS, WIDTH))
@@ -256,12 +266,15 @@ def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator
 
 
 def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Forward, loss and backward of cgrnet against the same network without graph reasoning and similarity module."""
+    """Forward, loss and backward of cgrnet against the same network without graph reasoning and similarity
+    module.
+    """
     without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None, losses=METHODS["base"].losses)
     for name, bf16 in precisions(device):
         pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
                   for method in (without, METHODS["cgrnet"])]
-        result = compare(f"graph {args.arch} {name}", *pieces, args.repeats, args.warmup, device, args.step_images)
+        result = compare(f"graph {args.arch} "
+                         f"{name}", *pieces, args.repeats, args.warmup, device, args.step_images)
         extra = 100 / result["ratio"] - 100
         result = {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
         yield with_floor(result, count_flops(pieces[1]), "FLOP", device, bf16)
@@ -277,7 +290,7 @@ def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Res
                "note": f"{parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a pair of images"}
 
 
-# ----------------------------------------------------------------------------------------------------------- pieces
+# ----------------------------------------------------------------------------------------------------- pieces
 def unit_rows(rng: np.random.Generator, count: int) -> np.ndarray:
     """Random features of unit length (count, WIDTH) float32."""
     rows = rng.standard_normal((count, WIDTH), np.float32)
@@ -344,7 +357,7 @@ def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device
     return count_flops(lambda: net(images, images))
 
 
-# ----------------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------------------- command line
 BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
               "metrics": bench_metrics, "search": bench_search, "preprocess": bench_preprocess,
               "graph": bench_graph, "params": bench_params}
@@ -362,10 +375,13 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")), default="standard",
                         metavar="NAME[,NAME...]", help="augmentations of `input`")
     parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch")
-    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", help="images of each identity and modality")
+    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", help="images of each identity "
+                                                                                   "and modality")
     parser.add_argument("--repeats", type=integer(1), default=5, metavar="N", help="timed runs of each side")
-    parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before those")
-    parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU (default: its own choice)")
+    parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before "
+                                                                                  "those")
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU "
+                                                                        "(default: its own choice)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     args = parser.parse_args(words)
     args.workers, args.step_images = min(args.workers, os.cpu_count() or 1), 2 * args.batch_size * args.num_pos
@@ -387,8 +403,9 @@ def show(result: Result) -> str:
         return f"{result['name']:<32} {result['note']}"
     times, speeds = ([result[side][what] for side in ("baseline", "variant")] for what in ("seconds", "images_per_s"))
     speed = f"{speeds[0]:7.0f} -> {speeds[1]:7.0f} images/s" if speeds[0] else " " * 27
-    return (f"{result['name']:<32} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio {result['ratio']:6.2f} "
-            f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f})  {result['note']}")
+    return (f"{result['name']:<32} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio "
+            f"{result['ratio']:6.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})  "
+            f"{result['note']}")
 
 
 def main() -> None:
@@ -399,7 +416,8 @@ def main() -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     report = {"command": "python -m tools.bench " + shlex.join(sys.argv[1:]), "device": device_name(device),
               "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions(), "results": []}
-    print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; baseline -> variant")
+    print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; baseline "
+          "-> variant")
     for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
         for result in BENCHMARKS[name](args, device):
             print(show(result), flush=True)

@@ -66,7 +66,8 @@ def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
         colour = f"C{number % 10}"
         for curve in curves:
             axes.plot(*(curve * [[1], [100]]), color=colour, linewidth=0.6, alpha=0.6)
-        axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8, label=f"{name} ({len(curves)})")
+        axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8, label=f"{name} "
+                                                                                           f"({len(curves)})")
     axes.set(xlabel="minutes of training", ylabel=f"{measure} (%)", xlim=(0, None), ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)

@@ -1,4 +1,6 @@
-"""The plain ways of reading, training, extracting and scoring, as this field publishes them: what tools.bench measures against."""
+"""The plain ways of reading, training, extracting and scoring, as this field publishes them: what tools.bench
+measures against.
+"""
 from __future__ import annotations
 
 import math
@@ -19,7 +21,8 @@ from model import MODALITIES, TwoStream
 
 
 class PlainImages(Dataset):
-    """Items of images and a label; each image goes through PIL transforms, and functions of tensors, by itself.
+    """Items of images and a label; each image goes through PIL transforms, and functions of tensors, by
+    itself.
 
     further: for each image of an item, its modality and the augmentations of the normalised image, by name.
     """
@@ -42,7 +45,8 @@ class PlainImages(Dataset):
 
 def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, workers: int,
                     names: Mapping[str, Sequence[str]]) -> DataLoader:
-    """One epoch of training batches (visible, infrared, labels) from reader processes, which stay for the next.
+    """One epoch of training batches (visible, infrared, labels) from reader processes, which stay for the
+    next.
 
     names: of augmentations, by modality; `standard` is always among them.
     """
@@ -55,7 +59,7 @@ def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, wo
     return DataLoader(data, sampler.identities * sampler.images, num_workers=workers, persistent_workers=workers > 0)
 
 
-# ------------------------------------------------------------------------ augmentations of one normalised image (3, H, W)
+# ------------------------------------------------------------ augmentations of one normalised image (3, H, W)
 def erase(image: Tensor, modality: str) -> Tensor:
     """A rectangle of zeros, half of the time."""
     if random.random() < 0.5 and (place := rectangle(image)):
@@ -111,7 +115,9 @@ def mix(image: Tensor, modality: str) -> Tensor:
 
 
 def radiance(image: Tensor, modality: str) -> Tensor:
-    """Rectangles of another strength of light, half of the time, until some place has less than a tenth of its own."""
+    """Rectangles of another strength of light, half of the time, until some place has less than a tenth of
+    its own.
+    """
     if random.random() < 0.5:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         values, strength = image * std + mean, torch.ones_like(image)
@@ -164,7 +170,9 @@ def features(net: TwoStream, loader: DataLoader, device: torch.device) -> list[T
 
 def scores(dist_mat: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray,
            arrays: bool = False) -> tuple[np.ndarray, float, float]:
-    """CMC, mAP and mINP of SYSU-MM01: one sort, then a loop over queries, within it Python lists, or arrays throughout."""
+    """CMC, mAP and mINP of SYSU-MM01: one sort, then a loop over queries, within it Python lists, or arrays
+    throughout.
+    """
     order = np.argsort(dist_mat, axis=1)
     curves, precisions, penalties = [], [], []
     for query, pid in enumerate(q_pids):

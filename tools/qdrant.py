@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gallery import Gallery, camera_of, read_gallery, time_of
+from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
 from results import FEATURES
 from utils import Parser, UserError, filled, integer, one_line, run
 

@@ -46,7 +46,7 @@ class Record:
     modality: str
     precision: str = "float32"
     rows: str = "images"
-    range: tuple[float, float] | None = None
+    range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from datasets.images import read_image
 from datasets.types import DIRECTIONS
-from gallery import Gallery, Hits, Record
+from retrieval.gallery import Gallery, Hits, Record
 from utils import UserError, atomic_path, one_line
 
-PAGE = Path(__file__).resolve().parent / "web" / "hits.html"
+PAGE = Path(__file__).resolve().with_name("hits.html")
 THUMBNAIL = 192  # pixels, height
 ABOVE, BELOW, NOBODY = "above", "below", "no one here"
 SIGNS = {ABOVE: "✓", BELOW: "✗", NOBODY: "○", "": ""}
@@ -151,9 +151,10 @@ def write_csv(path: Path, answers: Sequence[Answer], threshold: Threshold | None
                     writer.writerow([answer.name, *line] + ([str(threshold)] if threshold else []))
 
 
-def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int, width: int) -> None:
+def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int, width: int,
+                  levels: tuple[int, int] | None = None) -> None:
     """Draw the first queries with their first ten hits as test.py draws them, whole or not at all; height,
-    width: pixels.
+    width: pixels; levels: see `read_image`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # it takes a second to load
 
@@ -162,11 +163,11 @@ def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int
     rows = []
     for answer in answers[:figures.QUERIES]:
         said = NOBODY if answer.verdict == NOBODY else ""
-        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{said}")]
+        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{said}", levels=levels)]
         for hit in answer.hits[:figures.SHOWN]:
             sign, colour, style = looks[hit.verdict]
             caption = f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}"
-            row.append(figures.Tile(hit.image, caption, colour, style))
+            row.append(figures.Tile(hit.image, caption, colour, style, levels))
         rows.append(row)
     figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, height, width, lenient=True)
     with atomic_path(path) as temporary:
@@ -181,18 +182,18 @@ def shorten(name: str, length: int = 14) -> str:
 
 # ------------------------------------------------------------------------------------------------------- page
 def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], height: int,
-               width: int,
-               draw: Drawer | None) -> int:
+               width: int, draw: Drawer | None, levels: tuple[int, int] | None = None) -> int:
     """Write the page, whole or not at all; returns how many images could not be read, which are empty frames
     in it.
 
-    about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence.
+    about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence; levels: see
+    `read_image`.
     """
     size = THUMBNAIL, round(THUMBNAIL * width / height)
     thumbnails: dict[str, str] = {}
     for image in {each.image for answer in answers for each in (answer, *answer.hits)}:
         try:
-            thumbnails[image] = data_uri(read_image(image, *size))
+            thumbnails[image] = data_uri(read_image(image, *size, levels))
         except UserError:
             thumbnails[image] = ""
     bar = tqdm(answers, "evidence", unit="query", leave=False, disable=None if draw else True)

@@ -26,7 +26,7 @@ class Evidence:
     """A pair of images with its similarity and the evidence map on either (rows, columns) float32.
 
     exact: the mean of either map is the similarity, and each place's value its share of it; else the maps are
-    approximate. levels: with which the images are read, see `read_image`.
+    approximate. levels: see `read_image`.
     """
 
     paths: tuple[str, str]

@@ -45,7 +45,9 @@ class Pairs:
         return tuple(1 - np.searchsorted(side, thresholds, "right") / len(side) for side in sides)
 
     def equal_error(self) -> float:
-        """Equal error rate, a fraction: as large a share of impostors is accepted as of genuine pairs refused."""
+        """Equal error rate, a fraction: as large a share of impostors is accepted as of genuine pairs
+        refused.
+        """
         accepted, kept = self.accept_rates(np.unique(np.concatenate([self.genuine, self.impostor])))
         nearest = np.abs(accepted - (1 - kept)).argmin()
         return float((accepted[nearest] + 1 - kept[nearest]) / 2)
@@ -80,13 +82,15 @@ def describe(search: Search, extras: Sequence[str]) -> str:
 
 def lines(record: dict[str, Any], pairs: dict[str, Pairs]) -> list[str]:
     """The thresholds of a record in words, with those that are left out."""
-    rows = [f"the same person? yes above a threshold of the similarity, calibrated on {record['calibration']}"]
+    rows = ["the same person? yes above a threshold of the similarity, calibrated on "
+            f"{record['calibration']}"]
     for feature, directions in record["thresholds"].items():
         known, counted = next(iter(directions.values())), pairs[feature]
-        rows += [f"false accept rate {rate:<7}{feature:<7}threshold {found['threshold']:.4f}, true accept rate "
-                 f"{found['true_accept_rate']:.2%}, {found['impostor_pairs']:,} impostor pairs"
+        rows += [f"false accept rate {rate:<7}{feature:<7}threshold {found['threshold']:.4f}, true accept "
+                 f"rate {found['true_accept_rate']:.2%}, {found['impostor_pairs']:,} impostor pairs"
                  for rate, found in known.items()]
         if missing := [f"{rate:g}" for rate in RATES if f"{rate:g}" not in known]:
-            rows.append(f"false accept rate {', '.join(missing)} {feature} left out: {len(counted.genuine):,} genuine "
-                        f"and {len(counted.impostor):,} impostor pairs found, 1 and {PAIRS} / rate expected")
+            rows.append(f"false accept rate {', '.join(missing)} {feature} left out: "
+                        f"{len(counted.genuine):,} genuine and {len(counted.impostor):,} impostor pairs "
+                        f"found, 1 and {PAIRS} / rate expected")
     return rows

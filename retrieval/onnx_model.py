@@ -21,8 +21,9 @@ class Facts:
     """What a file says of its network, as JSON values in its metadata.
 
     sha256: of the checkpoint that it comes from; height, width: pixels of the images, which may be others
-    where `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised float32 (B, 3,
-    height, width); precision: float32, half or int8.
+    where `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised float32 (B,
+    3, height, width); precision: float32, half or int8; range: of raw values that became 8 bits, in the
+    training.
     """
 
     format: int
@@ -36,6 +37,7 @@ class Facts:
     dynamic: bool
     uint8: bool
     precision: str
+    range: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class OnnxModel:
                 silent: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Features of image files after pooling and after BNNeck, (N, D) float32 each.
 
-        flip: the sum of the features of image and mirror, normalised again. Raises `UserError` naming a file that
-        cannot be read.
+        flip: the sum of the features of image and mirror, normalised again. Raises `UserError` naming a file
+        that cannot be read.
         """
         found = [np.empty((2, 0, 0), np.float32)] if not paths else []
-        reading = read_batches(paths, self.facts.height, self.facts.width, batch, workers)
+        reading = read_batches(paths, self.facts.height, self.facts.width, batch, workers,
+                               levels=self.facts.range)
         total = -(-len(paths) // batch)
-        for images in tqdm(reading, self.facts.modality, total, unit="batch", leave=False, disable=silent or None):
+        for images in tqdm(reading, self.facts.modality, total, unit="batch", leave=False,
+                           disable=silent or None):
             pixels = np.stack(images)
             feats = np.stack(self.features(pixels))
             if flip:
