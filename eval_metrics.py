@@ -144,9 +144,9 @@ def rank_queries(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen
             raise _not_finite(dist_mat)
         n_matches = len(job.matches)
         if n_matches:
-            shown = None if seen is None else seen[job.queries]
+            hidden = None if seen is None else ~seen[job.queries]
             rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
-            ranks, first[job.queries] = rank(block, shown, job, gallery, max_rank if count_persons else 0)
+            ranks, first[job.queries] = rank(block, hidden, job, gallery, max_rank if count_persons else 0)
             ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
             inp[job.queries] = n_matches / ranks[-1]
 
@@ -229,18 +229,21 @@ def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> 
     return grouped[np.lexsort((place[persons[grouped]], nth))], np.cumsum(np.bincount(nth))
 
 
-def _rank_by_counting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gallery: _Gallery,
+def _rank_by_counting(block: np.ndarray, hidden: np.ndarray | None, job: _Job, gallery: _Gallery,
                       max_persons: int) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (m, n) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
 
     A match's rank is one more than the number of images ahead of it: of the images before all matches of the
     block's queries, those as near or nearer; of the images after them, the nearer ones; between, gallery
     order breaks the ties.
-    shown: (n, G) bool, which images exist to each query; None: all.
+    hidden: (n, G) bool, which images do not exist to each query; None: all do.
     max_persons: 0 if CMC counts images, otherwise the persons that are worth counting.
     """
+    if hidden is not None:
+        block = block if block.dtype in (np.float32, np.float64) else _places(block)
+        bits = block.view(f"i{block.itemsize}")
+        np.bitwise_or(bits, -hidden.view(np.int8), out=bits)  # NaN, or the largest integer: never ahead
     table = np.ascontiguousarray(block.T)  # (G, n): the passes below run along the queries
-    shown = None if shown is None else np.ascontiguousarray(shown.T)
     queries = np.arange(table.shape[1])
     own = table.reshape(-1).take(job.matches * table.shape[1] + queries)  # (m, n) distances of the matches
     near = np.sort(own, axis=0)
@@ -254,8 +257,6 @@ def _rank_by_counting(block: np.ndarray, shown: np.ndarray | None, job: _Job, ga
         if np.count_nonzero(equal) > len(queries):  # other images beside the matches themselves
             order = np.argsort(own, axis=0, kind="stable")
             ahead[low:high] |= equal & (np.arange(low, high)[:, None] < job.matches[order[i], queries])
-        if shown is not None:
-            ahead &= shown
         ranks[i] = 1 + _count(ahead)
         if i == 0:
             first = 1 + _count(_persons(ahead, gallery.rounds)) if max_persons else ranks[0]
@@ -277,7 +278,7 @@ def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.nd
     return chosen[:ends[0]]
 
 
-def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gallery: _Gallery,
+def _rank_by_sorting(block: np.ndarray, hidden: np.ndarray | None, job: _Job, gallery: _Gallery,
                      max_persons: int, distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """As `_rank_by_counting`, in a time that does not depend on the number of matches.
 
@@ -286,8 +287,9 @@ def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gal
     gallery order has to decide: such rows are ranked again with `distinct` codes.
     """
     codes = _codes(block, distinct)
-    if shown is not None:
-        codes |= ~shown * codes.dtype.type(np.iinfo(codes.dtype).max - 1)  # farther than all others
+    if hidden is not None:
+        bits = codes.view(f"i{codes.itemsize}")
+        np.bitwise_or(bits, hidden.view(np.int8) * np.int8(-2), out=bits)  # the largest even code
     n, size = codes.shape
     rows = np.arange(0, n * size, size)
     flat = codes.reshape(-1)
@@ -302,8 +304,8 @@ def _rank_by_sorting(block: np.ndarray, shown: np.ndarray | None, job: _Job, gal
     ranks = places - rows + 1
     first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
     if tied.any():
-        again, shown = _Job(job.queries[tied], job.matches[:, tied]), None if shown is None else shown[tied]
-        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], shown, again, gallery, max_persons,
+        again, hidden = _Job(job.queries[tied], job.matches[:, tied]), None if hidden is None else hidden[tied]
+        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], hidden, again, gallery, max_persons,
                                                        distinct=True)
     return ranks, first
 
