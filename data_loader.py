@@ -1,5 +1,4 @@
-"""Pixels: training arrays, the identity sampler, augmentations of whole batches, and the reader of test
-images.
+"""Pixels: training arrays, identity sampler, augmentations of whole batches, and the reader of test images.
 
 To add an augmentation, write a function of (images, modality, generator) and put it into `AUGMENTATIONS`.
 """
@@ -49,22 +48,24 @@ def load_train_images(split: TrainSplit, root: str, height: int, width: int, wor
         marks = marks or train_arrays.marks(split, root, folder)
         found = train_arrays.open_arrays(split, root, height, width, marks, folder)
     else:
-        found = {side.modality: (read_images(side.paths, height, width, workers, side.levels, title=side.modality,
-                                             silent=silent), split.labels(side.modality)) for side in split.sides}
-    return {modality: TrainImages(torch.from_numpy(pixels), labels) for modality, (pixels, labels) in found.items()}
+        found = {side.modality: (read_images(side.paths, height, width, workers, side.levels,
+                                             title=side.modality, silent=silent),
+                                 split.labels(side.modality)) for side in split.sides}
+    return {modality: TrainImages(torch.from_numpy(pixels), labels)
+            for modality, (pixels, labels) in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- sampler
 class IdentitySampler:
-    """Batches of N identities x P visible and P infrared images; the i-th of each modality show the same
-    person.
+    """Batches of N identities x P images of either modality; the i-th of each show the same person.
 
     An epoch shows as many images as the larger modality has. Its batches depend on (seed, epoch) alone, so
     that any epoch can be drawn again. With several processes, each takes its own identities out of one joint
     draw.
     """
 
-    def __init__(self, labels: dict[str, np.ndarray], identities: int, images: int, seed: int, processes: int = 1) -> None:
+    def __init__(self, labels: dict[str, np.ndarray], identities: int, images: int, seed: int,
+                 processes: int = 1) -> None:
         self.places = {modality: group_by_label(values) for modality, values in labels.items()}
         self.classes = len(next(iter(self.places.values())))
         self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
@@ -72,9 +73,9 @@ class IdentitySampler:
             raise UserError("1 training person found, at least 2 expected, as a triplet needs another; add "
                             "persons to the training lists")
         if identities > self.classes:
-            raise UserError(f"--batch-size {identities}: {self.classes} training persons found, at least as "
-                            f"many as the batch has identities expected; give --batch-size {self.classes} or "
-                            "less")
+            raise UserError(f"--batch-size {identities}: {self.classes} training persons found, "
+                            "at least as many as the batch has identities expected; "
+                            f"give --batch-size {self.classes} or less")
         self.steps = -(-max(map(len, labels.values())) // (identities * images * processes))
 
     def epoch(self, epoch: int, rank: int = 0) -> np.ndarray:
@@ -89,9 +90,10 @@ class IdentitySampler:
         return indices[:, rank].reshape(self.steps, 2, -1)
 
     def draw_identities(self, rng: np.random.Generator) -> np.ndarray:
-        """(processes, N) identities: distinct over all processes where there are enough, always within one."""
-        if self.identities * self.processes <= self.classes:
-            return rng.permutation(self.classes)[:self.identities * self.processes].reshape(self.processes, -1)
+        """(processes, N) identities: distinct over all processes where there are enough, else within each."""
+        together = self.identities * self.processes
+        if together <= self.classes:
+            return rng.permutation(self.classes)[:together].reshape(self.processes, -1)
         return np.stack([rng.permutation(self.classes)[:self.identities] for _ in range(self.processes)])
 
 
@@ -102,7 +104,7 @@ def group_by_label(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the places without repeats, or every place as evenly often as can be where there are fewer."""
+    """`count` of the places without repeats, or where there are fewer, each as evenly often as can be."""
     rounds = [rng.permutation(places) for _ in range(-(-count // len(places)))]
     return np.concatenate(rounds)[:count]
 
@@ -137,9 +139,7 @@ def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tenso
 
 
 def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """Random erasing (Zhong et al., AAAI 2020): with probability p, a rectangle of each image is 0, the mean
-    colour.
-    """
+    """Random erasing (Zhong et al., AAAI 2020): with probability p, a rectangle becomes the mean colour."""
     places = draw_rectangles(images, p, generator)
     if images.device.type == "cpu":
         return erase_one_by_one(images, places)
@@ -147,9 +147,7 @@ def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 
 
 
 def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float = 2 / 3) -> Tensor:
-    """Channel exchange (CAJ, Ye et al., ICCV 2021): one channel, or grey, four equal chances; visible images
-    only.
-    """
+    """Channel exchange (CAJ, Ye et al., ICCV 2021), visible: one channel, or grey, with equal chances."""
     return show_one(images, modality, generator, p, (*CHANNELS, LUMA))
 
 
@@ -163,9 +161,9 @@ def channel(images: Tensor, modality: str, generator: torch.Generator, p: float 
     return show_one(images, modality, generator, p, CHANNELS)
 
 
-def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5, beta: float = 0.3) -> Tensor:
-    """Moderate random linear enhancement (RLE, Tan et al., NeurIPS 2024): a random mean of the channels in
-    all of them.
+def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5,
+        beta: float = 0.3) -> Tensor:
+    """Moderate random linear enhancement (RLE, Tan et al., NeurIPS 2024): all channels become a random mean.
 
     The weights are draws from Beta(beta, beta) over their sum; visible images only, with probability p.
     """
@@ -177,8 +175,7 @@ def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.
 
 def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5,
              beta: float = 0.4) -> Tensor:
-    """Radical random linear enhancement (RLE, Tan et al., NeurIPS 2024): rectangles whose light has another
-    strength.
+    """Radical random linear enhancement (RLE, Tan et al., NeurIPS 2024): rectangles in another light.
 
     With probability p, each channel of a rectangle is scaled (as a pixel value, 0 being black) so that its
     largest value is a draw from Beta(beta, beta); one rectangle after another, until some place has less than
@@ -242,7 +239,7 @@ def erase_one_by_one(images: Tensor, places: Tensor) -> Tensor:
 
 def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float,
              weights: tuple[tuple[float, ...], ...]) -> Tensor:
-    """With probability p, a visible image in one of the ways of weighing its channels, all of equal chance."""
+    """With probability p, a visible image in one of the ways of weighing its channels, of equal chance."""
     if modality != VISIBLE:
         return images
     rows = torch.randint(len(weights), (len(images),), generator=generator, device=images.device)
@@ -259,7 +256,7 @@ def recolour(images: Tensor, weights: Tensor, p: float, generator: torch.Generat
 
 
 def recolour_one_by_one(images: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen images (B,) bool as sums of their channels, for the CPU, where one channel is a mere copy."""
+    """The chosen images (B,) bool as sums of their channels, for the CPU, where a lone channel is a copy."""
     result = torch.empty_like(images)
     for image, target, weight, row, shown in zip(images, result, weights, weights.tolist(), chosen.tolist()):
         if not shown:
@@ -309,7 +306,7 @@ def draw_beta(beta: float, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def augment_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-    """`normalise(crop_and_mirror(...))` for the CPU: one image at a time stays in its cache (docs/speed.md)."""
+    """`normalise(crop_and_mirror(...))` for the CPU: one image at a time stays in cache (docs/speed.md)."""
     height, width = images.shape[1:3]
     scale, shift = scale_and_shift(images.device, width)
     canvas = images.new_zeros(height + 2 * PADDING, width + 2 * PADDING, 3)
@@ -339,9 +336,7 @@ def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, by ImageNet's mean and standard
-    deviation.
-    """
+    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, normalised as for ImageNet."""
     scale, shift = scale_and_shift(images.device, images.shape[2])
     lines = images.flatten(2).float()
     return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).permute(0, 3, 1, 2)
@@ -349,9 +344,7 @@ def normalise(images: Tensor) -> Tensor:
 
 @functools.lru_cache
 def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each value of a line of pixels, made once: a copy from the host would make the
-    device wait.
-    """
+    """Factor and offset of each value of a line of pixels, made once: a copy would make the device wait."""
     return (torch.tensor([1 / (255 * std) for std in STD] * width, device=device),
             torch.tensor([-mean / std for mean, std in zip(MEAN, STD)] * width, device=device))
 
@@ -402,14 +395,15 @@ class TrainBatches:
                        for name, view in self.views.items()}, labels[step]
 
     def gather(self, index: Tensor) -> Tensor:
-        """One batch's raw pixels by modality: (2, N x P, height, width, 3) uint8, on their way to the device."""
-        pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8, device=self.pixels[0].device,
-                             pin_memory=self.stream is not None)
+        """A batch's raw pixels by modality, (2, N x P, height, width, 3) uint8, on the way to the device."""
+        pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8,
+                             device=self.pixels[0].device, pin_memory=self.stream is not None)
         for half, source, rows in zip(pixels, self.pixels, index):
             if self.on_device:
                 torch.index_select(source, 0, rows, out=half)
-            else:  # by NumPy: a second team of torch's threads would stand in the way of the one that computes
-                # no row is outside; mode="raise" would copy twice
+            else:
+                # by NumPy: a second team of torch's threads would stand in the way of the one that computes;
+                # no row is outside, and mode="raise" would copy twice
                 np.take(source.numpy(), rows.numpy(), 0, half.numpy(), mode="clip")
         if self.stream is not None:
             with torch.cuda.stream(self.stream):
@@ -440,7 +434,8 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
 def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
             pin: bool = False, levels: tuple[int, int] | None = None) -> Iterator[Tensor]:
     """`read_batches` as tensors, in pinned memory for a GPU (`pin`); levels: see `read_image`."""
-    with contextlib.closing(read_batches(paths, height, width, batch_size, workers, levels=levels)) as reading:
+    with contextlib.closing(read_batches(paths, height, width, batch_size, workers,
+                                         levels=levels)) as reading:
         for images in reading:
             batch = torch.from_numpy(images)
             yield batch.pin_memory() if pin else batch

@@ -1,5 +1,4 @@
-"""The data sets by name, the function names of the AGW line, and the check of a copy. Knows nothing of
-pixels.
+"""The data sets by name, the AGW line's function names, and the check of a copy. Knows nothing of pixels.
 
     python data_manager.py DIR [--all]
 
@@ -54,8 +53,8 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
         value = getattr(args, flag.dest, flag.default)
         if value != flag.default and name not in {own.name for own in data.flags}:
             titles = " and ".join(owner.title for owner, _ in owners)
-            raise UserError(f"{flag.written(value)} belongs to {titles}, but the data set is {data.name}; "
-                            "leave it out")
+            raise UserError(f"{flag.written(value)} belongs to {titles}, "
+                            f"but the data set is {data.name}; leave it out")
     vars(args).update(data.resolve(vars(args)))
     return args
 
@@ -92,9 +91,7 @@ def process_query_llcm(data_path: str, mode: int = 1) -> tuple[list[str], np.nda
 
 def process_gallery_llcm(data_path: str, mode: int = 1,
                          trial: int = 0) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """One gallery of LLCM, mode 1: visible, 2: infrared: N paths, pids (N,), camids (N,). Trials count from
-    0.
-    """
+    """A gallery of LLCM, mode 1: visible, 2: infrared; trials from 0: N paths, pids (N,), camids (N,)."""
     images = DATASETS["llcm"].draw_gallery(data_path, trial, modality_of(mode))
     return list(images.paths), images.pids, images.camids
 
@@ -136,8 +133,8 @@ def main() -> None:
     args = parser.parse_args()
     root = Path(args.dir)
     if not root.is_dir():
-        raise UserError(f"DIR {root}: {'a file' if root.exists() else 'no such folder'}; name the folder of "
-                        f"{titles}")
+        raise UserError(f"DIR {root}: {'a file' if root.exists() else 'no such folder'}; "
+                        f"name the folder of {titles}")
     data, report = check(root, args.all)
     text = "\n".join(describe(root, data.title if data else "", report, args.all))
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -71,17 +71,16 @@ def build_parser() -> Parser:
                                 "train and test on them.")
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
                         help="folder for data, models and figures")
-    parser.add_argument("--ids", type=integer(12, 9999), metavar="N",
-                        help="persons in SYSU-MM01's layout; the others have a third of them, at least 16 "
-                             f"and at most 170 (default: {PRETRAINED.ids}, or {FROM_SCRATCH.ids} without "
-                             "first weights)")
+    parser.add_argument("--ids", type=integer(12, 9999), metavar="N", help="persons in SYSU-MM01's layout; "
+                        "the others have a third of them, at least 16 and at most 170 (default: "
+                        f"{PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first weights)")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
     parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
                         help="seed of the data; the same gives the same bytes")
-    parser.add_argument("--gpu", metavar="N|cpu", help="CUDA device number, or cpu, which is taken where "
-                                                       "there is no CUDA")
+    parser.add_argument("--gpu", metavar="N|cpu",
+                        help="CUDA device number, or cpu, which is taken where there is no CUDA")
     parser.add_argument("--data-only", action="store_true", help="stop after rendering")
     return parser
 
@@ -96,9 +95,8 @@ def main() -> None:
     course = PRETRAINED if args.data_only else choose_course()
     args.ids = args.ids or course.ids
     titles = ", ".join(DATASETS[name].title for name in RENDERERS)
-    print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: about a minute on two CPU "
-          "cores.",
-          flush=True)
+    print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: "
+          "about a minute on two CPU cores.", flush=True)
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
@@ -112,8 +110,8 @@ def main() -> None:
     for name, method, epochs, rate in course.trainings:
         length = ("--epochs", epochs, "--lr", rate, "--seed", args.seed)
         trained, record = train_and_test(name, method, course, length, start, roots[name], out, args.gpu)
-        source = f"from {start.parent.name}" if start else "from scratch" if course.chained else "from ImageNet"
-        table[name][f"{method}, {source}"] = record["mean"]["pool"]
+        source = start.parent.name if start else "scratch" if course.chained else "ImageNet"
+        table[name][f"{method}, from {source}"] = record["mean"]["pool"]
         start = trained if course.chained else None
     page = search_page(roots["sysu"], out / "models" / "sysu_cgrnet", out / "sysu_cgrnet" / "results.json",
                        out / "search")
@@ -123,8 +121,7 @@ def main() -> None:
 
 
 def choose_course() -> Course:
-    """The course from ImageNet weights where they are within reach, or else the one from scratch; says which.
-    """
+    """The course from ImageNet weights where they are within reach, else from scratch; says which."""
     try:
         print(f"First weights: {fetch_imagenet('mobilenet_v2')}")
         return PRETRAINED
@@ -154,8 +151,7 @@ def show(table: dict[str, dict[str, dict[str, float]]], out: Path, course: Cours
 
 
 def render(out: Path, roots: dict[str, Path], args: argparse.Namespace) -> None:
-    """Render what is missing of the data sets from the same settings; `UserError` if others are in the way.
-    """
+    """Render what is missing of the data sets; `UserError` if some of other settings are in the way."""
     wanted = {"ids": args.ids, "images": args.images, "seed": args.data_seed}
     record, sheet = out / "demo.json", out / "pedestrians.png"
     known = read_record(record, out) == wanted
@@ -193,14 +189,12 @@ def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
         RENDERERS[name](root, ids, images, args.data_seed, workers=os.cpu_count() or 1,
                         progress=lambda done, total, bar=bar: bar.update(done - bar.n))
-    print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of {ids} "
-          "persons")
+    print(f"{root}: {sum(1 for path in root.rglob('*') if path.suffix in ('.jpg', '.bmp'))} images of "
+          f"{ids} persons")
 
 
 def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
-    """A picture of some persons of each data set, one a column: two visible and two infrared images each,
-    with captions.
-    """
+    """A picture of some persons of each data set, one a column: two images of either modality, captioned."""
     width, height, gap, line = 84, 168, 4, 18
     tall = len(roots) * (2 * (line + 2 * (height + gap)) + gap)
     sheet = Image.new("RGB", (persons * (width + gap) + gap, tall), "white")
@@ -223,9 +217,7 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
 
 def train_and_test(name: str, method: str, course: Course, length: tuple, start: Path | None, root: Path,
                    out: Path, gpu: str) -> tuple[Path, dict]:
-    """Train and test with the real scripts, from a checkpoint or as the course begins; the new checkpoint and
-    its record.
-    """
+    """Train and test with the real scripts, from a checkpoint or from the start; checkpoint and record."""
     models, figures = out / "models" / f"{name}_{method}", out / f"{name}_{method}"
     begin = ("--init", start) if start else ("--pretrained", "none" if course.chained else "imagenet")
     where = ("--data-path", root, "--gpu", gpu, "--workers", 2)
@@ -241,9 +233,7 @@ def train_and_test(name: str, method: str, course: Course, length: tuple, start:
 
 
 def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
-    """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of what
-    was found.
-    """
+    """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of it."""
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
     search = DATASETS["sysu"].searches(root, direction="i2v", trials=[0])[0]
     out.mkdir(exist_ok=True)
@@ -271,9 +261,7 @@ def script(name: str, *words: object) -> None:
 
 
 def baselines(root: Path, name: str) -> dict[str, dict[str, float]]:
-    """Scores of chance and of nearest neighbours by pixels and by colour histograms, in a data set's first
-    search.
-    """
+    """Scores of chance, and of nearest neighbours by pixels and by colours, in a data set's first search."""
     data = DATASETS[name]
     search = data.searches(root, direction=data.direction, trials=data.trials(1)[:1])[0]
     views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": pixels,

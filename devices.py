@@ -98,9 +98,7 @@ def seed_everything(seed: int) -> None:
 
 
 def allow_tf32() -> None:
-    """TF32 for float32 convolutions and products outside autocast; what needs more digits asks for them
-    itself.
-    """
+    """TF32 for float32 convolutions and products outside autocast; what needs more digits asks for them."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -167,7 +165,8 @@ def use_bf16(device: torch.device, amp: str, width: int = 288) -> bool:
 
 def cpu_has_bf16() -> bool:
     """True on processors with AMX or AVX512-BF16 (torch's own answer; False where it gives none)."""
-    answers = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    answers = (getattr(torch.cpu, name, None)
+               for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(answer() for answer in answers if answer is not None)
 
 

@@ -94,13 +94,13 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
     """The images to embed by the name of their row, and what a row is."""
     if args.boxes:
         if args.tracklets:
-            raise UserError("--tracklets: folders expected, but --boxes names crops; its column track makes "
-                            "tracks of them")
+            raise UserError("--tracklets: folders expected, but --boxes names crops; "
+                            "its column track makes tracks of them")
         rows = read_boxes(args.boxes, args.inputs)
         return rows, "tracks" if any("#track=" in name for name in rows) else "boxes"
     if not args.inputs:
-        raise UserError("INPUT: no image given; name folders, image files, or .txt files that name one a "
-                        "line")
+        raise UserError("INPUT: no image given; name folders, image files, "
+                        "or .txt files that name one a line")
     if args.tracklets:
         return find_tracklets(args.inputs), "tracklets"
     return {path: [path] for path in find_images(args.inputs)}, "images"
@@ -137,8 +137,8 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
     require_range(args.range)
     levels, saved = args.range, facts.get("range")
     if levels and saved and levels != list(saved):
-        raise UserError(f"--range {levels[0]} {levels[1]}: the checkpoint {args.resume} was trained with --range "
-                        f"{saved[0]} {saved[1]}; leave the flag out")
+        raise UserError(f"--range {levels[0]} {levels[1]}: the checkpoint {args.resume} was trained with "
+                        f"--range {saved[0]} {saved[1]}; leave the flag out")
     levels = levels or saved
     return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"],
                   kind, levels and tuple(levels))

@@ -106,8 +106,7 @@ def join(parts: Sequence[Features]) -> Features:
 
 
 def average(features: Features, rows: Rows, unreadable: Iterable[str] = ()) -> tuple[Features, list[str]]:
-    """Features of those rows whose images were all read, or named as unreadable: their mean, normalised
-    again.
+    """Features of those rows whose images were all read, or named as unreadable: the normalised mean.
 
     Also an image of each row, from the middle of those read. Rows of one image keep its features bit by bit.
     """
@@ -132,8 +131,7 @@ def normalised_means(feats: np.ndarray, chosen: Sequence[Sequence[int]]) -> np.n
 
 # ---------------------------------------------------------------------------------------------- what to embed
 def find_images(inputs: Sequence[str]) -> list[str]:
-    """The image files that folders (at any depth, sorted), image files and lists of them (.txt, one a line)
-    name.
+    """The image files that folders (any depth, sorted), image files and lists (.txt, one a line) name.
 
     Each once, however often it is named. Raises `UserError` for what is not there, and where there is no
     image.
@@ -157,8 +155,8 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     if others:
         warn(f"{len(others)} files that are not {', '.join(IMAGE_SUFFIXES)} left out, the first {others[0]}")
     if not found:
-        raise UserError(f"{' '.join(inputs)[:200]}: no image found; {', '.join(IMAGE_SUFFIXES)} files "
-                        "expected")
+        raise UserError(f"{' '.join(inputs)[:200]}: no image found; "
+                        f"{', '.join(IMAGE_SUFFIXES)} files expected")
     once: dict[str, str] = {}
     for path in found:
         once.setdefault(os.path.abspath(path), os.path.normpath(path))
@@ -191,9 +189,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def find_tracklets(inputs: Sequence[str]) -> Rows:
-    """Tracklets: each folder that holds images is one, by its path. Raises `UserError` for images beside such
-    folders.
-    """
+    """Tracklets: a folder that holds images is one, by its path; `UserError` for images beside folders."""
     rows: Rows = {}
     for image in find_images(inputs):
         rows.setdefault(os.path.dirname(image) or ".", []).append(image)
@@ -211,8 +207,7 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
-    """Boxes of a CSV file with the columns path, x, y, w, h, in pixels, and perhaps track: crops, or means
-    over tracks.
+    """Boxes of a CSV file with columns path, x, y, w, h, in pixels, perhaps track: crops, or tracks' means.
 
     A path begins in the given folder, in the current one, or beside the CSV file: where there is such a file
     first. A track is the boxes of one number in images of one folder. Raises `UserError` naming file and
@@ -239,9 +234,7 @@ def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
 
 
 def parse_box(where: str, line: Mapping[str, Any], starts: Sequence[str]) -> tuple[str, str]:
-    """A box as `FILE#xywh=x,y,w,h`, and its track, which may be empty; `UserError` names the place where it
-    is none.
-    """
+    """A box as `FILE#xywh=x,y,w,h`, and its track, which may be empty; `UserError` where it is none."""
     try:
         x, y, w, h = (round(float(line[name])) for name in "xywh")
         path, track = line["path"].strip(), (line.get("track") or "").strip()

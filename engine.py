@@ -62,13 +62,13 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
-    """Put back what an optimiser had accumulated, for the same parameters in the same order; rates stay as
-    they are.
+    """Put back what an optimiser had accumulated, for the same parameters in their order; rates stay.
 
     Raises ValueError for another number of parameters.
     """
     own = optimiser.state_dict()
-    counts = [sum(len(group["params"]) for group in groups) for groups in (own["param_groups"], state["param_groups"])]
+    counts = [sum(len(group["params"]) for group in groups)
+              for groups in (own["param_groups"], state["param_groups"])]
     if counts[0] != counts[1]:
         raise ValueError(f"{counts[1]} parameters, {counts[0]} expected")
     optimiser.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
@@ -94,9 +94,7 @@ class Meters:
         self.steps += 1
 
     def read(self) -> int | None:
-        """Fetch the rows since the last call; returns the index among the epoch's steps of the first not
-        finite.
-        """
+        """Fetch the rows since the last call; the index in the epoch of the first that is not finite."""
         if not self.rows:
             return None
         rows = torch.stack(self.rows)
@@ -107,7 +105,8 @@ class Meters:
         first = self.steps - len(rows)
         self.rows = []
         for row in rows:
-            self.sums = {name: self.sums.get(name, 0.0) + float(value) for name, value in zip(self.names, row)}
+            self.sums = {name: self.sums.get(name, 0.0) + float(value)
+                         for name, value in zip(self.names, row)}
         self.last = dict(zip(self.names, rows[-1].tolist()))
         broken = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(broken):
@@ -137,7 +136,7 @@ class StopRequest:
         self.signum = signum
 
     def asked(self) -> bool:
-        """Whether to stop: a signal has come to this process or, where several ask together, to any of them."""
+        """Whether to stop: a signal came to this process or, where several ask together, to any of them."""
         if self.group is not None:
             signum = torch.tensor(self.signum or 0)
             dist.all_reduce(signum, dist.ReduceOp.MAX, self.group)
@@ -156,8 +155,7 @@ class NotFinite(UserError):
 
 def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimiser: torch.optim.Optimizer,
                 epoch: int, start: int = 0, bf16: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Train from step `start` of an epoch on; yields each step's losses and accuracy, 0-dim tensors on the
-    device.
+    """Train from step `start` of an epoch on; yields losses and accuracy, 0-dim tensors on the device.
 
     Nothing here makes the host wait for the device.
     """
@@ -173,10 +171,9 @@ def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimi
         yield {"loss": loss, **parts, "accuracy": right.float().mean()}
 
 
-def train_one_epoch(steps: Iterator[dict[str, Tensor]], total: int, meters: Meters, stop: StopRequest, log: Log,
-                    epoch: int, read_every: int) -> int:
-    """Take the steps of an epoch, with a progress bar; returns the steps done, fewer where a signal asked to
-    stop.
+def train_one_epoch(steps: Iterator[dict[str, Tensor]], total: int, meters: Meters, stop: StopRequest,
+                    log: Log, epoch: int, read_every: int) -> int:
+    """Take the steps of an epoch, with a progress bar; returns how many, fewer where a signal asked to stop.
 
     The meters, which begin at the steps done before, are read every `read_every` steps, when the host waits
     for the device. Raises `NotFinite` if a loss is not finite.
@@ -209,7 +206,7 @@ def read_meters(meters: Meters, epoch: int) -> None:
 # --------------------------------------------------------------------------------------------- whole searches
 @dataclass(frozen=True)
 class Extraction:
-    """How images become features: size in pixels, batch, reading threads, device, precision, mirror images."""
+    """How images become features: size in pixels, batch, reading threads, device, precision, mirroring."""
 
     height: int
     width: int
@@ -223,7 +220,8 @@ class Extraction:
 
 @torch.inference_mode()
 def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settings: Extraction,
-                     check: Callable[[], None] = lambda: None, levels: tuple[int, int] | None = None) -> Features:
+                     check: Callable[[], None] = lambda: None,
+                     levels: tuple[int, int] | None = None) -> Features:
     """Features of image files of one modality.
 
     With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called
@@ -252,7 +250,8 @@ def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settin
     return Features(tuple(paths), pool, bnneck)
 
 
-def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool, flip: bool) -> tuple[Tensor, Tensor]:
+def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool,
+                flip: bool) -> tuple[Tensor, Tensor]:
     """Both features (B, D), L2-normalised, of images (B, height, width, 3) uint8 on the network's device.
 
     flip: the sum of the features of image and mirror, normalised again.
@@ -266,9 +265,7 @@ def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool, flip:
 
 def embedder(net: nn.Module, modality: str,
              bf16: bool = False) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A network as a function of images (B, height, width, 3) uint8 to both features (B, D) float32,
-    L2-normalised.
-    """
+    """A network as a function: images (B, height, width, 3) uint8 to both normalised features (B, D)."""
     device, net = next(net.parameters()).device, folded(net)
 
     @torch.inference_mode()
@@ -308,9 +305,7 @@ def search_features(net: nn.Module, searches: Sequence[Search], settings: Extrac
 
 
 def check_features(found: dict[str, Features]) -> None:
-    """Refuse features that are not finite; warn of those whose mean is almost as long as each of them, which
-    is 1.
-    """
+    """Refuse features that are not finite; warn of those whose mean is almost as long as they are, 1."""
     alike = []
     for kind, modality in itertools.product(FEATURES, found):
         feats = getattr(found[modality], kind)

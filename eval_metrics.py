@@ -47,7 +47,7 @@ def modality_gap(visible: np.ndarray, infrared: np.ndarray) -> dict[str, float]:
     """
     first, second = (side.mean(0, dtype=np.float64) for side in (visible, infrared))
 
-    def within(mean: np.ndarray, count: int) -> float:  # of all products, N are of an image with itself, 1 each
+    def within(mean: np.ndarray, count: int) -> float:  # N products are of an image with itself, 1 each
         return float(1 - (count * mean @ mean - 1) / (count - 1)) if count > 1 else 0.0
 
     return {"centroids": float(np.linalg.norm(first - second)), "visible": within(first, len(visible)),
@@ -56,8 +56,7 @@ def modality_gap(visible: np.ndarray, infrared: np.ndarray) -> dict[str, float]:
 
 def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike,
               g_camids: ArrayLike, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
-    """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (the same room), CMC counts each person
-    once.
+    """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (one room), CMC counts each person once.
 
     Arguments, results and errors are those of `evaluate`; q_camids (Q,), g_camids (G,): integers. The
     protocol is that of Wu et al., ICCV 2017.
@@ -108,7 +107,7 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
 
 
 class Ranking(NamedTuple):
-    """What each query found: ap (Q,), inp (Q,), and first (Q,), the rank of its first match, 0 without one."""
+    """What each query found: ap (Q,), inp (Q,), and first (Q,), the rank of its first match, 0: none."""
 
     ap: np.ndarray
     inp: np.ndarray
@@ -218,8 +217,7 @@ def _jobs(q_persons: np.ndarray, gallery: _Gallery, seen: np.ndarray | None, siz
 
 
 def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (G,) in rounds, the first of each person, the second of each that has two, and so on; the
-    rounds' ends.
+    """Images (G,) in rounds, the first of each person, the second of each, and so on; the rounds' ends.
 
     The persons with the most images come first, so that a person has the same place in each round.
     """
@@ -311,8 +309,7 @@ def _rank_by_sorting(block: np.ndarray, hidden: np.ndarray | None, job: _Job, ga
 
 
 def _codes(block: np.ndarray, distinct: bool) -> np.ndarray:
-    """Even unsigned integers (n, G) in the order of the distances of each row; distinct: equal ones in
-    gallery order.
+    """Even unsigned integers (n, G) in the order of each row's distances; distinct: equal ones by column.
 
     The bits of a non-negative IEEE number, read as an integer, sort like the number.
     """
@@ -365,8 +362,8 @@ def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1
 
     R(p, k) is the set of images among the k nearest of p that have p among their k nearest. R(p, k1) takes in
     the R(q, k1 / 2) of each of its q that lies in it by at least 2/3. Members weigh exp(-d), scaled to the
-    sum 1; the weights of an image are averaged over its k2 nearest. d_J = 1 - Σ min / Σ max of the weights of
-    two images; the result is lam d + (1 - lam) d_J.
+    sum 1; the weights of an image are averaged over its k2 nearest. d_J = 1 - Σ min / Σ max of the weights
+    of two images; the result is lam d + (1 - lam) d_J.
 
     Where the paper leaves it open, this follows the authors' code: d is the squared Euclidean distance
     divided by the image's largest; an image is the nearest of itself, and k others follow; k1 / 2 rounds to
@@ -377,8 +374,8 @@ def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1
     """
     query_feats, gallery_feats = _check_feats(query_feats, gallery_feats)
     if k1 < 1 or k2 < 1 or not 0 <= lam <= 1:
-        raise ValueError(f"k1, k2, lam: found {k1}, {k2}, {lam}, expected k1 and k2 of at least 1 and lam "
-                         "from 0 to 1")
+        raise ValueError(f"k1, k2, lam: found {k1}, {k2}, {lam}, expected k1 and k2 of at least 1 and "
+                         "lam from 0 to 1")
     n_queries = len(query_feats)
     dist = _relative_distances(np.concatenate((query_feats, gallery_feats)))
     half = int(np.around(k1 / 2))
@@ -476,8 +473,8 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, se
                    max_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     dist_mat = np.asarray(dist_mat)
     if dist_mat.ndim != 2 or 0 in dist_mat.shape:
-        raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), at "
-                         "least (1, 1)")
+        raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), "
+                         "at least (1, 1)")
     if dist_mat.dtype.kind not in "fiub":
         raise ValueError(f"dist_mat: found dtype {dist_mat.dtype}, expected real numbers")
     if max_rank < 1:
@@ -495,8 +492,8 @@ def _check_ids(name: str, ids: ArrayLike, length: int) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.shape != (length,):
         line = "row" if name.startswith("q") else "column"
-        raise ValueError(f"{name}: found shape {ids.shape}, expected ({length},), one for each {line} of "
-                         "dist_mat")
+        raise ValueError(f"{name}: found shape {ids.shape}, expected ({length},), "
+                         f"one for each {line} of dist_mat")
     if ids.dtype.kind not in "iub":
         raise ValueError(f"{name}: found dtype {ids.dtype}, expected integers")
     return ids.astype(np.int64)

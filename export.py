@@ -37,7 +37,8 @@ from retrieval.onnx_model import Facts
 from utils import Parser, UserError, filled, integer, make_folder, run, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
-TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3), "int8": (0.2, 0.1)}  # of entries, of similarities
+# Of entries and of similarities.
+TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3), "int8": (0.2, 0.1)}
 CALIBRATION = 256  # images of each modality at most
 OUTPUTS = ("bnneck", "pool")
 EXTRAS = "pip install -r requirements-export.txt"
@@ -51,16 +52,17 @@ def build_parser() -> Parser:
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
         parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
-    parser.add_argument("--dynamic", action="store_true", help="take images of any size, the one above by "
-                                                               "default")
+    parser.add_argument("--dynamic", action="store_true",
+                        help="take images of any size, the one above by default")
     parser.add_argument("--uint8", action="store_true",
                         help="take bytes (B, height, width, 3) and normalise them inside")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_true", help="compute in float16")
-    precision.add_argument("--int8", nargs=2, metavar=("VISIBLE", "INFRARED"),
-                           help="compute in 8 bits, calibrated on two folders of images or galleries of embed.py")
+    precision.add_argument("--int8", nargs=2, metavar=("VISIBLE", "INFRARED"), help="compute in 8 bits, "
+                           "calibrated on two folders of images or galleries of embed.py")
     parser.add_argument("--results", type=filled, metavar="results.json",
-                        help=f"record of test.py for the model card (default: the checkpoint's in {results.FOLDER}/)")
+                        help="record of test.py for the model card (default: "
+                        f"the checkpoint's in {results.FOLDER}/)")
     return parser
 
 
@@ -73,9 +75,10 @@ def main() -> None:
     record = find_record(digest, args.results)
     if args.dynamic and net.method.stripes:
         raise UserError(f"--dynamic: {known['method']} pools stripes of a map of fixed height; leave it out")
-    facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"), digest,
-                  args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144), args.dynamic,
-                  args.uint8, precision="half" if args.half else "int8" if args.int8 else "float32", range=known.get("range"))
+    facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"),
+                  digest, args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144),
+                  args.dynamic, args.uint8, range=known.get("range"),
+                  precision="half" if args.half else "int8" if args.int8 else "float32")
     samples = [sample_paths(source) for source in args.int8] if args.int8 else [None, None]
     out = make_folder(args.out, "--out")
     with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as name:
@@ -85,7 +88,8 @@ def main() -> None:
             write_network(path, net, branch, sample)
             verify(path, net, branch)
             print(f"{path.name}: agrees with torch ({facts.precision}, {path.stat().st_size / 1e6:.1f} MB)")
-        config = describe(facts, net.dim, {path.name: sha256(path) for path in sorted(folder.iterdir())}, record)
+        config = describe(facts, net.dim,
+                          {path.name: sha256(path) for path in sorted(folder.iterdir())}, record)
         write_json(folder / "config.json", config)
         card = model_card(config, Path(args.checkpoint).name)
         (folder / "model_card.md").write_text(card, encoding="utf-8")
@@ -145,14 +149,14 @@ def sample_paths(source: str | None) -> list[str] | None:
     else:
         paths = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise UserError(f"--int8 {source}: no images found; a folder of images, or a gallery of embed.py, "
-                        "expected")
+        raise UserError(f"--int8 {source}: no images found; "
+                        "a folder of images, or a gallery of embed.py, expected")
     return paths[::-(-len(paths) // CALIBRATION)]
 
 
 # ------------------------------------------------------------------------------------------------ the network
 class Branch(nn.Module):
-    """One modality's network as exported: BatchNorm folded, BNNeck a scale and a shift, outputs normalised."""
+    """A modality's network as exported: BatchNorm folded, BNNeck a scale and shift, outputs normalised."""
 
     def __init__(self, net: TwoStream, facts: Facts) -> None:
         super().__init__()
@@ -187,7 +191,8 @@ def write_network(path: Path, net: TwoStream, facts: Facts, sample: Sequence[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(Branch(net, facts).eval(), (example,), str(path), dynamo=True, verbose=False,
-                          external_data=False, optimize=False,  # it takes the 1e-12 of GeM for 0; onnxruntime does its own
+                          external_data=False,
+                          optimize=False,  # it takes the 1e-12 of GeM for 0; onnxruntime does its own
                           input_names=["images"], output_names=list(OUTPUTS),
                           dynamic_shapes={"images": dict.fromkeys(free, torch.export.Dim.DYNAMIC)})
     if sample is not None:
@@ -207,7 +212,8 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
         """Batches of the images in the form that the network takes."""
 
         def __init__(self) -> None:
-            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2, levels=facts.range)
+            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2,
+                                                  levels=facts.range)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             images = next(self.batches, None)
@@ -218,13 +224,13 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
     quant_pre_process(path, path, skip_symbolic_shape=True)
     # 7 of the bits: without VNNI, processors add products of bytes in 16 bits, which could overflow
     quantize_static(path, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
-                    per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True)
+                    per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                    reduce_range=True)
 
 
 # -------------------------------------------------------------------------------------------------- the check
 def verify(path: Path, net: TwoStream, facts: Facts) -> None:
-    """Raise `UserError` unless a file says the facts and gives torch's features, by a check that sees
-    mistakes.
+    """Raise `UserError` unless a file says the facts and gives torch's features, and the check sees mistakes.
 
     What torch makes of wrong images must not pass the same check: where all features are alike, everything
     would.
@@ -241,9 +247,9 @@ def verify(path: Path, net: TwoStream, facts: Facts) -> None:
         for batch in BATCHES:
             found = model.features(images[:batch])
             if problem := difference(found, [feats[:batch] for feats in expected], tolerances):
+                advice = "leave --int8 out" if facts.precision == "int8" else "nothing was written"
                 raise UserError(f"{name}: not torch's features for {batch} images of {height} x {width}: "
-                                f"{problem}; "
-                                f"{'leave --int8 out' if facts.precision == 'int8' else 'nothing was written'}")
+                                f"{problem}; {advice}")
         for what, feats in wrong.items():
             if difference(found, feats, tolerances) is None:
                 raise UserError(f"{name}: cannot be checked, as torch's features are the same with {what}; "
@@ -275,7 +281,8 @@ def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray],
             return f"{kind}: shape {mine.shape} found, {theirs.shape} expected"
         if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
             return f"{kind}: not finite"
-        apart = np.abs(mine - theirs).max(), np.abs(mine @ mine.T - theirs @ theirs.T).max(), distance(mine, theirs)
+        similarities = np.abs(mine @ mine.T - theirs @ theirs.T).max()
+        apart = np.abs(mine - theirs).max(), similarities, distance(mine, theirs)
         for what, value, limit in zip(("entries", "similarities", "features"), apart, allowed):
             if value > limit:
                 return f"{kind}: {what} {value:.1e} apart, {limit:.1e} allowed"
@@ -319,15 +326,16 @@ def describe(facts: Facts, dim: int, files: dict[str, str], record: dict[str, An
     tested = record and {"protocol": record["protocol"]["name"], **{
         name: record.get(name) for name in ("extras", "mean", "std", "calibration", "thresholds")}}
     return {**{name: value for name, value in dataclasses.asdict(facts).items() if name != "modality"},
-            "input": pixels, "outputs": [{"name": name, "shape": ["batch", dim], "normalised": "L2"} for name in OUTPUTS],
+            "input": pixels,
+            "outputs": [{"name": name, "shape": ["batch", dim], "normalised": "L2"} for name in OUTPUTS],
             "files": files, "tested": tested}
 
 
 def model_card(config: dict[str, Any], checkpoint: str) -> str:
     """The model card, Markdown."""
     tested, pixels = config["tested"], config["input"]
-    scores = "\n".join(score_rows(tested)) if tested else "Not tested: `test.py` wrote no record of this checkpoint."
-    return CARD.format(checkpoint=checkpoint, scores=scores, names=", ".join(config["files"]),
+    rows = score_rows(tested) if tested else ["Not tested: `test.py` wrote no record of this checkpoint."]
+    return CARD.format(checkpoint=checkpoint, scores="\n".join(rows), names=", ".join(config["files"]),
                        shape=" x ".join(map(str, pixels["shape"])), normalised=pixels["normalised"],
                        **{name: value for name, value in config.items() if isinstance(value, (str, int))})
 
@@ -340,13 +348,13 @@ def score_rows(tested: dict[str, Any]) -> list[str]:
             *table_head("feature", *measures.values())]
     rows += [f"| {feature} | {' | '.join(f'{values[name]:.2%}' for name in measures)} |"
              for feature, values in tested["mean"].items()]
-    rows += ["", "The same person? Yes above a threshold of the cosine similarity, calibrated on "
-             f"{tested['calibration']}.", "", *table_head("feature", "direction", "false accept "
-                                                                                  "rate", "threshold",
-                                                          "true accept rate", "impostor pairs")]
+    rows += ["", "The same person? Yes above a threshold of the cosine similarity, "
+             f"calibrated on {tested['calibration']}.", "",
+             *table_head("feature", "direction", "false accept rate", "threshold",
+                         "true accept rate", "impostor pairs")]
     return rows + [f"| {feature} | {direction} | {rate} | {found['threshold']:.4f} | "
-                   f"{found['true_accept_rate']:.2%} | {found['impostor_pairs']:,} "
-                   "|" for feature, directions in (tested["thresholds"] or {}).items()
+                   f"{found['true_accept_rate']:.2%} | {found['impostor_pairs']:,} |"
+                   for feature, directions in (tested["thresholds"] or {}).items()
                    for direction, rates in directions.items() for rate, found in rates.items()]
 
 

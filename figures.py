@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
 EMBEDDED, EACH = 20, 12  # persons, and images of each in each modality
-MATCH, MISS = ("✓", "#1a7f37", "-"), ("✗", "#c62828", (0, (2.2, 1.2)))  # told apart by sign, colour and line
+MATCH, MISS = ("✓", "#1a7f37", "-"), ("✗", "#c62828", (0, (2.2, 1.2)))  # sign, colour and line
 ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart (Okabe and Ito)
 WORDS = {"pool": "after pooling", "bnneck": "after BNNeck", "sum": "sum of both cosines"}
 
@@ -69,8 +69,7 @@ def curve_axes(title: str) -> tuple[Figure, Axes]:
 
 
 def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
-    """CMC curves of the features, in per cent: the mean over trials, with a band of one standard deviation.
-    """
+    """CMC curves of the features, in per cent: the mean over trials, in a band of a standard deviation."""
     figure, axes = curve_axes(title)
     lowest = 100.0
     for feature, colour, style, marker in zip(scored(trials), (ORANGE, BLUE), ("--", "-"), ("s", "o")):
@@ -86,12 +85,11 @@ def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
                   clip_on=False, zorder=3,
                   label=f"{WORDS[feature]}: {', '.join(numbers)}")
         lowest = min(lowest, (mean - std).min())
-    axes.set(xlabel="rank", ylabel="matching rate "
-                                   "(%)", xlim=(0.5, len(ranks) + 0.5),
-             ylim=(max(0, 10 * (lowest // 10) - 20), 100),
-             xticks=[1, *range(5, len(ranks) + 1, 5)])
-    several = f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1 else f"trial {trials[0]['trial']}"
-    axes.legend(loc="best", fontsize=8, title=several, title_fontsize=8)
+    axes.set(xlabel="rank", ylabel="matching rate (%)", xlim=(0.5, len(ranks) + 0.5),
+             ylim=(max(0, 10 * (lowest // 10) - 20), 100), xticks=[1, *range(5, len(ranks) + 1, 5)])
+    title = (f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1
+             else f"trial {trials[0]['trial']}")
+    axes.legend(loc="best", fontsize=8, title=title, title_fontsize=8)
     return figure
 
 
@@ -107,9 +105,7 @@ def first_match(dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray) -> np
 
 
 def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
-    """Queries of different persons, spread evenly from the best to the worst rank of the first match (0: left
-    out).
-    """
+    """Queries of different persons, evenly from best to worst rank of the first match (0: left out)."""
     order = np.argsort(ranks, kind="stable")[(ranks == 0).sum():]
     chosen: dict[int, int] = {}
     for part in np.array_split(order, QUERIES):
@@ -152,8 +148,7 @@ class Tile:
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search,
                  height: int,
                  width: int) -> Figure:
-    """Queries with their first ten gallery images, right and wrong ones framed, camera and distance under
-    each.
+    """Queries with their first ten gallery images, framed as right or wrong, with camera and distance.
 
     height, width: pixels, which give the aspect. Queries without a match are not shown.
     """
@@ -161,8 +156,8 @@ def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.n
     rows = []
     for query in choose_queries(ranks, search.query.pids):
         pid, camera = search.query.pids[query], search.query.camids[query]
-        row = [Tile(search.query.paths[query], f"person {pid}, camera {camera}\nfirst match: rank "
-                                               f"{ranks[query]}",
+        row = [Tile(search.query.paths[query],
+                    f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}",
                     levels=search.query.levels)]
         seen = np.flatnonzero(shown[query])
         for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
@@ -210,9 +205,7 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
 
 def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarray,
                    same: np.ndarray) -> Figure:
-    """Histograms (densities) of the distances from queries to the gallery images of the same and of other
-    persons.
-    """
+    """Histograms (densities) of distances from queries to gallery images of the same and other persons."""
     figure, axes = curve_axes(title)
     low, high = float(dist_mat.min()), float(dist_mat.max())
     few = np.count_nonzero(shown & same)
@@ -232,8 +225,7 @@ def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarra
 
 
 def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
-    """ROC of each feature: true accept rate over false accept rate (log axis), the equal error rate marked.
-    """
+    """ROC of each feature: true over false accept rate (log axis), the equal error rate marked."""
     figure, axes = curve_axes(title)
     most = max([len(each.impostor) for each in pairs.values()] + [10])
     for (feature, each), colour, style in zip(pairs.items(), (ORANGE, BLUE), ("--", "-")):
@@ -242,8 +234,8 @@ def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
         accepted = np.unique(np.geomspace(1, len(each.impostor), 400).astype(int))
         error = each.equal_error()
         curve = each.accept_rates(np.append(each.ascending[-accepted], -np.inf))
-        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4, label=f"{WORDS[feature]}: EER "
-                                                                              f"{error:.2%}")
+        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4,
+                  label=f"{WORDS[feature]}: EER {error:.2%}")
         axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
     rates = np.geomspace(1 / most, 1, 200)
     axes.plot(rates, 1 - rates, color="0.6", linewidth=0.8, linestyle=":", label="equal errors")

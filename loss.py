@@ -23,13 +23,13 @@ class Criterion(nn.Module):
     def __init__(self, losses: Mapping[str, Loss], num_classes: int, dim: int) -> None:
         super().__init__()
         self.weights = {name: loss.weight for name, loss in losses.items()}
-        self.terms = {name: build_loss(name, loss.parameters, num_classes, dim) for name, loss in losses.items()}
-        self.learnt = nn.ModuleDict({name: term for name, term in self.terms.items() if isinstance(term, nn.Module)})
+        self.terms = {name: build_loss(name, loss.parameters, num_classes, dim)
+                      for name, loss in losses.items()}
+        self.learnt = nn.ModuleDict({name: term for name, term in self.terms.items()
+                                     if isinstance(term, nn.Module)})
 
     def forward(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum, and each loss unweighted; labels (B,) int64 are those of one view, the same for every
-        view.
-        """
+        """The sum, and each loss unweighted; labels (B,) int64 of one view, the same for each."""
         labels = labels.repeat(len(output.logits) // len(labels))
         with torch.autocast(labels.device.type, enabled=False):
             parts = {name: term(output, labels) for name, term in self.terms.items()}
@@ -115,8 +115,7 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
-    """Weighted regularised triplet loss (Ye et al., TPAMI 2021): softplus(sum w_p d_p - sum w_n d_n), mean
-    over anchors.
+    """Weighted regularised triplet loss (Ye et al., TPAMI 2021): mean softplus(sum w_p d_p - sum w_n d_n).
 
     Far positives and near negatives weigh most. The weights are those of the published code
     (`published_weights`), which for negatives are far from the softmax of the paper. An anchor is a positive

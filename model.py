@@ -61,11 +61,11 @@ METHODS = {
     "caj": Method(losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem",
                   non_local=(("layer2", 2), ("layer3", 3)), views=CAJ_VIEWS),
     # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; a weight of 2 gives the whole map 1
-    "strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem", stripes=3,
-                     views=STRONG_VIEWS),
+    "strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem",
+                     stripes=3, views=STRONG_VIEWS),
     "cgrnet-strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
-                                    "similarity": Loss(10.0)}, own_stages=1, pooling="gem", stripes=3, similarity="cosine",
-                            graph="normalised", views=STRONG_VIEWS),
+                                    "similarity": Loss(10.0)}, own_stages=1, pooling="gem", stripes=3,
+                            similarity="cosine", graph="normalised", views=STRONG_VIEWS),
 }
 
 
@@ -86,8 +86,7 @@ class Output(NamedTuple):
 
 
 class ModalitySimilarity(nn.Module):
-    """Channel attention of one modality: X + gamma A X, where A (B, C, C) compares the channels of X (B, C,
-    H, W).
+    """Channel attention of a modality: X + gamma A X; A (B, C, C) compares the channels of X (B, C, H, W).
 
     A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019), in float32
     also under autocast. `energy` takes E = X X^T as the paper does; a sum over thousands of positions, it
@@ -122,8 +121,7 @@ class ModalitySimilarity(nn.Module):
 
 
 class GraphReasoning(nn.Module):
-    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG, gammas
-    from 0.
+    """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG.
 
     local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the
     weighted mean of the nodes. global -> local has one key, so that its attention is 1 and needs neither
@@ -172,7 +170,7 @@ class GraphReasoning(nn.Module):
     def local_to_local(self, nodes: Tensor) -> Tensor:
         """(B, N, C) -> y_i = sum_j softmax_j(scale theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
         queries, keys, values = self.local_theta(nodes), self.local_phi(nodes), nodes
-        heads = (each[:, None] for each in (queries, keys, values))  # fused kernels want a head: (B, 1, N, ...)
+        heads = (each[:, None] for each in (queries, keys, values))  # fused kernels want one: (B, 1, N, ...)
         return self.local_g(F.scaled_dot_product_attention(*heads, scale=self.scale)[:, 0])
 
     def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
@@ -184,8 +182,7 @@ class GraphReasoning(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """The non-local block of AGW (Ye et al., TPAMI 2021): theta, phi and g to one channel, dot products
-    divided by N.
+    """The non-local block of AGW (Ye et al., TPAMI 2021): theta, phi and g to one channel, products over N.
 
     Without a softmax the N x N matrix has rank one, so that its product with g is taken in O(N). The last
     BatchNorm starts at zero: the block is the identity then.
@@ -205,8 +202,7 @@ class NonLocal(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """A backbone whose first layers are one copy for each modality; BNNeck (Luo et al., TMM 2020) behind the
-    pooling.
+    """A backbone with first layers for each modality, and BNNeck (Luo et al., TMM 2020) behind the pooling.
 
     BatchNorm treats each feature by itself, so that one `bottleneck` is the BNNeck of the whole map and of
     each stripe; `classifier` holds their classifiers one after another. dim: size of either feature. weights:
@@ -220,14 +216,16 @@ class TwoStream(nn.Module):
         backbone = BACKBONES[arch]
         stem, stages = build_backbone(arch, weights)
         own = {**stem, **{stage: stages[stage] for stage in STAGES[:self.method.own_stages]}}
-        self.streams = nn.ModuleDict({modality: nn.Sequential(OrderedDict(copy.deepcopy(own))) for modality in MODALITIES})
+        self.streams = nn.ModuleDict({modality: nn.Sequential(OrderedDict(copy.deepcopy(own)))
+                                      for modality in MODALITIES})
         self.shared = nn.ModuleDict({stage: stages[stage] for stage in STAGES[self.method.own_stages:]})
         self.non_local = nn.ModuleDict({stage: nn.ModuleList(
             NonLocal(backbone.width(stage)) for _ in range(min(blocks, len(stages[stage]))))
             for stage, blocks in self.method.non_local})
         self.similarity = nn.ModuleDict({modality: ModalitySimilarity(self.method.similarity)
                                          for modality in MODALITIES if self.method.similarity})
-        self.graph = GraphReasoning(backbone.width("layer2"), self.method.graph) if self.method.graph else None
+        self.graph = (GraphReasoning(backbone.width("layer2"), self.method.graph) if self.method.graph
+                      else None)
         parts, width = 1 + self.method.stripes, backbone.width("layer4")
         self.dim = parts * width
         self.bottleneck = nn.BatchNorm1d(self.dim)
@@ -236,8 +234,9 @@ class TwoStream(nn.Module):
         nn.init.normal_(self.bottleneck.weight, 1.0, 0.01)
         nn.init.normal_(self.classifier.weight, 0, 0.001)
 
-    def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None, **others: Tensor) -> Output:
-        """Normalised images of one view or of several, (B, 3, height, width) each, by name, through one pass."""
+    def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None,
+                **others: Tensor) -> Output:
+        """Normalised images of one view or of several, (B, 3, height, width) each, by name, in one pass."""
         x, affinities = self.feature_maps({"visible": visible, "infrared": infrared, **others})
         with torch.autocast(x.device.type, enabled=False):
             feats = pool(x.float(), self.method.pooling, self.method.stripes)
@@ -279,8 +278,7 @@ class TwoStream(nn.Module):
         return x
 
     def parameter_groups(self, lr: float, pretrained: bool, optim: str = "sgd") -> list[dict]:
-        """Optimiser groups: a pretrained backbone learns at a tenth of the rate of what is new, a random one
-        at all of it.
+        """Optimiser groups: a pretrained backbone learns at a tenth of the rate, a random one at all of it.
 
         AGW's non-local blocks learn at a tenth beside either, as in its published code: they multiply three
         of their inputs' projections, so that at the full rate they outgrow the running statistics behind them
@@ -296,17 +294,17 @@ class TwoStream(nn.Module):
                 backbone = name.startswith(("streams.", "shared.")) or (non_local and pretrained)
                 groups["backbone" if backbone else "non_local" if non_local else
                        "gamma" if name.endswith("gamma") else "new"].append(parameter)
-        rates = {"backbone": 0.1 if pretrained else 1.0, "non_local": 0.1, "gamma": GAMMA_RATES[optim], "new": 1.0}
-        return [{"params": parameters, "lr": lr * rates[kind]} for kind, parameters in groups.items() if parameters]
+        rates = {"backbone": 0.1 if pretrained else 1.0, "non_local": 0.1,
+                 "gamma": GAMMA_RATES[optim], "new": 1.0}
+        return [{"params": parameters, "lr": lr * rates[kind]}
+                for kind, parameters in groups.items() if parameters]
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """A copy for inference in which each BatchNorm2d is part of the convolution that it stands behind, one
-    pass less each.
-    """
+    """A copy for inference whose BatchNorm2d are part of the convolutions before them, a pass less each."""
     net = copy.deepcopy(net).eval()
     for module in list(net.modules()):
-        children = list(module.named_children())  # in all of our modules, neighbours there are neighbours in `forward`
+        children = list(module.named_children())  # in our modules, their order is that of `forward`
         for (before, convolution), (behind, norm) in zip(children, children[1:]):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 setattr(module, before, fuse_conv_bn_eval(convolution, norm))

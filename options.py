@@ -38,46 +38,49 @@ def train_parser() -> Parser:
     add_shared_arguments(parser, "train")
     parser.add_argument("--test-only", action="store_true", machine=True, help="evaluate --resume and stop")
     rows = {name: " ".join(f"{key} {value}" for key, value in row.items()) for name, row in RECIPES.items()}
-    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True, help="defaults of other "
-                                                                                       "flags: "
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", fixed=True,
+                        help="defaults of other flags: "
                         + "; ".join(f"{name}: {words or 'those said here'}" for name, words in rows.items()))
+    rates = ", ".join(f"{row.lr} for {name}" for name, row in BACKBONES.items())
     parser.add_argument("--lr", type=positive, fixed=True,
-                        help="learning rate of new layers, and a tenth of it of a pretrained backbone (default: " +
-                             ", ".join(f"{row.lr} for {name}" for name, row in BACKBONES.items()) + ")")
+                        help="learning rate of new layers, and a tenth of it of a pretrained backbone "
+                        f"(default: {rates})")
     parser.add_argument("--optim", choices=("sgd", "adam"), default="sgd", fixed=True, help="optimiser")
     parser.add_argument("--epochs", type=integer(1), default=80, help="length")
     parser.add_argument("--schedule", choices=("step", "cosine"), default="step", fixed=True,
-                        help="learning rate by epochs; step: the paper's, made for 80 epochs; cosine: for any number")
+                        help="learning rate by epochs; step: the paper's, made for 80 epochs; "
+                        "cosine: for any number")
     parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", fixed=True,
                         help="identities a batch and process")
     parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", fixed=True,
                         help="visible, and infrared, images of each identity in a batch")
     parser.add_argument("--margin", type=not_negative, fixed=True,
                         help="margin of the triplet loss (default: the method's own)")
-    parser.add_argument("--augment", type=choices([*AUGMENTATIONS, *COMBINED]), metavar="NAME[,NAME...]", fixed=True,
-                        help=f"augmentations of every view, of {', '.join([*AUGMENTATIONS, *COMBINED])} "
-                             "(default: the method's own)")
-    parser.add_argument("--pretrained", type=filled, default="imagenet", metavar="imagenet|none|FILE", fixed=True,
-                        help="first weights of the backbone; FILE: a torchvision state dict")
+    parser.add_argument("--augment", type=choices([*AUGMENTATIONS, *COMBINED]), metavar="NAME[,NAME...]",
+                        fixed=True, help="augmentations of every view, of "
+                        f"{', '.join([*AUGMENTATIONS, *COMBINED])} (default: the method's own)")
+    parser.add_argument("--pretrained", type=filled, default="imagenet", metavar="imagenet|none|FILE",
+                        fixed=True, help="first weights of the backbone; FILE: a torchvision state dict")
     parser.add_argument("--init", type=filled, metavar="FILE", fixed=True,
                         help="take the weights of a checkpoint, and nothing else of it")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, fixed=True,
                         help="seed of everything that is drawn")
-    parser.add_argument("--eval-every", type=integer(1), default=2, metavar="N", help="epochs between "
-                                                                                      "evaluations")
-    parser.add_argument("--save_epoch", type=integer(1), default=20, metavar="N", help="epochs between "
-                                                                                       "epoch_N files")
+    parser.add_argument("--eval-every", type=integer(1), default=2, metavar="N",
+                        help="epochs between evaluations")
+    parser.add_argument("--save_epoch", type=integer(1), default=20, metavar="N",
+                        help="epochs between epoch_N files")
     parser.add_argument("--keep", type=integer(1), metavar="N", help="keep only the newest N epoch_N files")
-    parser.add_argument("--model_path", type=filled, default="save_model/", metavar="DIR", help="folder of "
-                                                                                                "checkpoints")
-    parser.add_argument("--log_path", type=filled, default="log/", metavar="DIR", help="folder of text and "
-                                                                                       "JSON logs")
+    parser.add_argument("--model_path", type=filled, default="save_model/", metavar="DIR",
+                        help="folder of checkpoints")
+    parser.add_argument("--log_path", type=filled, default="log/", metavar="DIR",
+                        help="folder of text and JSON logs")
     parser.add_argument("--vis_log_path", type=filled, default="log/vis_log/", metavar="DIR",
                         help="folder of TensorBoard logs")
-    parser.add_argument("--print-freq", type=integer(1), default=50, metavar="N", help="steps between lines "
-                                                                                       "of progress")
+    parser.add_argument("--print-freq", type=integer(1), default=50, metavar="N",
+                        help="steps between lines of progress")
     parser.add_argument("--data-device", choices=("auto", "gpu", "cpu"), default="auto", machine=True,
-                        help="where training pixels live; auto: on the GPU if they take at most half of its free memory")
+                        help="where training pixels live; "
+                        "auto: on the GPU if they take at most half of its free memory")
     parser.add_argument("--compile", action="store_true", machine=True, help="torch.compile the network")
     parser.add_argument("--sync-bn", action="store_true", fixed=True,
                         help="several GPUs: batch statistics over all of them")
@@ -98,15 +101,17 @@ def test_parser() -> Parser:
     parser.set_defaults(amp="off")  # others check their numbers against these
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--feature", choices=(*FEATURES, SUM),
-                        help="score this feature alone, sum: the sum of both cosines (default: either feature)")
-    parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none", help="re-rank the "
-                                                                                           "distances")
+                        help="score this feature alone, sum: the sum of both cosines "
+                        "(default: either feature)")
+    parser.add_argument("--rerank", choices=("none", "k-reciprocal"), default="none",
+                        help="re-rank the distances")
     parser.add_argument("--save-features", type=filled, metavar="FILE.npz",
                         help="write the features of the first trial")
     parser.add_argument("--out", type=filled, metavar="DIR",
-                        help="write results.json, results.csv and figures there, not one JSON file into results")
-    parser.add_argument("--compare", nargs="+", metavar="results.json", help="print results of one protocol "
-                                                                             "side by side")
+                        help="write results.json, results.csv and figures there, "
+                        "not one JSON file into results")
+    parser.add_argument("--compare", nargs="+", metavar="results.json",
+                        help="print results of one protocol side by side")
     return parser
 
 
@@ -142,7 +147,8 @@ def apply_recipe(args: argparse.Namespace, given: set[str]) -> None:
             setattr(args, name, value)
 
 
-def reconcile(parser: Parser, args: argparse.Namespace, given: set[str], saved: Mapping[str, Any], path: str) -> None:
+def reconcile(parser: Parser, args: argparse.Namespace, given: set[str], saved: Mapping[str, Any],
+              path: str) -> None:
     """Take from a checkpoint's arguments what the command line does not say.
 
     Raises `UserError` where the two contradict in what is fixed, or for what no flag could say.

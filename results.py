@@ -43,21 +43,21 @@ class Scores:
 
 
 def describe_protocol(searches: Sequence[Search], root: str) -> dict[str, Any]:
-    """What makes two results comparable: the search in words, its trials, and a SHA-256 of its images and
-    persons.
-    """
+    """What makes two results comparable: the search, its trials, and a SHA-256 of its images and persons."""
     digest = hashlib.sha256()
     for search in searches:
         for side in (search.query, search.gallery):
             for path, pid, camid in zip(side.paths, side.pids, side.camids):
                 digest.update(f"{Path(path).relative_to(root).as_posix()} {pid} "
                               f"{camid}\n".encode("utf-8", "surrogateescape"))
-    return {"name": searches[0].name, "trials": [search.trial for search in searches], "images": digest.hexdigest()}
+    return {"name": searches[0].name, "trials": [search.trial for search in searches],
+            "images": digest.hexdigest()}
 
 
 def count(search: Search) -> dict[str, int]:
     """Images and persons on either side of a search."""
-    return {f"{side}_{what}": number for side, images in (("query", search.query), ("gallery", search.gallery))
+    return {f"{side}_{what}": number
+            for side, images in (("query", search.query), ("gallery", search.gallery))
             for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
 
 
@@ -73,7 +73,8 @@ def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[s
     """Mean and (population) standard deviation over trials of each measure of each feature, fractions."""
     tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials])
               for feature in scored(trials)}
-    return {name: {feature: dict(zip(MEASURES, statistic(table, axis=0).tolist())) for feature, table in tables.items()}
+    return {name: {feature: dict(zip(MEASURES, statistic(table, axis=0).tolist()))
+                   for feature, table in tables.items()}
             for name, statistic in (("mean", np.mean), ("std", np.std))}
 
 
@@ -210,7 +211,8 @@ def read(path: str) -> Summary:
             raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} "
                             "expected; test that checkpoint again")
         features, made = scored(record["trials"]), record["checkpoint"]
-        values = {feature: {name: show_spread(record, feature, name) for name in MEASURES} for feature in features}
+        values = {feature: {name: show_spread(record, feature, name) for name in MEASURES}
+                  for feature in features}
         queries = read_queries(Path(path))
         if queries is not None:
             require_same(queries, record, path)
@@ -253,8 +255,8 @@ def compare(paths: Sequence[str]) -> list[str]:
             if first.protocol[key] != other.protocol[key]:
                 mine, theirs = (str(side.protocol[key])[:40] for side in (first, other))
                 raise UserError(f"--compare: {first.path} has {key} {mine}, {other.path} has {theirs}; "
-                                "results of different protocols cannot be compared; test both in the same "
-                                "way")
+                                "results of different protocols cannot be compared; "
+                                "test both in the same way")
     rows = [first.protocol["name"]]
     rows += [f"[{number}] {each.path}: {each.method}{each.extras}, {each.files}"
              for number, each in enumerate(summaries, 1)]
@@ -263,7 +265,8 @@ def compare(paths: Sequence[str]) -> list[str]:
             heads = [f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1)]
             rows.append(" ".join([f"{feature:<8}", *heads]))
             for name in MEASURES:
-                cells = [each.values[feature][name] if feature in each.features else "-" for each in summaries]
+                cells = [each.values[feature][name] if feature in each.features else "-"
+                         for each in summaries]
                 rows.append(" ".join([f"{name:<8}", *(f"{cell:>15}" for cell in cells)]))
     return rows + differences(summaries)
 

@@ -85,10 +85,11 @@ def main() -> None:
     hits.write_csv(out / "hits.csv", answers, threshold)
     hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size,
                        query.record.range)
-    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw, query.record.range)
+    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw,
+                             query.record.range)
     if unread:
-        warn(f"{out / 'hits.html'}: {unread} images could not be read any more; names begin in the current "
-             "folder")
+        warn(f"{out / 'hits.html'}: {unread} images could not be read any more; "
+             "names begin in the current folder")
     print(f"hits: {out / 'hits.csv'}, {out / 'hits.png'}, {out / 'hits.html'}")
 
 
@@ -105,11 +106,11 @@ def read_cameras(path: str, side: Gallery) -> np.ndarray:
     cameras = np.array([camera_of(name) for name in side.paths])
     silent = np.count_nonzero(cameras < 0)
     if silent == len(cameras):
-        raise UserError(f"--exclude-same-camera: no name in {path} tells a camera, as cam3/ or _c3_ do; "
-                        "leave it out")
+        raise UserError(f"--exclude-same-camera: no name in {path} tells a camera, "
+                        "as cam3/ or _c3_ do; leave it out")
     if silent:
-        warn(f"--exclude-same-camera: {silent} of {len(cameras)} names in {path} tell no camera, and lose no "
-             "hits")
+        warn(f"--exclude-same-camera: {silent} of {len(cameras)} names in {path} tell no camera, "
+             "and lose no hits")
     return cameras
 
 
@@ -145,9 +146,7 @@ def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers
 
 
 def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> hits.Drawer:
-    """What draws the evidence on two images; raises `UserError` if the checkpoint is not that of the
-    features.
-    """
+    """What draws the evidence on two images; raises `UserError` if the features are another checkpoint's."""
     if sha256(Path(args.resume)) != query.record.checkpoint:
         raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
                         "that one, or leave it out")
@@ -162,8 +161,9 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
         drawn = []
         for found in find_evidence_of_all(net, image, others, *sides, args.feature, levels):
             limit = max(np.abs(values).max() for values in found.maps)
-            drawn.append(hits.Drawn(found.name, [overlay(read_image(path, height, width, levels), values, limit)
-                                                 for path, values in zip(found.paths, found.maps)]))
+            drawn.append(hits.Drawn(found.name, [
+                overlay(read_image(path, height, width, levels), values, limit)
+                for path, values in zip(found.paths, found.maps)]))
         return drawn
 
     return draw

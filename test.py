@@ -20,7 +20,6 @@ import torch
 
 import options
 import results
-from retrieval import verification
 from bootstrap import QueryScores
 from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
@@ -28,12 +27,14 @@ from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
 from engine import Extraction, Features, distances, rank, scores_of, search_features
 from eval_metrics import Ranking, modality_gap
-from retrieval.evidence import find_evidence
 from model import TwoStream
 from results import FEATURES
+from retrieval import verification
+from retrieval.evidence import find_evidence
 from utils import (Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn,
                    write_json)
 
+RERANKED = "k-reciprocal re-ranking"  # as records name it
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ def main() -> None:
     trials = [record_trial(*each) for each in zip(searches, rankings)]
     record = {"format": results.FORMAT, "protocol": results.describe_protocol(searches, args.data_path),
               "extras": extras(args, models, searches),
-              "checkpoint": {"method": args.method, "arch": args.arch, "files": [Path(path).name for path in paths],
-                             "sha256": [sha256(Path(path)) for path in paths], "settings": models[0].settings},
+              "checkpoint": {"method": args.method, "arch": args.arch,
+                             "files": [Path(path).name for path in paths],
+                             "sha256": [sha256(Path(path)) for path in paths],
+                             "settings": models[0].settings},
               "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
     kinds = scored_features(args)
     pairs = {kind: find_pairs(*first, kind) for kind in kinds}
-    unranked = [extra for extra in record["extras"] if extra != "k-reciprocal "
-                                                                "re-ranking"]  # as similarities are
+    unranked = [extra for extra in record["extras"] if extra != RERANKED]  # as similarities are
     record |= {"calibration": verification.describe(first[1], unranked),
                "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in kinds},
                "modality_gap": {kind: find_gap(*first, kind) for kind in kinds}}
@@ -101,27 +103,24 @@ def main() -> None:
 
 # ----------------------------------------------------------------------------------------------- what to test
 def parse_arguments(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
-    """The arguments, and the names of those that the command line gives; raises `UserError` where they
-    contradict.
-    """
+    """The arguments, and the names of those that are given; raises `UserError` where they contradict."""
     args, given = parse_given(parser)
     if args.compare:
         if given != {"compare"}:
-            flag = next(word for word in sys.argv[1:] if word.startswith("-") and not word.startswith("--compare"))
-            raise UserError(f"{flag.split('=')[0]}: --compare reads results and tests nothing; leave one of "
-                            "the two out")
+            flag = next(word for word in sys.argv[1:]
+                        if word.startswith("-") and not word.startswith("--compare"))
+            raise UserError(f"{flag.split('=')[0]}: --compare reads results and tests nothing; "
+                            "leave one of the two out")
     elif not args.resume:
         raise UserError("--resume: no checkpoint given; name one")
     if args.save_features and (not args.save_features.endswith(".npz") or Path(args.save_features).is_dir()):
-        raise UserError(f"--save-features {args.save_features}: the name of a file that ends in .npz "
-                        "expected")
+        raise UserError(f"--save-features {args.save_features}: "
+                        "the name of a file that ends in .npz expected")
     return args, given
 
 
 def checkpoints(args: argparse.Namespace) -> list[str]:
-    """The files to test, one or one for each trial; `UserError` if one is not there or cannot name its
-    results.
-    """
+    """The files to test, one or one a trial; `UserError` if one is missing or cannot name its results."""
     paths = [args.resume]
     if "{}" in args.resume:
         paths = [args.resume.replace("{}", str(trial)) for trial in range(1, TRIALS + 1)]
@@ -149,23 +148,24 @@ def load_model(path: str, parser: Parser) -> Model:
 
 
 def away_from_home(model: Model, target: str | None) -> Model:
-    """The model as a test on another data set than its own sees it, where --dataset names one: its persons are
-    none of that test, whatever the trial, it was not chosen on its images, and flags of data sets say nothing.
+    """The model as a test on another data set sees it, where --dataset names one: none of its persons are in
+    that test, it was not chosen on those images, and flags of data sets say nothing.
     """
     own = model.facts.get("dataset")
     if target is None or own in (None, target):
         return model
     particular = {"dataset", *(flag.dest for data in DATASETS.values() for flag in data.flags)}
     facts = {name: value for name, value in model.facts.items() if name not in particular}
-    return replace(model, facts=facts, trial=None, chosen=False, home=DATASETS[own].title if own in DATASETS else own)
+    return replace(model, facts=facts, trial=None, chosen=False,
+                   home=DATASETS[own].title if own in DATASETS else own)
 
 
 def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,
                     place: int | None) -> list[Search]:
-    """What to test a model on, the n-th of ten or the only one (None); `UserError` where flags contradict it."""
+    """What to test a model on, the n-th of ten or the only one (None); `UserError` where flags disagree."""
     if "dataset" not in model.facts and "dataset" not in given:
-        raise UserError(f"--resume {model.path}: does not say which data set it was trained on; give "
-                        "--dataset")
+        raise UserError(f"--resume {model.path}: does not say which data set it was trained on; "
+                        "give --dataset")
     options.reconcile(parser, args, given, model.facts, model.path)
     resolve_arguments(args)
     data = DATASETS[args.dataset]
@@ -175,15 +175,16 @@ def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], m
     trials = data.trials(place or (trial_of(args, given, model) if data.splits > 1 else args.trial))
     if model.home and data.splits > 1 and "trial" not in given:
         trials = range(1, data.splits + 1)
-    return data.searches(args.data_path, direction=args.direction, trials=trials, **data.keywords("searches", vars(args)))
+    return data.searches(args.data_path, direction=args.direction, trials=trials,
+                         **data.keywords("searches", vars(args)))
 
 
 def trial_of(args: argparse.Namespace, given: set[str], model: Model) -> int:
-    """The split to test a model on; raises `UserError` rather than test it on persons that it was trained on."""
+    """The split to test a model on; raises `UserError` for one whose persons it was trained on."""
     if model.trial is None:
         if "trial" not in given and not model.home:
-            raise UserError(f"--resume {model.path}: does not say which trial it was trained on; give that "
-                            "with --trial")
+            raise UserError(f"--resume {model.path}: does not say which trial it was trained on; "
+                            "give that with --trial")
         return args.trial
     if "trial" not in given or args.trial == model.trial or args.force_trial:
         return args.trial if "trial" in given else model.trial
@@ -199,30 +200,29 @@ def require_trial(args: argparse.Namespace, given: set[str], model: Model, place
         raise UserError(f"--resume {args.resume}: {{}} stands for ten trials, each with a model, but "
                         f"{data.title} has one model; name its file")
     if "trial" in given:
-        raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; leave one of "
-                        "them out")
+        raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; "
+                        "leave one of them out")
     if model.trial not in (None, place) and not args.force_trial:
         raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {place} expected by "
                         "its place; rename the file (--force-trial tests all the same)")
 
 
 def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
-    """Warn of scores that say less than they seem to: of a best file, and of a split whose persons the model
-    knows.
-    """
+    """Warn of scores that say less than they seem to: of a best file, and of persons that the model knows."""
     if model.chosen and not known_best:
         warn_of_best(model.path)
     if model.trial not in (None, search.trial):
-        warn(f"--force-trial: {model.path} was trained on trial {model.trial}, whose training persons are "
-             f"among the test persons of trial {search.trial}; these scores say nothing of persons that it "
-             "does not know")
+        warn(f"--force-trial: {model.path} was trained on trial {model.trial}, "
+             f"whose training persons are among the test persons of trial {search.trial}; "
+             "these scores say nothing of persons that it does not know")
 
 
 # ---------------------------------------------------------------------------------------- features and scores
 def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
     bf16 = use_bf16(device, args.amp, args.img_w)
-    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip, silent=False)
+    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip,
+                      silent=False)
 
 
 def require_figures() -> None:
@@ -247,7 +247,8 @@ def scored_features(args: argparse.Namespace) -> tuple[str, ...]:
 
 def record_trial(search: Search, rankings: dict[str, Ranking]) -> dict[str, Any]:
     """One search's scores with each feature, as a record holds them."""
-    return {"trial": search.trial, **{kind: scores_of(ranking).record() for kind, ranking in rankings.items()},
+    return {"trial": search.trial,
+            **{kind: scores_of(ranking).record() for kind, ranking in rankings.items()},
             "counts": results.count(search), "queries_without_match": search.unmatched()}
 
 
@@ -277,7 +278,7 @@ def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]
     """What was done beyond the protocol, in words."""
     words = ["flip"] if args.flip else []
     words += [f"feature {args.feature}"] if args.feature else []
-    words += ["k-reciprocal re-ranking"] if args.rerank == "k-reciprocal" else []
+    words += [RERANKED] if args.rerank == "k-reciprocal" else []
     words += sorted({f"trained on {model.home}" for model in models if model.home})
     forced = [(search.trial, model.trial) for model, search in zip(models, searches)
               if model.trial not in (None, search.trial)]
@@ -316,9 +317,10 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
     modalities = search.query.modality, search.gallery.modality
-    rows = [[(caption, find_evidence(net, pair, modalities, args.img_h, args.img_w, levels=search.query.levels))
+    size = args.img_h, args.img_w
+    rows = [[(caption, find_evidence(net, pair, modalities, *size, levels=search.query.levels))
              for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
-    figures.save(out, {"evidence": figures.draw_evidence(title, rows, args.img_h, args.img_w)})
+    figures.save(out, {"evidence": figures.draw_evidence(title, rows, *size)})
     sides = {side.modality: side for side in (search.query, search.gallery)}
     feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}
     try:
@@ -332,8 +334,10 @@ def save_features(path: Path, features: dict[str, Features], search: Search) -> 
     arrays: dict[str, np.ndarray] = {}
     for side, images in (("query", search.query), ("gallery", search.gallery)):
         found = features[images.modality]
-        arrays |= {f"{side}_feats": found.take(images, "bnneck"), f"{side}_feats_pool": found.take(images, "pool"),
-                   f"{side}_pids": images.pids, f"{side}_camids": images.camids, f"{side}_paths": np.array(images.paths)}
+        arrays |= {f"{side}_feats": found.take(images, "bnneck"),
+                   f"{side}_feats_pool": found.take(images, "pool"),
+                   f"{side}_pids": images.pids, f"{side}_camids": images.camids,
+                   f"{side}_paths": np.array(images.paths)}
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)

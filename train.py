@@ -29,21 +29,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import options
-from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weights, remove_old_epochs, save_checkpoint,
-                        warn_of_best)
+from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weights, remove_old_epochs,
+                        save_checkpoint, warn_of_best)
 from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_device, load_train_images
 from data_manager import DATASETS
 from datasets import arrays
 from datasets.types import EVERY, MODALITIES, Search, TrainSplit
 from devices import (Processes, choose_device, prepare, require_compiler, seed_everything, start_processes,
                      stop_processes, use_bf16)
-from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor, load_optimiser,
-                    score, search_features, set_learning_rate, train_one_epoch, train_steps)
+from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor,
+                    load_optimiser, score, search_features, set_learning_rate, train_one_epoch, train_steps)
 from loss import Criterion
 from model import METHODS, Method, TwoStream
 from results import FEATURES, count, show_percent, unmatched_line
-from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given, run,
-                   versions, warn)
+from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given,
+                   run, versions, warn)
 
 SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
@@ -74,12 +74,13 @@ def main() -> None:
         seed_everything(args.seed)
         net, state.first_weights = first_network(args, saved, len(split.pids), device)
         criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
-        optimiser = build_optimiser(net, criterion, args.lr, args.pretrained != "none" or bool(args.init), args.optim)
+        optimiser = build_optimiser(net, criterion, args.lr,
+                                    args.pretrained != "none" or bool(args.init), args.optim)
         if saved is not None:
             go_on_from(saved, args.resume, criterion, optimiser, sampler)
         bf16 = use_bf16(device, args.amp, args.img_w)
-        describe_run(state, files, split, searches, net, sampler, f"{device}, "
-                                                                     f"{'bf16' if bf16 else 'float32'}")
+        describe_run(state, files, split, searches, net, sampler,
+                     f"{device}, {'bf16' if bf16 else 'float32'}")
         if files.writes:
             warn_of_surprises(args, files, split, searches, saved)
             take_best_along(args, state, files)
@@ -88,10 +89,11 @@ def main() -> None:
             require_compiler(device)
         images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, marks,
                                    args.arrays, silent=files.log.silent)
-        batches = TrainBatches(images, sampler, net.method.views, device, keep_on_device(args, images, device),
-                               args.seed, processes.rank)
+        batches = TrainBatches(images, sampler, net.method.views, device,
+                               keep_on_device(args, images, device), args.seed, processes.rank)
         stop = StopRequest()
-        save = partial(save_state, state=state, files=files, net=net, criterion=criterion, optimiser=optimiser)
+        save = partial(save_state, state=state, files=files, net=net, criterion=criterion,
+                       optimiser=optimiser)
         trained, weighed = wrap(net, args.compile, device), wrap(criterion, False, device)
         for epoch in range(state.epoch, args.epochs):
             factor = learning_rate_factor(epoch, args.epochs, args.schedule)
@@ -112,8 +114,8 @@ def main() -> None:
             finish_epoch(record, state, files, save, args)
         best = state.best
         files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
-                  f"{files.path('best')}" if best["epoch"] >= 0 else "done, without figures: "
-                                                                     f"{files.path('last')}")
+                  f"{files.path('best')}" if best["epoch"] >= 0
+                  else f"done, without figures: {files.path('last')}")
     stop_processes()
 
 
@@ -130,13 +132,14 @@ def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
     if args.test_only and not args.resume:
         raise UserError("--test-only: no --resume given; name the checkpoint to test")
     if args.resume and args.init:
-        raise UserError("--resume goes on with a run and --init begins a new one from its weights; give one "
-                        "of them")
+        raise UserError("--resume goes on with a run and --init begins a new one from its weights; "
+                        "give one of them")
     if args.init and "pretrained" in given and args.pretrained != "none":
         raise UserError(f"--pretrained {args.pretrained} and --init {args.init} both say which weights to "
                         "begin with; give one")
     if args.trial == EVERY and args.resume:
-        raise UserError(f"--trial {EVERY} goes on where it was stopped without --resume; leave one of them out")
+        raise UserError(f"--trial {EVERY} goes on where it was stopped without --resume; "
+                        "leave one of them out")
     if args.resume:
         saved = load_checkpoint(args.resume)
         options.reconcile(parser, args, given, saved.args, args.resume)
@@ -152,8 +155,9 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
 
     Raises `UserError` unless that checkpoint can be gone on from with these images and processes.
     """
-    fresh = Checkpoint(net={}, args=vars(args), num_classes=len(split.pids), name=run_name(args), trial=args.trial,
-                       fingerprint=fingerprint, processes=processes.count, versions=versions(), commit=git_commit())
+    fresh = Checkpoint(net={}, args=vars(args), num_classes=len(split.pids), name=run_name(args),
+                       trial=args.trial, fingerprint=fingerprint, processes=processes.count,
+                       versions=versions(), commit=git_commit())
     if saved is None:
         return fresh
     advice = "use the data of that run, or begin a new run with --init"
@@ -186,7 +190,8 @@ def run_name(args: argparse.Namespace, old: bool = False) -> str:
     return "_".join(words + ([f"trial_{args.trial}"] if DATASETS[args.dataset].splits > 1 else []))
 
 
-def run_files(name: str, args: argparse.Namespace, processes: Processes, saved: Checkpoint | None) -> RunFiles:
+def run_files(name: str, args: argparse.Namespace, processes: Processes,
+              saved: Checkpoint | None) -> RunFiles:
     """The run's files, which all begin with its name."""
     return RunFiles(name, args.model_path, Path(args.log_path) / f"{args.dataset}_log", args.vis_log_path,
                     processes.writes, resumed=saved is not None)
@@ -198,7 +203,7 @@ def moved(args: argparse.Namespace) -> bool:
 
 
 def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles) -> None:
-    """Have the best file of a run that goes on in its folder; where there is none, the best is counted anew."""
+    """Have the best file of a run that goes on in its folder; where it is missing, count the best anew."""
     if state.best["epoch"] < 0:
         return
     target = files.path("best")
@@ -207,8 +212,8 @@ def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
     elif not target.exists():
-        warn(f"--resume {args.resume}: {source} is not there; the best is counted anew from epoch "
-             f"{state.epoch}")
+        warn(f"--resume {args.resume}: {source} is not there; "
+             f"the best is counted anew from epoch {state.epoch}")
         state.best = Checkpoint({}, {}, 0).best
 
 
@@ -221,15 +226,14 @@ def method_of(args: argparse.Namespace) -> Method:
         method = replace(method, losses=losses)
     if args.augment is not None:
         names = tuple(args.augment.split(","))
-        method = replace(method, views={name: replace(view, augment=names) for name, view in method.views.items()})
+        method = replace(method,
+                         views={name: replace(view, augment=names) for name, view in method.views.items()})
     return method
 
 
 def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: int,
                   device: torch.device) -> tuple[TwoStream, str]:
-    """A new network with the first weights that the arguments name, or that of a checkpoint; a line on those
-    weights.
-    """
+    """A new network with the arguments' first weights, or a checkpoint's; a line on those weights."""
     if saved is not None:
         net, line = saved.network(args.resume), saved.first_weights
         net.method = method_of(args)
@@ -249,7 +253,7 @@ def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: i
 
 def go_on_from(saved: Checkpoint, path: str, criterion: Criterion, optimiser: torch.optim.Optimizer,
                sampler: IdentitySampler) -> None:
-    """Put back what losses and optimiser had learnt; raises `UserError` if a checkpoint holds none that fit."""
+    """Put back what losses and optimiser had learnt; `UserError` if a checkpoint holds none that fit."""
     try:
         criterion.load_state_dict(saved.criterion)
         load_optimiser(optimiser, saved.optimiser)
@@ -282,8 +286,8 @@ def train_every_trial(args: argparse.Namespace) -> None:
     A trial whose training is complete is not trained again, and one that was stopped goes on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"--trial {EVERY}: {os.environ['WORLD_SIZE']} processes started; give torchrun one trial "
-                        "at a time")
+        raise UserError(f"--trial {EVERY}: {os.environ['WORLD_SIZE']} processes started; "
+                        "give torchrun one trial at a time")
     name = run_name(argparse.Namespace(**{**vars(args), "trial": "{}"}))
     pattern = str(Path(args.model_path) / f"{name}_last.t")
     for trial in DATASETS[args.dataset].trials(EVERY):
@@ -315,7 +319,8 @@ def run_script(*words: str) -> None:
     """Run one of the scripts and hand signals on to it; ends with its status where that is not 0."""
     print(f"\n$ python {shlex.join(words)}", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(words[0])), *words[1:]]
-    process = subprocess.Popen(command, start_new_session=True)  # so that a terminal's signal comes once, from here
+    # in a session of its own, so that a terminal's signal comes once, from here
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         status = process.wait()
     except (Interrupted, KeyboardInterrupt) as error:
@@ -328,10 +333,9 @@ def run_script(*words: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- an epoch
-def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, batches: TrainBatches, stop: StopRequest,
-                files: RunFiles, read_every: int) -> dict[str, float]:
-    """Take an epoch's steps, or what is left of them, and note in `state` how far they came; returns its
-    figures.
+def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, batches: TrainBatches,
+                stop: StopRequest, files: RunFiles, read_every: int) -> dict[str, float]:
+    """Take an epoch's steps, or what is left of them, noting in `state` how far they came; their figures.
 
     Raises `UserError` that names the last good checkpoint if a loss is not finite.
     """
@@ -348,8 +352,7 @@ def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, bat
 
 def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop: StopRequest,
              epoch: int) -> dict[str, float]:
-    """Figures of the first search, as test.py finds them; several processes take the running statistics of
-    the first.
+    """Figures of the first search, as test.py finds them; processes take the first's running statistics.
 
     There are none without a search. What fails is a warning, and there are no figures; of several processes,
     where all of them see it. Raises `Interrupted` if a signal comes.
@@ -374,13 +377,12 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
 
 def finish_epoch(record: dict[str, float], state: Checkpoint, files: RunFiles, save: Callable[..., None],
                  args: argparse.Namespace) -> None:
-    """Write logs, then checkpoints: what a kill in between loses is done again in the same way; what is only
-    for looking at comes last.
-    """
+    """Write logs, checkpoints, then what is looked at: what a kill in between loses is done again."""
     files.log_epoch(record)
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     if record.get("bnneck/rank-1", -1.0) > state.best["rank-1"]:
-        state.best = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"], "epoch": record["epoch"]}
+        state.best = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"],
+                      "epoch": record["epoch"]}
         save("best")
     if state.epoch % args.save_epoch == 0:
         save(f"epoch_{state.epoch}")
@@ -409,21 +411,23 @@ def save_state(kind: str, state: Checkpoint, files: RunFiles, net: TwoStream, cr
 
 def last_good(files: RunFiles) -> str:
     """The checkpoint of this run to go back to, in words."""
-    return f"the last good checkpoint is {files.path('last')}" if files.saved else "no checkpoint was written yet"
+    return (f"the last good checkpoint is {files.path('last')}" if files.saved
+            else "no checkpoint was written yet")
 
 
 def stopped(stop: StopRequest, state: Checkpoint, batches: TrainBatches, files: RunFiles) -> Interrupted:
     """The end of a run that was asked to stop, with the command that goes on in the same way."""
     program = ["python"] if state.processes == 1 else ["torchrun", "--nproc-per-node", str(state.processes)]
-    words = ["--resume", str(files.path("last")), "--data-path", state.args["data_path"], "--gpu", state.args["gpu"]]
+    words = ["--resume", str(files.path("last")), "--data-path", state.args["data_path"],
+             "--gpu", state.args["gpu"]]
     return Interrupted(stop.signum, f"stopped in epoch {state.epoch} after step {state.step} of "
                                     f"{len(batches)}; go on with: "
                                     f"{shlex.join([*program, 'train.py', *words])}")
 
 
 # ----------------------------------------------------------------------------------------- what is said of it
-def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches: list[Search], net: TwoStream,
-                 sampler: IdentitySampler, where: str) -> None:
+def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches: list[Search],
+                 net: TwoStream, sampler: IdentitySampler, where: str) -> None:
     """Log what is about to run on what."""
     log, method = files.log, state.args["method"]
     log(f"run {files.name}, recipe {state.args['recipe']}, on {where}, {state.processes} process(es)")
@@ -433,8 +437,8 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches
     log(f"{DATASETS[state.args['dataset']].title:<18} {'ids':>6} {'images':>8}")
     rows = [("train visible", split.visible), ("train infrared", split.infrared)]
     for search in searches[:1]:
-        rows += [(f"query {search.query.modality}", search.query), ("gallery "
-                                                                    f"{search.gallery.modality}", search.gallery)]
+        rows += [(f"query {search.query.modality}", search.query),
+                 (f"gallery {search.gallery.modality}", search.gallery)]
     for name, images in rows:
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
     for line in unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}
@@ -453,7 +457,8 @@ def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSpl
     """Warn of what is legal but surely unintended."""
     for line in DATASETS[args.dataset].surprises(args.data_path, split, *searches[:1]):
         warn(line)
-    if args.pretrained == "none" and not args.init and args.lr >= 0.1 and args.optim == "sgd" and saved is None:
+    scratch = args.pretrained == "none" and not args.init and saved is None
+    if scratch and args.lr >= 0.1 and args.optim == "sgd":
         warn(f"--pretrained none with --lr {args.lr}: a backbone from scratch learns at the full rate, ten "
              "times that of a pretrained one; if the loss does not fall, lower --lr")
     if args.schedule == "step" and args.epochs <= SHORT:

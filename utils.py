@@ -37,15 +37,11 @@ NO_LOCKS = {getattr(errno, name, None) for name in ("ENOSYS", "ENOLCK", "EOPNOTS
 
 
 class UserError(Exception):
-    """Something that the user can mend; its one line names the file or flag, what was found and what was
-    expected.
-    """
+    """Something that the user can mend, in one line: file or flag, what was found, what was expected."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop; `signum` is the signal's number. No `except Exception` takes it for
-    a fault.
-    """
+    """A signal, `signum`, asked the program to stop. No `except Exception` takes it for a fault."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -65,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         self.machine: set[str] = set()
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
-    def add_argument(self, *names: Any, fixed: bool = False, machine: bool = False, **kwargs: Any) -> argparse.Action:
+    def add_argument(self, *names: Any, fixed: bool = False, machine: bool = False,
+                     **kwargs: Any) -> argparse.Action:
         """Declare an argument, and remember how it was declared."""
         action = super().add_argument(*names, **kwargs)
         self.declared[action.dest] = action
@@ -129,7 +126,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     try:
         signal.signal(signal.SIGTERM, terminate)
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding does not
+        # a file name may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
         one_line_warnings()
         main()
     except Interrupted as error:
@@ -157,7 +155,8 @@ def signals_held() -> Iterator[None]:
     """
     held: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
-    heard = signals if threading.current_thread() is threading.main_thread() else ()  # other threads hear of none
+    # other threads hear of none
+    heard = signals if threading.current_thread() is threading.main_thread() else ()
     before = {signum: signal.signal(signum, lambda signum, frame: held.append(signum)) for signum in heard}
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if masks else None
@@ -198,9 +197,7 @@ def in_processes(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
 
 
 def begin(start: Callable[[], None] | None) -> None:
-    """Begin a process of a pool, which leaves SIGINT to its parent; by SIGTERM, a pool that has lost a
-    process ends the others.
-    """
+    """Begin a pool's process, which leaves SIGINT to its parent; by SIGTERM, a broken pool ends others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -214,7 +211,8 @@ def explain(error: Exception) -> str | None:
         return one_line(error)
     if isinstance(error, OSError):
         return explain_os_error(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError)
+                                          and re.search(NO_MEMORY, str(error))):
         return (f"out of memory ({one_line(error)[:160] or type(error).__name__}); free some, or use a "
                 "smaller --batch-size or --test-batch, fewer --workers, or --data-device cpu")
     return None
@@ -238,8 +236,8 @@ def integer(minimum: int, maximum: int = 10 ** 6) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or not minimum <= value <= maximum:
-            raise argparse.ArgumentTypeError(f"{text!r} found, a whole number from {minimum} to {maximum} "
-                                             "expected")
+            raise argparse.ArgumentTypeError(f"{text!r} found, "
+                                             f"a whole number from {minimum} to {maximum} expected")
         return value
 
     return parse
@@ -278,8 +276,8 @@ def choices(known: Iterable[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         odd = [name for name in text.split(",") if name not in known]
         if odd:
-            raise argparse.ArgumentTypeError(f"{odd[0]!r} found, names of {', '.join(known)} expected, with "
-                                             "commas between")
+            raise argparse.ArgumentTypeError(f"{odd[0]!r} found, names of {', '.join(known)} expected, "
+                                             "with commas between")
         return text
 
     return parse
@@ -287,30 +285,28 @@ def choices(known: Iterable[str]) -> Callable[[str], str]:
 
 def add_data_arguments(parser: Parser) -> None:
     """Declare the image size and the readers, which every script that reads images takes."""
-    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", fixed=True, help="image "
-                                                                                                           "width")
-    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", fixed=True, help="image "
-                                                                                                           "height")
+    parser.add_argument("--img_w", type=integer(16, 4096), default=144, metavar="PIXELS", fixed=True,
+                        help="image width")
+    parser.add_argument("--img_h", type=integer(16, 4096), default=288, metavar="PIXELS", fixed=True,
+                        help="image height")
     parser.add_argument("--workers", type=integer(0, 256), default=4, metavar="N", machine=True,
                         help="parallel readers of images (0: none but the program itself)")
 
 
 def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
-    """Parse the command line; also the names of the arguments that it gives, rather than leaves at their
-    defaults.
-    """
+    """Parse the command line; also the names of the arguments that it gives, apart from defaults."""
     defaults = vars(parser.parse_args([]))
     missing = object()
     parsed = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(defaults, missing))))
     given = {name for name, value in parsed.items() if value is not missing}
-    return argparse.Namespace(**{name: parsed[name] if name in given else defaults[name] for name in defaults}), given
+    values = {name: parsed[name] if name in given else defaults[name] for name in defaults}
+    return argparse.Namespace(**values), given
 
 
 # ------------------------------------------------------------------------------------------------------ files
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does
-    not.
+    """A temporary path beside `path` that becomes `path` when the block ends well, and otherwise vanishes.
 
     An error of the file system names `path`.
     """
@@ -336,7 +332,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def make_folder(path: str | Path, flag: str) -> Path:
-    """Create a folder for output and make sure that it can be written; `UserError` names the flag otherwise."""
+    """Create a folder for output and make sure that it can be written; else, `UserError` names the flag."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -351,8 +347,7 @@ def make_folder(path: str | Path, flag: str) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file, which stays, as taking it away races; raises `UserError(taken)` if another process
-    does.
+    """Hold a lock file, which stays (removal races); raises `UserError(taken)` if another process does.
 
     Where the file system has no locks, one warning, and on without.
     """
@@ -382,12 +377,10 @@ def sha256(path: Path) -> str:
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, with `+` behind it where files were changed; `unknown` outside a
-    checkout.
-    """
+    """The commit of the code that runs, with `+` if files were changed; `unknown` outside a checkout."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), *words], capture_output=True,
-                              text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(["git", "-C", str(Path(__file__).resolve().parent),
+                               *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
@@ -397,14 +390,12 @@ def git_commit() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
     from importlib.metadata import version
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision", "numpy",
-                                                                                     "pillow")}}
+    return {"python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}}
 
 
 class Log:
-    """Lines to the terminal and to a text file, and one JSON line an epoch to a file beside it; silent
-    without a folder.
-    """
+    """Lines to terminal and text file, a JSON line an epoch to a file beside it; silent without a folder."""
 
     def __init__(self, folder: Path | None, name: str = "") -> None:
         self.silent = folder is None
@@ -434,27 +425,28 @@ class Log:
         if self.epochs is None or not self.epochs.exists():
             return []
         try:
-            return [line for line in self.epochs.read_text(encoding="utf-8").splitlines() if json.loads(line)["epoch"] < epoch]
+            return [line for line in self.epochs.read_text(encoding="utf-8").splitlines()
+                    if json.loads(line)["epoch"] < epoch]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.epochs}: a line that is no record of an epoch found; remove the file, or "
                             "choose another --log_path") from None
 
 
 class RunFiles:
-    """The files of one training run, which one process at a time may write; of processes that train together,
-    the first.
+    """The files of a training run, which one process at a time may write; in joint training, the first.
 
     Enter it as a context. resumed: whether it goes on from a checkpoint of its own. Raises `UserError`
     naming the flag where a folder cannot be written or another process is at work on the run's files.
     """
 
-    def __init__(self, name: str, model_path: str, log_path: str | Path, vis_log_path: str, writes: bool = True,
-                 resumed: bool = False) -> None:
+    def __init__(self, name: str, model_path: str, log_path: str | Path, vis_log_path: str,
+                 writes: bool = True, resumed: bool = False) -> None:
         self.name, self.writes, self.folder = name, writes, Path(model_path)
         self.log, self.board = Log(None), None
         self.saved = resumed  # whether a checkpoint of this run is there to go back to
         self.held: contextlib.ExitStack = contextlib.ExitStack()
-        self.flags = {"--model_path": model_path, "--log_path": log_path, "--vis_log_path": Path(vis_log_path) / name}
+        self.flags = {"--model_path": model_path, "--log_path": log_path,
+                      "--vis_log_path": Path(vis_log_path) / name}
 
     def __enter__(self) -> RunFiles:
         if not self.writes:
