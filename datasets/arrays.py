@@ -104,10 +104,9 @@ def recorded_marks(root: Path) -> dict[tuple[str, str], Mark]:
         return {}  # `open_arrays` says what is wrong with it
 
 
-def present(split: TrainSplit, root: str | Path, height: int, width: int, folder: str | Path | None = None) -> bool:
-    """Whether a data set has pre-processed arrays; raises `UserError` for arrays without the manifest, and for a
-    folder named for them that has none.
-    """
+def present(split: TrainSplit, root: str | Path, height: int, width: int,
+            folder: str | Path | None = None) -> bool:
+    """Whether a data set has pre-processed arrays; `UserError` for some, or a folder, without manifest."""
     if split.arrays is None:
         return False
     if (Path(folder or root) / MANIFEST).exists():
@@ -116,17 +115,19 @@ def present(split: TrainSplit, root: str | Path, height: int, width: int, folder
         raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made "
                         f"from; {renew(split, root, height, width, folder)}")
     if folder:
-        raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {renew(split, root, height, width, folder)}")
+        raise UserError(f"--arrays {folder}: no {MANIFEST} in it; "
+                        f"{renew(split, root, height, width, folder)}")
     return False
 
 
 def strays(split: TrainSplit, folder: str | Path) -> list[Path]:
-    """The arrays in a folder without their manifest: of other code, or of a pre-processing that was cut short."""
+    """The arrays in a folder without their manifest: other code's, or of a pre-processing cut short."""
     paths = [Path(folder) / f"{name}_img.npy" for name in split.arrays.names.values()]
     return [] if (Path(folder) / MANIFEST).exists() else [path for path in paths if path.exists()]
 
 
-def renew(split: TrainSplit, root: str | Path, height: int, width: int, folder: str | Path | None = None) -> str:
+def renew(split: TrainSplit, root: str | Path, height: int, width: int,
+          folder: str | Path | None = None) -> str:
     """The command that makes the arrays anew."""
     words = ["--data-path", str(root), *(["--arrays", str(folder)] if folder else [])]
     return f"run: python {split.arrays.script} {shlex.join(words)} --img_w {width} --img_h {height}"
@@ -167,8 +168,7 @@ def difference(then: object, now: list[str], modality: str) -> str:
 
 def open_array(stem: Path, labels: np.ndarray, height: int, width: int,
                command: str) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-map one pair of arrays; any but whole arrays of the expected shape and dtype are a `UserError`.
-    """
+    """Memory-map a pair of arrays; any but whole ones of the expected shape and dtype are a `UserError`."""
     pixels = load_npy(Path(f"{stem}_img.npy"), (len(labels), height, width, 3), np.uint8, command)
     stored = load_npy(Path(f"{stem}_label.npy"), (len(labels),), np.int64, command)
     if not np.array_equal(stored, labels):  # other code of this field writes arrays of the same names

@@ -60,9 +60,7 @@ class Report:
 
 def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: set[int],
                      report: Report) -> None:
-    """Report persons that lack a modality: training refuses them, testing leaves their queries out of the
-    mean.
-    """
+    """Report persons without a modality: training refuses them, testing leaves their queries out."""
     for modality, present in sides.items():
         for pid in sorted(pids - present):
             report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",
@@ -132,10 +130,9 @@ def open_images(report: Report, every: bool) -> None:
     report.found.get((FAULT, "unreadable"), []).sort()
     if deep:
         low, high = min(error.low for error in deep), max(error.high for error in deep)
-        report.add(NOTE, "more than 8 bits a channel", f"{len(deep)} of the {len(report.images)} images "
-                                                       "opened, raw "
-                   f"values {low} to {high}: training and testing need --range LOW HIGH, the raw values "
-                   "that become black and white")
+        report.add(NOTE, "more than 8 bits a channel",
+                   f"{len(deep)} of the {len(report.images)} images opened, raw values {low} to {high}: "
+                   "training and testing need --range LOW HIGH, the raw values that become black and white")
 
 
 def describe(root: Path, title: str, report: Report, every: bool) -> Iterator[str]:

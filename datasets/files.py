@@ -12,8 +12,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """Sorted image paths of one folder; hidden and system files are left out, anything else is a `UserError`.
-    """
+    """Sorted image paths of a folder, without hidden and system files; anything else is a `UserError`."""
     paths = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_system_file(entry.name):
@@ -73,8 +72,8 @@ def parse_id_list(path: Path) -> list[int]:
             raise UserError(f"{path}: {word[:40]!r} found, positive identity numbers separated by commas "
                             "expected; restore the file")
     if not any(words):
-        raise UserError(f"{path}: empty; one line of identity numbers separated by commas expected; restore "
-                        "the file")
+        raise UserError(f"{path}: empty; one line of identity numbers separated by commas expected; "
+                        "restore the file")
     return sorted({int(word) for word in words if word})
 
 

@@ -33,8 +33,7 @@ class CamerasApart(Search):
 
 
 class Folders(DataSet):
-    """Any images that lie in DIR/{train,test}/{visible,infrared}/PERSON; either of train and test may be
-    missing.
+    """Any images in DIR/{train,test}/{visible,infrared}/PERSON; either of train and test may be missing.
 
     PERSON is any name. An image belongs to camera N if its name begins with cN_ or camN_, else to one camera
     that all such images of its modality share. Every test image of one modality is a query among all of the
@@ -81,12 +80,10 @@ class Folders(DataSet):
         return [0]
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What follows from the other arguments; raises `UserError` for no folder, and for a range that is
-        none.
-        """
+        """What follows from the other arguments; `UserError` for no folder, and for a range that is none."""
         if values["data_path"] is None:
-            raise UserError("--dataset folders: no --data-path given; name the folder that holds train and "
-                            "test")
+            raise UserError("--dataset folders: no --data-path given; "
+                            "name the folder that holds train and test")
         require_range(values["range"])
         return super().resolve(values)
 
@@ -114,8 +111,7 @@ class Folders(DataSet):
                        f"{root / split}: no such folder")
         if both := sorted(set.intersection(*names.values())) if len(names) == 2 else []:
             report.add(NOTE, "names in train and test", f"{len(both)}, the first {both[0]}: if they are the "
-                                                        "same persons, a test "
-                       "says nothing of persons that the model does not know")
+                       "same persons, a test says nothing of persons that the model does not know")
         for split, script, method in (("train", "train.py", self.train_split),
                                       ("test", "test.py", self.searches)):
             if split in present:
@@ -138,8 +134,8 @@ def read_persons(folder: Path) -> dict[str, Persons]:
     persons = {}
     for modality in MODALITIES:
         if not (folder / modality).is_dir():
-            raise UserError(f"{folder / modality}: no such folder; the images in {modality}/PERSON/IMAGE "
-                            "expected")
+            raise UserError(f"{folder / modality}: no such folder; "
+                            f"the images in {modality}/PERSON/IMAGE expected")
         entries = sorted(os.scandir(folder / modality), key=lambda entry: natural(entry.name))
         found = {entry.name: list_images(entry.path) for entry in entries
                  if entry.is_dir() and not is_system_file(entry.name)}
@@ -175,9 +171,9 @@ def require_both_modalities(folder: Path, persons: Mapping[str, Persons]) -> Non
                 raise UserError(f"{folder}: no name of a person's folder is in both visible and infrared; "
                                 "the same name in both expected for training; rename the folders")
             more = f" (and {len(lone) - 1} more)" if len(lone) > 1 else ""
-            raise UserError(f"{folder}: person {lone[0]}{more} has no {modality} image; both modalities "
-                            f"expected for training; add images, or move {folder / other / lone[0]} "
-                            "elsewhere")
+            raise UserError(f"{folder}: person {lone[0]}{more} has no {modality} image; "
+                            "both modalities expected for training; "
+                            f"add images, or move {folder / other / lone[0]} elsewhere")
 
 
 def make_images(persons: Mapping[str, Persons], levels: Iterable[int] | None) -> list[Images]:
@@ -226,9 +222,7 @@ def sizes(persons: Persons) -> tuple[int, int, int]:
 
 
 def check_sides(folder: Path, split: str, sides: Mapping[str, Persons], report: Report) -> None:
-    """Report persons that lack a modality: training refuses them, testing leaves their queries out of the
-    mean.
-    """
+    """Report persons without a modality: training refuses them, testing leaves their queries out."""
     for modality, other in (MODALITIES, MODALITIES[::-1]):
         for name in sorted(sides[other].keys() - sides[modality].keys(), key=natural):
             report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",

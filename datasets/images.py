@@ -20,8 +20,9 @@ PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of a
 
 # What else is found under an image's name, by its first bytes.
 KNOWN = {"a TIFF file": rb"II[*+]\0|MM\0[*+]", "a GIF file": rb"GIF8", "a WebP file": rb"RIFF....WEBP",
-         "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)", "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51",
-         "a NumPy array": rb"\x93NUMPY", "a PDF": rb"%PDF", "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
+         "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)",
+         "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", "a NumPy array": rb"\x93NUMPY",
+         "a PDF": rb"%PDF", "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
          "a web page": rb"\s*<(!|html|HTML|\?xml)"}
 
 
@@ -29,7 +30,7 @@ class TooManyBits(UserError):
     """An image whose raw values, from `low` to `high`, do not say which of them are black and white."""
 
     def __init__(self, message: str, low: int = 0, high: int = 0) -> None:
-        super().__init__(message)  # alone: an error goes from process to process as its message and attributes
+        super().__init__(message)  # alone: from process to process, an error is its message and attributes
         self.low, self.high = low, high
 
 
@@ -74,11 +75,13 @@ def read_image(path: str | Path, height: int, width: int,
                         "file") from None
 
 
-def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int, h: int) -> tuple[int, int, int, int]:
-    """The box (left, upper, right, lower) of a part of an image of this size (width, height); `UserError` if it is empty."""
+def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int,
+               h: int) -> tuple[int, int, int, int]:
+    """The box (left, upper, right, lower) of a part of an image (width, height); `UserError` for none."""
     left, upper, right, lower = max(x, 0), max(y, 0), min(x + w, size[0]), min(y + h, size[1])
     if left >= right or upper >= lower:
-        raise UserError(f"{path}: nothing of this box lies within the image of {size[0]} x {size[1]} pixels; mend the box")
+        raise UserError(f"{path}: nothing of this box lies within the image of {size[0]} x {size[1]} pixels; "
+                        "mend the box")
     return left, upper, right, lower
 
 
@@ -99,10 +102,10 @@ def reduce_to_8_bits(image: Image.Image, path: str | Path, levels: tuple[int, in
     values = np.asarray(image)
     if levels is None:
         low, high = int(values.min()), int(values.max())
-        raise TooManyBits(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
-                          "expected; convert it to an 8-bit file, or, with --dataset folders and in embed.py, "
-                          "give --range LOW HIGH, the raw values that become black and white in all images "
-                          f"(this one has {low} to {high})", low, high)
+        raise TooManyBits(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) "
+                          "found, 8 bits expected; convert it to an 8-bit file, or, with --dataset folders "
+                          "and in embed.py, give --range LOW HIGH, the raw values that become black and "
+                          f"white in all images (this one has {low} to {high})", low, high)
     low, high = levels
     scaled = (values.clip(low, high).astype(np.float64) - low) * (255 / (high - low))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
@@ -124,7 +127,7 @@ def describe_bytes(path: str | Path) -> str:
 def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
                  unreadable: dict[str, str] | None = None,
                  levels: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
-    """Batches (B, height, width, 3) uint8 of image files in order; raises `UserError` naming a file it cannot read.
+    """Batches (B, height, width, 3) uint8 of image files in order; `UserError` names one that it cannot read.
 
     workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. unreadable: takes the
     error of each file that cannot be read, which its batch is without then. levels: see `read_image`.

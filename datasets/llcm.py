@@ -11,17 +11,15 @@ import numpy as np
 from datasets.cameras import check_camera, image_files
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, check_unlisted, has_bytes
 from datasets.files import listed_files, parse_id_list, parse_index
-from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images,
-                            Search, TrainSplit, grouped, make_train_split)
+from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet,
+                            Images, Search, TrainSplit, grouped, make_train_split)
 
 NAMES = {VISIBLE: "vis", INFRARED: "nir"}  # of the modalities, as its folders and lists say them
 CAMERAS = {VISIBLE: (1, 2, 3, 4, 5, 6, 7, 8, 9), INFRARED: (1, 2, 4, 5, 6, 7, 8, 9)}  # that see test persons
 
 
 def seen(q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray) -> np.ndarray:
-    """The rule of exclusion, (Q, G) bool: a query does not see its own person in the camera of its own
-    number.
-    """
+    """The rule of exclusion, (Q, G) bool: a query does not see its person in the camera of its number."""
     return (q_pids[:, None] != g_pids) | (q_camids[:, None] != g_camids)
 
 
@@ -120,9 +118,7 @@ class LLCM(DataSet):
                            direction=direction, trials=[0])
 
     def check_list(self, root: Path, modality: str, report: Report) -> dict[str, int]:
-        """Check the images that one training list names, and those on disk that it does not; returns its
-        lines.
-        """
+        """Check the images that a training list names, and those on disk that it does not; its lines."""
         path = list_path(root, modality)
         entries = dict(report.attempt(FAULT, "lists", "", parse_index, path) or ())
         for name in sorted(entries):

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from datasets.arrays import MANIFEST, manifest, marks, strays
 from datasets.images import read_image
 from datasets.types import DataSet, Images, TrainSplit
-from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, locked, make_folder,
-                   one_line_warnings, warn, write_json)
+from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, locked,
+                   make_folder, one_line_warnings, warn, write_json)
 
 CHUNK = 16  # images a task
 Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_array`
@@ -24,12 +24,13 @@ Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_arra
 
 def preprocess(data: DataSet) -> None:
     """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
-    parser = Parser(description=f"Decode and resize the training images of {data.title} into memory-mapped "
-                                ".npy arrays.")
+    parser = Parser(description=f"Decode and resize the training images of {data.title} into "
+                    "memory-mapped .npy arrays.")
     parser.add_argument("--data-path", type=filled, default=data.path, metavar="DIR",
                         help="folder of the data set")
     parser.add_argument("--arrays", type=filled, metavar="DIR",
-                        help="folder for the arrays, as where the data are read-only (default: that of the data set)")
+                        help="folder for the arrays, as where the data are read-only "
+                        "(default: that of the data set)")
     add_data_arguments(parser)
     args = parser.parse_args()
     root = Path(args.data_path)
@@ -38,8 +39,8 @@ def preprocess(data: DataSet) -> None:
         warn(line)
     folder = make_folder(args.arrays or root, "--arrays" if args.arrays else "--data-path")
     if found := strays(split, folder):
-        warn(f"{', '.join(map(str, found))}: without {MANIFEST}, so made by other code or cut short; will be replaced "
-             "(--arrays DIR writes elsewhere)")
+        warn(f"{', '.join(map(str, found))}: without {MANIFEST}, so made by other code or cut short; "
+             "will be replaced (--arrays DIR writes elsewhere)")
     with exclusive(folder, data.arrays.script):
         write_arrays(root, folder, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
     print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} "
@@ -66,9 +67,7 @@ def clear(folder: Path) -> None:
 
 
 def write_arrays(root: Path, folder: Path, split: TrainSplit, height: int, width: int, workers: int) -> None:
-    """Write temporary arrays, then put all of them in place; the manifest, without which none is used, comes
-    last.
-    """
+    """Write temporary arrays, then put all in place; the manifest, which makes them count, comes last."""
     parts: dict[Path, Path] = {}
     layouts: dict[str, Layout] = {}
     try:
@@ -86,7 +85,8 @@ def write_arrays(root: Path, folder: Path, split: TrainSplit, height: int, width
             os.replace(part, final)
         write_json(folder / MANIFEST, content)
     except OSError as error:
-        raise UserError(f"--data-path {root}: {explain_os_error(error)}; or write elsewhere with --arrays DIR") from None
+        raise UserError(f"--data-path {root}: {explain_os_error(error)}; "
+                        "or write elsewhere with --arrays DIR") from None
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -96,9 +96,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
-    """An empty .npy of uint8 on disk, and what a worker needs to map its pixels: path, offset in bytes,
-    shape.
-    """
+    """An empty .npy of uint8 on disk, and what a worker maps its pixels by: path, offset in bytes, shape."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     offset = array.offset
     del array
@@ -107,13 +105,11 @@ def make_array(path: Path, shape: tuple[int, ...]) -> Layout:
 
 
 def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) -> None:
-    """Fill the memory-mapped arrays of both modalities with a pool of processes, each writing its own rows, or in
-    this process if there are no workers.
-    """
+    """Fill the memory-mapped arrays of both modalities with a pool of processes, or in this one if none."""
     chunks = [(side.modality, start, side.paths[start:start + CHUNK]) for side in sides
               for start in range(0, len(side), CHUNK)]
-    ended = (f"--workers {workers}: a process that decodes images was ended; free memory, or use fewer "
-             "--workers")
+    ended = (f"--workers {workers}: a process that decodes images was ended; "
+             "free memory, or use fewer --workers")
     if workers == 0:
         map_arrays(layouts)
         done = (decode_rows(*chunk) for chunk in chunks)
@@ -125,9 +121,7 @@ def decode(sides: tuple[Images, ...], layouts: dict[str, Layout], workers: int) 
 
 
 def reserve(path: Path, size: int) -> None:
-    """Take the disk space now, where the system can: a full disk is an error here, and a crash in a memory
-    map.
-    """
+    """Take the disk space now, where the system can: a full disk is an error here, later it is a crash."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, size)

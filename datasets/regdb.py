@@ -10,8 +10,8 @@ import numpy as np
 
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, check_unlisted, has_bytes
 from datasets.files import listed_files, parse_index
-from datasets.types import (DIRECTIONS, EVERY, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images, Search,
-                            TrainSplit, make_train_split)
+from datasets.types import (DIRECTIONS, EVERY, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Flag, Images,
+                            Search, TrainSplit, make_train_split)
 from utils import UserError, integer
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
@@ -36,8 +36,9 @@ class RegDB(DataSet):
     published = {"training persons": 206, "visible training images": 2060, "infrared training images": 2060,
                  "test persons": 206, "visible test images": 2060, "infrared test images": 2060}
     flags = (
-        Flag("--trial", {"type": trial_number, "default": 1, "metavar": f"T|{EVERY}",
-                         "help": "RegDB: split, 1 to 10; all: train ten models, one after the other, and test them"},
+        Flag("--trial",
+             {"type": trial_number, "default": 1, "metavar": f"T|{EVERY}",
+              "help": "RegDB: split, 1 to 10; all: train ten models, one after the other, and test them"},
              argument_to=("train_split",), fixed=True),
         Flag("--force-trial", {"action": "store_true",
                                "help": "RegDB: test on a split whose persons the model may know"},
@@ -86,21 +87,20 @@ class RegDB(DataSet):
         return list(range(1, TRIALS + 1)) if trial == EVERY else [trial]
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What follows from the other arguments; raises `UserError` where --tvsearch contradicts --direction.
-        """
+        """What follows from the other arguments; `UserError` where --tvsearch contradicts --direction."""
         if values["tvsearch"] and values["direction"] == "v2i":
-            raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; leave one of "
-                            "them out")
+            raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; "
+                            "leave one of them out")
         return super().resolve({**values, "direction": "i2v" if values["tvsearch"] else values["direction"]})
 
     def check(self, root: Path, report: Report) -> None:
-        """Check the lists of the ten trials, the images that they name, and those on disk that they do not.
-        """
+        """Check the ten trials' lists, the images that they name, and those on disk that they do not."""
         named: dict[str, list[str]] = {}  # the lists that name an image
         held = [trial for trial in range(1, TRIALS + 1) if any(
             list_path(root, split, trial, modality).exists() for split in SPLITS for modality in MODALITIES)]
         for trial in sorted({*range(1, TRIALS + 1)} - {*held}) if held else ():
-            report.add(NOTE, "trials without lists", f"{root / 'idx'}: none of trial {trial}; others do without")
+            report.add(NOTE, "trials without lists",
+                       f"{root / 'idx'}: none of trial {trial}; others do without")
         held = held or [1]
         rows = [self.check_trial(root, trial, named, report) for trial in held]
         report.table.append("trial" + "".join(f"{f'{word} persons':>20}{'visible':>9}{'infrared':>10}"

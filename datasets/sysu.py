@@ -10,8 +10,8 @@ import numpy as np
 from datasets.cameras import check_camera, image_files
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities
 from datasets.files import parse_id_list
-from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Flag, Images,
-                            Search, TrainSplit, grouped, make_train_split)
+from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet,
+                            Flag, Images, Search, TrainSplit, grouped, make_train_split)
 from utils import UserError
 
 CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
@@ -20,8 +20,7 @@ GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the 
 
 
 def seen(infrared_camids: np.ndarray, visible_camids: np.ndarray) -> np.ndarray:
-    """The rule of exclusion, (N, M) bool: cameras 3 and 2 stand in one room, whose images are not compared.
-    """
+    """The rule of exclusion, (N, M) bool: cameras 3 and 2, of one room, are not compared."""
     rows = np.stack((np.ones(len(visible_camids), bool), visible_camids != 2))  # of camera 6, and of camera 3
     return rows[(infrared_camids == 3).astype(np.intp)]
 
@@ -212,8 +211,8 @@ def camera_files(root: Path, pids: Sequence[int], cameras: Sequence[int]) -> dic
     for camera in sorted(set(cameras) - {camera for _, camera in files}):
         folder = root / f"cam{camera}"
         what = "no image of the persons on the lists" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, expected; "
-                        "restore them")
+        raise UserError(f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, "
+                        "expected; restore them")
     return files
 
 

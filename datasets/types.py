@@ -23,9 +23,7 @@ FEATURES, SUM = ("pool", "bnneck"), "sum"  # after pooling, after BNNeck; and th
 
 @dataclass(frozen=True)
 class View:
-    """One input of a network: images of a modality, augmented in one way (names of
-    AUGMENTATIONS).
-    """
+    """One input of a network: a modality's images, augmented in one way (names of AUGMENTATIONS)."""
 
     modality: str
     augment: tuple[str, ...] = ("standard",)
@@ -82,8 +80,7 @@ class Search:
     partial: bool = False
 
     def seen(self) -> np.ndarray:
-        """What the ranking of each query holds, (Q, G) bool; a data set that excludes images overrides this.
-        """
+        """What each query's ranking holds, (Q, G) bool; a data set that excludes images overrides this."""
         return np.ones((len(self.query), len(self.gallery)), bool)
 
     def unmatched(self) -> int:
@@ -170,8 +167,10 @@ class Flag:
 
 
 # Of every data set that a script pre-processes.
-ARRAYS_FLAG = Flag("--arrays", {"type": filled, "metavar": "DIR", "help": (
-    "SYSU-MM01, LLCM: folder of the pre-processed arrays (default: that of the data set)")}, scripts=("train",))
+ARRAYS_FLAG = Flag("--arrays", {
+    "type": filled, "metavar": "DIR",
+    "help": "SYSU-MM01, LLCM: folder of the pre-processed arrays (default: that of the data set)"},
+    scripts=("train",))
 
 
 class DataSet:
@@ -206,9 +205,7 @@ class DataSet:
         raise NotImplementedError
 
     def check(self, root: Path, report: Report) -> None:
-        """Report what is missing, empty, misnamed or of no use in a copy, and what training and testing would
-        refuse.
-        """
+        """Report what is missing, empty, misnamed or of no use, and what training and testing refuse."""
         raise NotImplementedError
 
     # --------------------------------------------------------------------------- what a data set may say anew
@@ -240,8 +237,8 @@ class DataSet:
         root, layout = Path(data_path), f"{self.title} ({', '.join(self.folders)})"
         if not root.is_dir():
             what = "a file" if root.exists() else "no such folder"
-            raise UserError(f"--data-path {root}: {what}; put {self.title} there (README, Data) or name its "
-                            "folder")
+            raise UserError(f"--data-path {root}: {what}; put {self.title} there (README, Data) "
+                            "or name its folder")
         if not self.present(root):
             inside = sorted(path.name for path in root.iterdir() if path.is_dir())
             found = f"the folders {', '.join(inside[:9])}" if inside else "no folder in it"
@@ -290,7 +287,7 @@ def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], sou
         lacking = np.setdiff1d(pids, images.pids)
         if len(lacking):
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; both "
-                            "modalities expected for training; restore the images, or take the person off "
-                            "the list")
+            raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; "
+                            "both modalities expected for training; "
+                            "restore the images, or take the person off the list")
     return TrainSplit(visible, infrared, pids, arrays)

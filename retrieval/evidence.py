@@ -52,9 +52,10 @@ def find_evidence_of_all(net: TwoStream, first: str, others: Sequence[str], moda
                          levels: tuple[int, int] | None = None) -> list[Evidence]:
     """The evidence of an image file with each of others, which pass through the network as one batch."""
     device = next(net.parameters()).device
-    pixels = [torch.from_numpy(np.stack([read_image(path, height, width, levels) for path in paths])).to(device)
+    pixels = [np.stack([read_image(path, height, width, levels) for path in paths])
               for paths in ((first,), others)]
-    (own,), found = (last_maps(net, normalise(images), modality) for images, modality in zip(pixels, modalities))
+    (own,), found = (last_maps(net, normalise(torch.from_numpy(images).to(device)), modality)
+                     for images, modality in zip(pixels, modalities))
     pairs = [pair_maps(net, own[None], x[None], kind) for x in found]
     exact = net.method.pooling == "average"
     return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact, levels)

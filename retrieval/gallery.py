@@ -69,9 +69,7 @@ class Gallery:
 
 # ------------------------------------------------------------------------------------------------------ files
 def write_gallery(path: Path, parts: Sequence[Gallery]) -> None:
-    """Write galleries of one record into one file, whole or not at all; it may replace one that they are
-    mapped from.
-    """
+    """Write galleries of one record into one file, whole or not at all, even over a mapped one of theirs."""
     arrays: dict[str, list[np.ndarray]] = {name: [getattr(part, name) for part in parts] for name in FEATURES}
     arrays["paths"] = [np.array(part.paths, str) for part in parts]
     if parts[0].record.rows in ("tracklets", "tracks"):
@@ -84,9 +82,7 @@ def write_gallery(path: Path, parts: Sequence[Gallery]) -> None:
 
 
 def write_array(archive: zipfile.ZipFile, file: IO[bytes], name: str, pieces: Sequence[np.ndarray]) -> None:
-    """Write arrays one after the other as one member, a block of rows at a time; its values begin at an
-    aligned place.
-    """
+    """Write arrays one after the other as one member, a block of rows at a time, from an aligned place on."""
     dtype = max((piece.dtype for piece in pieces), key=lambda dtype: dtype.itemsize)
     shape = (sum(map(len, pieces)), *pieces[0].shape[1:]) if pieces[0].ndim else ()
     head = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False,
@@ -160,8 +156,7 @@ def read_record(text: str) -> Record:
 
 
 def require_same(first: Record, second: Record, names: Sequence[str], what: str) -> None:
-    """Raise `UserError` unless two records agree in the fields of these names; what: the two files in words.
-    """
+    """Raise `UserError` unless two records agree in these fields; what: the two files in words."""
     for name in names:
         found, expected = getattr(second, name), getattr(first, name)
         if found != expected:
@@ -171,16 +166,13 @@ def require_same(first: Record, second: Record, names: Sequence[str], what: str)
 
 # ------------------------------------------------------------------------------------------------------ names
 def camera_of(path: str) -> int:
-    """The number of the camera that a name tells, as `cam3/`, `_c3_` or `_c3s1_` do, the last of several; -1:
-    none.
-    """
+    """The number of the camera that a name tells last, as `cam3/`, `_c3_` or `_c3s1_` do; -1: none."""
     numbers = CAMERA.findall(path)
     return int(numbers[-1]) if numbers else -1
 
 
 def time_of(path: str) -> str | None:
-    """The time that a name tells, as `20260131_235959` or `2026-01-31T23:59:59` do, in ISO 8601; None: none.
-    """
+    """The time that a name tells, as `20260131_235959` or `2026-01-31T23:59:59` do, ISO 8601; None: none."""
     numbers = TIME.findall(path)
     return "{}-{}-{}T{}:{}:{}".format(*numbers[-1]) if numbers else None
 
@@ -188,9 +180,7 @@ def time_of(path: str) -> str | None:
 # ----------------------------------------------------------------------------------------------------- search
 @dataclass(frozen=True)
 class Hits:
-    """The first rows of the gallery for each query: rows (Q, K) int64, -1 behind the last, similarities (Q,
-    K) float64.
-    """
+    """Each query's first gallery rows (Q, K) int64, -1 behind the last, and similarities (Q, K) float64."""
 
     rows: np.ndarray
     similarities: np.ndarray
@@ -198,8 +188,7 @@ class Hits:
 
 def find_nearest(query: np.ndarray, gallery: np.ndarray, top: int, q_camids: np.ndarray | None = None,
                  g_camids: np.ndarray | None = None, silent: bool = True) -> Hits:
-    """The `top` most similar rows of a gallery (G, D) for each query (Q, D), L2-normalised: all rows are
-    compared.
+    """The `top` most similar rows of a gallery (G, D) for each query (Q, D), L2-normalised, among all rows.
 
     The order is that of a full stable sort: by falling similarity, computed in float64, and equal ones in
     gallery order. Rows of the query's camera are left out where cameras (Q,), (G,) are given; -1 is none.

@@ -1,6 +1,4 @@
-"""What a search found: verdicts, hits.csv, hits.png, and hits.html, one page that needs no network and no
-server.
-"""
+"""What a search found: verdicts, hits.csv, hits.png, and hits.html, a page that needs no network."""
 from __future__ import annotations
 
 import base64
@@ -55,9 +53,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, its hits from the most similar on, and whether its person is here ("": no threshold was
-    given).
-    """
+    """A query, its hits from the most similar on, and whether its person is here ("": no threshold)."""
 
     name: str
     image: str
@@ -67,9 +63,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The evidence on the image of a query and on that of a hit, (height, width, 3) uint8, and what it is, in
-    words.
-    """
+    """The evidence on the images of a query and a hit, (height, width, 3) uint8, and what it is, in words."""
 
     name: str
     pictures: Sequence[np.ndarray]
@@ -81,9 +75,7 @@ Drawer = Callable[[str, Sequence[str], int, int], list[Drawn]]
 
 # --------------------------------------------------------------------------------------------------- verdicts
 def read_threshold(path: str, far: float, feature: str, query: Record, gallery: Record) -> Threshold:
-    """The threshold for a search at a false accept rate; raises `UserError` where a record of test.py has
-    none for it.
-    """
+    """The threshold at a false accept rate; raises `UserError` where a record of test.py has none for it."""
     sides = query.modality, gallery.modality
     direction = next((name for name, modalities in DIRECTIONS.items() if modalities == sides), None)
     if direction is None:
@@ -183,11 +175,10 @@ def shorten(name: str, length: int = 14) -> str:
 # ------------------------------------------------------------------------------------------------------- page
 def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], height: int,
                width: int, draw: Drawer | None, levels: tuple[int, int] | None = None) -> int:
-    """Write the page, whole or not at all; returns how many images could not be read, which are empty frames
-    in it.
+    """Write the page, whole or not at all; returns how many images were not read, which are empty frames.
 
-    about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence; levels: see
-    `read_image`.
+    about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence;
+    levels: see `read_image`.
     """
     size = THUMBNAIL, round(THUMBNAIL * width / height)
     thumbnails: dict[str, str] = {}

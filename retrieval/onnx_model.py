@@ -104,6 +104,6 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
         what = "no metadata of export.py" if unknown else one_line(error)[:160]
         raise UserError(f"{path}: not a network of export.py ({what}); export the checkpoint again") from None
     if facts.format != FORMAT:
-        raise UserError(f"{path}: format {facts.format} found, {FORMAT} expected; export the checkpoint "
-                        "again")
+        raise UserError(f"{path}: format {facts.format} found, {FORMAT} expected; "
+                        "export the checkpoint again")
     return OnnxModel(session, facts)

@@ -20,7 +20,7 @@ Thresholds = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Cosine similarities of a search's pairs, float32: of the same person (N,), of different persons (M,)."""
+    """Cosine similarities of a search's pairs, float32: of the same person (N,), of others (M,)."""
 
     genuine: np.ndarray
     impostor: np.ndarray
@@ -45,9 +45,7 @@ class Pairs:
         return tuple(1 - np.searchsorted(side, thresholds, "right") / len(side) for side in sides)
 
     def equal_error(self) -> float:
-        """Equal error rate, a fraction: as large a share of impostors is accepted as of genuine pairs
-        refused.
-        """
+        """Equal error rate, a fraction: as many impostors are accepted as genuine pairs are refused."""
         accepted, kept = self.accept_rates(np.unique(np.concatenate([self.genuine, self.impostor])))
         nearest = np.abs(accepted - (1 - kept)).argmin()
         return float((accepted[nearest] + 1 - kept[nearest]) / 2)

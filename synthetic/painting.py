@@ -1,5 +1,4 @@
-"""Painting a person: strips lit as cylinders, the textures of cloth and face, and the figure that is made of
-them.
+"""Painting a person: strips lit as cylinders, textures of cloth and face, and the figure made of them.
 
 A person is a small 3-D skeleton dressed in limbs: tapered strips with cylinder normals, so that one set of
 shapes serves every view, light and spectrum. Lengths are fractions of the body height, y downwards from the
@@ -34,9 +33,7 @@ class Canvas:
     yaw: float  # radians; 0 faces the camera, pi turns the back to it
 
     def window(self, a: Point, b: Point, margin: float) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-        """The rows and columns within `margin` of the line a-b, and their x (1, w) and y (h, 1) relative to
-        a.
-        """
+        """The rows and columns within `margin` of the line a-b, and their x (1, w) and y (h, 1) from a."""
         rows, columns, _ = self.rgba.shape
         left, right = sorted(p[0] * self.scale + self.origin[0] for p in (a, b))
         upper, lower = sorted(p[1] * self.scale + self.origin[1] for p in (a, b))
@@ -49,8 +46,8 @@ class Canvas:
 
 
 def strip(canvas: Canvas, a: Point, b: Point, widths: Sequence[float], texture: Texture | np.ndarray, *,
-          flat: tuple[bool, bool] = (False, False), corner: float = 0.0, shadow: float = 0.35, cloth: float = 0.0,
-          dome: float = 0.0, offset: float = 0.0) -> None:
+          flat: tuple[bool, bool] = (False, False), corner: float = 0.0, shadow: float = 0.35,
+          cloth: float = 0.0, dome: float = 0.0, offset: float = 0.0) -> None:
     """Paint a limb from a to b with half-widths spread evenly along it, lit as a cylinder.
 
     `texture` is one tone or a function of body azimuth (radians, 0 in front), distance from a, and
@@ -104,7 +101,8 @@ def wave(x: np.ndarray, period: float, scale: float) -> np.ndarray:
     return np.clip(0.5 + period * scale / 6 * np.sin(2 * np.pi / period * x), 0, 1)
 
 
-def weave(piece: Piece, canvas: Canvas, azimuth: np.ndarray, along: np.ndarray, sleeve: bool = False) -> np.ndarray:
+def weave(piece: Piece, canvas: Canvas, azimuth: np.ndarray, along: np.ndarray,
+          sleeve: bool = False) -> np.ndarray:
     """How much of the second tone a pattern shows, 0..1, at surface coordinates of a garment."""
     scale, pattern, period = canvas.scale, piece.pattern, piece.period
 
@@ -188,7 +186,8 @@ def face(person: Person, canvas: Canvas) -> Texture:
     spectrum, scale, cut = canvas.camera.spectrum, canvas.scale, person.hair.cut
     skin, hair = person.skin[spectrum], person.hair.tones[spectrum][0]
     thermal = spectrum == "thermal"
-    features = [(0.12, 0.05, 0.005, 0.01, 0.3), (0.0, 0.071, 0.014, 0.0035, 0.45)]  # azimuth, y, radii, darkness
+    # azimuth, y, radii, darkness
+    features = [(0.12, 0.05, 0.005, 0.01, 0.3), (0.0, 0.071, 0.014, 0.0035, 0.45)]
     for eye in (-0.42, 0.42):
         features += [(eye, 0.03, 0.0085, 0.0045, 0.15 if thermal else 0.75), (eye, 0.018, 0.012, 0.003, 0.35)]
         if person.glasses:
@@ -261,7 +260,7 @@ def below(a: Point, drop: float) -> tuple[float, ...]:
 
 
 def add_leg(figure: Figure, side: int) -> None:
-    """A leg at its moment of the walk, shod, in trousers or bare below shorts or a skirt; `side` is -1 or 1."""
+    """A leg at its moment of the walk, shod, in trousers or bare below shorts or skirt; `side`: -1 or 1."""
     person, project, add, girth = figure.person, figure.project, figure.add, figure.person.girth
     swing = figure.stride * math.sin(figure.phase) * side
     shin = swing - 0.12 - 0.7 * figure.stride * max(0.0, math.cos(figure.phase) * side)
@@ -284,18 +283,22 @@ def add_leg(figure: Figure, side: int) -> None:
     add(near + 0.001, knee, ankle, (0.035 * girth, 0.04 * girth, 0.028, 0.02), skin)
     add(near + 0.002, hip, knee, (0.058 * girth, 0.05 * girth, 0.036 * girth), skin)
     if person.shoes.cut == "boots":
-        add(near + 0.003, between(knee, ankle, 0.3), ankle, (0.043 * girth, 0.036, 0.027), shoe, flat=(True, False))
+        add(near + 0.003, between(knee, ankle, 0.3), ankle, (0.043 * girth, 0.036, 0.027), shoe,
+            flat=(True, False))
     if person.bottom.cut == "shorts":
-        add(near + 0.004, hip, between(hip, knee, 0.82), (0.062 * girth, 0.063 * girth), cloth, flat=HEMMED, cloth=0.6)
+        add(near + 0.004, hip, between(hip, knee, 0.82), (0.062 * girth, 0.063 * girth), cloth,
+            flat=HEMMED, cloth=0.6)
 
 
 def add_trunk(figure: Figure) -> None:
     """Hips, skirt and torso; the torso's hem hides the hips as far as the garment's cut reaches."""
-    person, project, girth, broad = figure.person, figure.project, figure.person.girth, figure.person.shoulders
-    top, bottom, yaw = person.top, person.bottom, figure.canvas.yaw
-    cloth, hips, waist = garment(figure.canvas, bottom), figure.seen(0.1 * girth, 0.075 * girth), project(0, 0.42, 0)
+    person, project = figure.person, figure.project
+    girth, broad, top, bottom = person.girth, person.shoulders, person.top, person.bottom
+    yaw, cloth = figure.canvas.yaw, garment(figure.canvas, bottom)
+    hips, waist = figure.seen(0.1 * girth, 0.075 * girth), project(0, 0.42, 0)
     behind = -0.7 if "trousers" in bottom.cut else -0.5
-    figure.add(behind, waist, project(0, 0.55, 0), (hips * 0.95, hips, hips), cloth, flat=BOX, corner=0.04, cloth=0.4)
+    figure.add(behind, waist, project(0, 0.55, 0), (hips * 0.95, hips, hips), cloth, flat=BOX,
+               corner=0.04, cloth=0.4)
     if "skirt" in bottom.cut:
         hem, flare = (0.66, 1.4) if bottom.cut == "skirt" else (0.89, 1.65)
         widths = hips * 0.92, hips * 1.08, hips * (1 + flare) / 2, hips * flare
@@ -307,7 +310,8 @@ def add_trunk(figure: Figure) -> None:
     shoulders = 0.03, 0.054, 0.088 * broad, 0.104 * broad, 0.108 * broad
     front = *shoulders, 0.102 * girth**0.5, 0.094 * girth, 0.1 * girth, 0.103 * girth
     profile = 0.03, 0.042, 0.052, 0.062, 0.07, 0.072 * girth**0.5, 0.07 * girth, 0.075 * girth, 0.077 * girth
-    widths = np.hypot(np.interp(depth, marks, front) * math.cos(yaw), np.interp(depth, marks, profile) * math.sin(yaw))
+    widths = np.hypot(np.interp(depth, marks, front) * math.cos(yaw),
+                      np.interp(depth, marks, profile) * math.sin(yaw))
     widths *= bulk(top) * (1 + (0.5 if top.cut == "coat" else 0.0) * np.maximum(0, depth - 0.26))
     inner = person.inner if top.cut == "open jacket" else None
     dress = garment(figure.canvas, top, printed=None if inner else person.print, inner=inner)
@@ -321,9 +325,7 @@ def bulk(top: Piece) -> float:
 
 
 def add_arm(figure: Figure, side: int, rng: np.random.Generator) -> None:
-    """An arm that swings against the leg of its side, sleeved, with a handbag if there is one; `side` is -1
-    or 1.
-    """
+    """An arm, swinging against its side's leg, sleeved, with a handbag if any; `side` is -1 or 1."""
     person, project, add, girth = figure.person, figure.project, figure.add, figure.person.girth
     swing = -0.8 * figure.stride * math.sin(figure.phase) * side + rng.normal(0, 0.06)
     lower = swing + abs(rng.normal(0.25, 0.15))
@@ -331,22 +333,26 @@ def add_arm(figure: Figure, side: int, rng: np.random.Generator) -> None:
     elbow_y, elbow_z = 0.219 + 0.155 * math.cos(swing), 0.155 * math.sin(swing)
     shoulder, elbow = project(side * 0.094 * person.shoulders, 0.219, 0), project(reach, elbow_y, elbow_z)
     wrist = project(reach * 0.97, elbow_y + 0.145 * math.cos(lower), elbow_z + 0.145 * math.sin(lower))
-    near, thick, wear = 0.012 + shoulder[2] + 0.5 * elbow[2], 0.031 * girth**0.6, 0.031 * girth**0.6 * bulk(person.top)
+    near, thick = 0.012 + shoulder[2] + 0.5 * elbow[2], 0.031 * girth**0.6
+    wear = thick * bulk(person.top)
     skin, sleeve = person.skin[figure.canvas.camera.spectrum], garment(figure.canvas, person.top, sleeve=True)
     add(near, wrist, between(elbow, wrist, 1.28), (0.016, 0.019, 0.011), skin, dome=0.7)
     if person.top.cut == "shirt":
         add(near + 0.001, elbow, wrist, (thick * 0.8, thick * 0.75, 0.016), skin)
         add(near + 0.002, shoulder, elbow, (thick, thick * 0.82), skin)
         cuff = between(shoulder, elbow, 0.75)
-        add(near + 0.003, shoulder, cuff, (thick * 1.15, thick * 1.25), sleeve, flat=HEMMED, cloth=0.6, offset=0.045)
+        add(near + 0.003, shoulder, cuff, (thick * 1.15, thick * 1.25), sleeve, flat=HEMMED,
+            cloth=0.6, offset=0.045)
     else:
-        add(near + 0.001, elbow, wrist, (wear, wear, wear * 0.85), sleeve, flat=HEMMED, cloth=0.8, offset=0.205)
+        add(near + 0.001, elbow, wrist, (wear, wear, wear * 0.85), sleeve, flat=HEMMED,
+            cloth=0.8, offset=0.205)
         add(near + 0.002, shoulder, elbow, (wear * 1.12, wear), sleeve, cloth=0.7, offset=0.045)
     if person.bag.cut == "handbag" and side == 1:
         grip, half = below(wrist, 0.05), figure.seen(0.035, 0.085)
         add(near - 0.001, grip, below(grip, 0.03), (0.01, 0.03), figure.tone(person.bag, 1), shadow=0)
         leather = garment(figure.canvas, person.bag)
-        add(near - 0.001, below(grip, 0.03), below(grip, 0.14), (half * 0.85, half), leather, flat=BOX, corner=0.01)
+        add(near - 0.001, below(grip, 0.03), below(grip, 0.14), (half * 0.85, half), leather,
+            flat=BOX, corner=0.01)
 
 
 def add_bag(figure: Figure) -> None:
@@ -355,9 +361,11 @@ def add_bag(figure: Figure) -> None:
     cos, broad, leather = math.cos(figure.canvas.yaw), person.shoulders, garment(figure.canvas, bag)
     if bag.cut == "backpack":
         half, over, under = figure.seen(0.09, 0.05), project(0, 0.185, -0.115), project(0, 0.45, -0.12)
-        figure.add(-0.14 * cos, over, under, (half * 0.85, half, half), leather, flat=BOX, corner=0.03, cloth=0.4)
+        figure.add(-0.14 * cos, over, under, (half * 0.85, half, half), leather, flat=BOX,
+                   corner=0.03, cloth=0.4)
         for side in (-1, 1) if cos > -0.3 else ():
-            strap = [project(side * x * broad, y, 0.06) for x, y in ((0.062, 0.18), (0.068, 0.25), (0.085, 0.36))]
+            strap = [project(side * x * broad, y, 0.06)
+                     for x, y in ((0.062, 0.18), (0.068, 0.25), (0.085, 0.36))]
             for a, b in zip(strap, strap[1:]):
                 figure.add(0.01 + 0.02 * max(0.0, a[2]), a, b, (0.0125, 0.0125), figure.tone(bag), shadow=0.2)
     elif bag.cut == "shoulder bag":
@@ -374,7 +382,8 @@ def add_head(figure: Figure, rng: np.random.Generator) -> None:
     person, project, add, nod = figure.person, figure.project, figure.add, rng.normal(0, 0.006)
     cos, hair = math.cos(figure.canvas.yaw), figure.tone(person.hair)
     deep = 1 + 0.2 * abs(math.sin(figure.canvas.yaw))
-    add(-0.01, project(0, 0.1, 0), project(0, 0.175, 0), (0.026, 0.034), person.skin[figure.canvas.camera.spectrum])
+    add(-0.01, project(0, 0.1, 0), project(0, 0.175, 0), (0.026, 0.034),
+        person.skin[figure.canvas.camera.spectrum])
     crown, chin = project(nod, 0.045, 0.012), project(nod, 0.108, 0.022)
     skull = 0.044 * deep, 0.047 * deep, 0.043 * deep, 0.03 * deep
     add(0.05, crown, chin, skull, face(person, figure.canvas), shadow=0.25, dome=1)

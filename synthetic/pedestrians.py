@@ -1,5 +1,4 @@
-"""Procedural pedestrians, seen by visible and infrared cameras, in the exact layouts of SYSU-MM01, RegDB and
-LLCM.
+"""Procedural pedestrians, seen by visible and infrared cameras, in the layouts of SYSU-MM01, RegDB and LLCM.
 
 `persons.py` draws who they are, `painting.py` paints them, `scenes.py` what stands behind them; here a camera
 takes its shots, which are stored as the data sets store theirs.
@@ -25,29 +24,38 @@ from synthetic.scenes import backdrop, clouds
 from utils import in_processes
 
 SYSU_CAMERAS = {
-    1: Camera("visible", "office", 1, (-0.6, -0.7, 0.5), 0.45, 1.05, (1.08, 1.0, 0.86), slope=0.15, blur=0.0022),
-    2: Camera("visible", "corridor", 2, (0.1, -0.9, 0.4), 0.38, 0.82, (0.94, 1.04, 0.96), 0.66, -0.25, 0.2, noise=0.03),
+    1: Camera("visible", "office", 1, (-0.6, -0.7, 0.5), 0.45, 1.05, (1.08, 1.0, 0.86),
+              slope=0.15, blur=0.0022),
+    2: Camera("visible", "corridor", 2, (0.1, -0.9, 0.4), 0.38, 0.82, (0.94, 1.04, 0.96),
+              0.66, -0.25, 0.2, noise=0.03),
     3: Camera("near", "corridor", 2, (0.0, -0.15, 1.0), 0.22, vignette=0.45, blur=0.0032, noise=0.03),
-    4: Camera("visible", "garden", 4, (0.8, -0.5, 0.35), 0.38, 1.15, (1.0, 1.0, 0.96), 0.6, 0.1, 0.0, noise=0.012),
-    5: Camera("visible", "street", 5, (-0.7, -0.7, 0.1), 0.5, 0.9, (0.88, 0.98, 1.14), 0.58, -0.1, blur=0.004),
-    6: Camera("near", "street", 6, (0.25, -0.2, 0.95), 0.15, 1.1, gamma=0.7, vignette=0.5, blur=0.004, noise=0.035),
+    4: Camera("visible", "garden", 4, (0.8, -0.5, 0.35), 0.38, 1.15, (1.0, 1.0, 0.96),
+              0.6, 0.1, 0.0, noise=0.012),
+    5: Camera("visible", "street", 5, (-0.7, -0.7, 0.1), 0.5, 0.9, (0.88, 0.98, 1.14),
+              0.58, -0.1, blur=0.004),
+    6: Camera("near", "street", 6, (0.25, -0.2, 0.95), 0.15, 1.1,
+              gamma=0.7, vignette=0.5, blur=0.004, noise=0.035),
 }
 REGDB_CAMERAS = {
-    "Visible": Camera("visible", "street", 7, (0.5, -0.7, 0.4), 0.5, 0.95, (1.0, 1.0, 1.04), slope=0.1, blur=0.004),
+    "Visible": Camera("visible", "street", 7, (0.5, -0.7, 0.4), 0.5, 0.95, (1.0, 1.0, 1.04),
+                      slope=0.1, blur=0.004),
     "Thermal": Camera("thermal", "street", 7, (0.0, -0.3, 0.95), 0.8, gamma=1.0, blur=0.006, noise=0.015),
 }
 # scene, room and light of nine places by night
 LLCM_PLACES = {
-    1: ("street", 11, (-0.5, -0.6, 0.4)), 2: ("garden", 12, (0.3, -0.8, 0.3)), 3: ("office", 13, (0.6, -0.6, 0.3)),
-    4: ("corridor", 14, (0.0, -0.9, 0.3)), 5: ("street", 15, (0.7, -0.5, 0.2)), 6: ("garden", 16, (-0.7, -0.5, 0.2)),
-    7: ("corridor", 17, (-0.2, -0.8, 0.5)), 8: ("street", 18, (0.1, -0.9, 0.4)), 9: ("office", 19, (-0.4, -0.7, 0.4)),
+    1: ("street", 11, (-0.5, -0.6, 0.4)), 2: ("garden", 12, (0.3, -0.8, 0.3)),
+    3: ("office", 13, (0.6, -0.6, 0.3)), 4: ("corridor", 14, (0.0, -0.9, 0.3)),
+    5: ("street", 15, (0.7, -0.5, 0.2)), 6: ("garden", 16, (-0.7, -0.5, 0.2)),
+    7: ("corridor", 17, (-0.2, -0.8, 0.5)), 8: ("street", 18, (0.1, -0.9, 0.4)),
+    9: ("office", 19, (-0.4, -0.7, 0.4)),
 }
 LLCM_MODALITIES = ("vis", "nir")
 NOT_IN_TEST = ("nir", 3)  # LLCM's camera 3 has no infrared test images
 EVERYWHERE = (1, 2, 3, 4, 5, 6)
 # which SYSU-MM01 cameras met a person; dealt in turn, so that even a handful of persons fills every camera
 PRESENCE = EVERYWHERE, (4, 5, 6), (1, 2, 3), EVERYWHERE, (1, 3, 4, 5, 6), EVERYWHERE, (2, 3, 4, 6)
-LLCM_PRESENCE = (1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8), (1, 4, 7), (2, 5, 8), (3, 6, 9)
+LLCM_PRESENCE = (1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8), (1, 4, 7), (2, 5, 8), (3, 6,
+                                                                                                        9)
 
 
 # ------------------------------------------------------------------------------------------------------ shots
@@ -55,8 +63,7 @@ LLCM_PRESENCE = (1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8),
 
 def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
                 size: tuple[int, int] | None = None) -> Image.Image:
-    """A camera's crop of a person, an RGB image of `size` (height, width) or, if None, as large as a
-    detector's box.
+    """A camera's crop of a person, RGB, of `size` (height, width) or, if None, as large as a detector's box.
 
     `seed` chooses the scene, `key` the moment; the same arguments give the same pixels.
     """
@@ -71,7 +78,8 @@ def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
     upper = (height - scale) / 2 + rng.normal(0, camera.framing) * height
     yaw = float(rng.choice((0, 0, 0, 0.5, -0.5, np.pi))) + rng.normal(0, 0.25)  # most come towards the camera
     folds = 0.3 * clouds(rng, size, scale / 22, 0.55) + 0.25 * clouds(rng, size, scale / 12, 2.0)
-    canvas = Canvas(np.zeros((height, width, image.shape[2] + 1), np.float32), folds, scale, (left, upper), camera, yaw)
+    canvas = Canvas(np.zeros((height, width, image.shape[2] + 1), np.float32), folds, scale,
+                    (left, upper), camera, yaw)
     paint_person(person, canvas, rng)
 
     if camera.spectrum != "thermal":  # the shadow on the ground falls away from the light
@@ -82,11 +90,10 @@ def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
 
 
 def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Turn linear tones (height, width, channels) into what a camera stores: light, cast, lens, sensor, 8-bit
-    RGB.
-    """
+    """Turn linear tones (height, width, channels) into a camera's RGB, 8 bits: light, cast, lens, sensor."""
     height, width, channels = image.shape
-    x, y = np.linspace(-1, 1, width, dtype=np.float32)[None], np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     gain = camera.gain * math.exp(rng.normal(0, 0.2))
     light = gain * (1 + camera.slope * x) * (1 - camera.vignette * (0.4 * x * x + 0.6 * y * y))
     cast = np.float32(camera.cast[:channels]) * np.float32(1 + rng.normal(0, 0.06, channels))
@@ -105,9 +112,7 @@ def develop(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> Imag
 
 @contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `root` once everything is in it; FileExistsError if `root` is not
-    empty.
-    """
+    """A temporary folder that becomes `root` in the end; FileExistsError if `root` is not empty."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} exists and is not empty: remove it, or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +126,9 @@ def whole_folder(root: Path) -> Iterator[Path]:
         raise
 
 
-def for_each(task: Callable[[int], None], ids: int, workers: int, progress: Callable[[int, int], None] | None) -> None:
-    """Call a picklable task for each person 1..ids, in `workers` processes if more than one; reports (done,
-    ids).
+def for_each(task: Callable[[int], None], ids: int, workers: int,
+             progress: Callable[[int, int], None] | None) -> None:
+    """Call a picklable task for persons 1..ids, in `workers` processes if more than one; reports (done, ids).
 
     Raises `UserError` if one of the processes is killed, as the system does where memory runs out.
     """
@@ -141,7 +146,8 @@ def for_each(task: Callable[[int], None], ids: int, workers: int, progress: Call
                 progress(pid, ids)
 
 
-def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: int, seed: int, pid: int) -> None:
+def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: int, seed: int,
+                       pid: int) -> None:
     """Write one person's crops, `images` in each of the cameras that met the person."""
     person = draw_person([seed, PERSON, 1, pid])
     for cam in cameras[pid]:
@@ -152,10 +158,9 @@ def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: 
             image.save(folder / f"{shot:04d}.jpg", quality=SYSU_CAMERAS[cam].quality)
 
 
-def render_sysu(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
-                workers: int = 1) -> None:
-    """Render persons with `images` crops per camera in the layout of SYSU-MM01; the same seed gives the same
-    bytes.
+def render_sysu(root: Path, ids: int, images: int, seed: int,
+                progress: Callable[[int, int], None] | None = None, workers: int = 1) -> None:
+    """Render persons with `images` crops a camera in SYSU-MM01's layout; the same seed gives the same bytes.
 
     A third of the persons is for testing, a seventh of the others in val_id.txt. Raises FileExistsError if
     `root` is not empty, ValueError for fewer than 3 persons or 1 image.
@@ -199,10 +204,9 @@ def render_regdb_person(root: Path, images: int, seed: int, pid: int) -> None:
             image.reduce(2).save(folder / f"{modality[0].lower()}_{pid:03d}_{shot:02d}.bmp")
 
 
-def render_regdb(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
-                 workers: int = 1) -> None:
-    """Render persons with `images` crops per modality in the layout of RegDB; the same seed gives the same
-    bytes.
+def render_regdb(root: Path, ids: int, images: int, seed: int,
+                 progress: Callable[[int, int], None] | None = None, workers: int = 1) -> None:
+    """Render persons with `images` crops a modality in RegDB's layout; the same seed gives the same bytes.
 
     Ten trials each split the persons in half at random, with labels counted in the order of the pids. Raises
     FileExistsError if `root` is not empty, ValueError for fewer than 2 persons or 1 image.
@@ -224,8 +228,8 @@ def render_regdb(root: Path, ids: int, images: int, seed: int, progress: Callabl
         for_each(partial(render_regdb_person, folder, images, seed), ids, workers, progress)
 
 
-def render_llcm_person(root: Path, places: dict[int, tuple[int, ...]], tests: frozenset[int], images: int, seed: int,
-                       pid: int) -> None:
+def render_llcm_person(root: Path, places: dict[int, tuple[int, ...]], tests: frozenset[int], images: int,
+                       seed: int, pid: int) -> None:
     """Write one person's crops, `images` by either camera of each place that met the person."""
     person = draw_person([seed, PERSON, 1, pid])  # the persons of SYSU-MM01's layout
     for modality, place in itertools.product(LLCM_MODALITIES, places[pid]):
@@ -252,18 +256,15 @@ def llcm_camera(modality: str, place: int) -> Camera:
 
 
 def llcm_name(seed: int, pid: int, modality: str, place: int, shot: int) -> str:
-    """An image's name of the published form, such as 0351_c06_s200656_f4830_nir.jpg: person, camera, time,
-    frame.
-    """
+    """An image's name as published: 0351_c06_s200656_f4830_nir.jpg tells person, camera, time, frame."""
     rng = np.random.default_rng([seed, SPLIT, 3, pid, place, modality == "nir"])
     hour, minute, second, frame = rng.integers((18, 0, 0, 100), (24, 60, 60, 900)).tolist()
     return f"{pid:04d}_c{place:02d}_s{hour:02d}{minute:02d}{second:02d}_f{frame + 30 * shot}_{modality}.jpg"
 
 
-def render_llcm(root: Path, ids: int, images: int, seed: int, progress: Callable[[int, int], None] | None = None,
-                workers: int = 1) -> None:
-    """Render persons with `images` crops per camera in the layout of LLCM; the same seed gives the same
-    bytes.
+def render_llcm(root: Path, ids: int, images: int, seed: int,
+                progress: Callable[[int, int], None] | None = None, workers: int = 1) -> None:
+    """Render persons with `images` crops a camera in LLCM's layout; the same seed gives the same bytes.
 
     The persons are those of `render_sysu`, by night; a third of them is for testing. Raises FileExistsError
     if `root` is not empty, ValueError for fewer than 3 persons or 1 image.
@@ -281,4 +282,5 @@ def render_llcm(root: Path, ids: int, images: int, seed: int, progress: Callable
             lines = [f"{modality}/{pid:04d}/{llcm_name(seed, pid, modality, place, shot)} {label}\n"
                      for label, pid in enumerate(trained) for place in places[pid] for shot in range(images)]
             (folder / "idx" / f"train_{modality}.txt").write_text("".join(lines))
-        for_each(partial(render_llcm_person, folder, places, frozenset(tests), images, seed), ids, workers, progress)
+        for_each(partial(render_llcm_person, folder, places, frozenset(tests), images, seed), ids,
+                 workers, progress)

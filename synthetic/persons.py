@@ -20,14 +20,13 @@ BOTTOM_PATTERNS = ("plain", "plain", "plain", "stripes", "checks", "halves", "si
 PRINTS = ("none", "disc", "square", "cross", "ring", "bars")
 BAGS = ("none", "backpack", "shoulder bag", "handbag")
 HAIR = ("short", "bald", "long", "bun", "cap", "hood")
-HAIR_COLOURS = (0.03, 0.025, 0.02), (0.09, 0.05, 0.03), (0.2, 0.12, 0.05), (0.4, 0.3, 0.15), (0.35, 0.34, 0.33)
+HAIR_COLOURS = ((0.03, 0.025, 0.02), (0.09, 0.05, 0.03), (0.2, 0.12, 0.05), (0.4, 0.3, 0.15),
+                (0.35, 0.34, 0.33))
 
 
 @dataclass(frozen=True)
 class Camera:
-    """How a camera sees: spectrum, scene behind the person, light, optics, electronics, and how well its
-    crops fit.
-    """
+    """How a camera sees: spectrum, scene, light, optics, electronics, and how well its crops fit."""
 
     spectrum: str
     scene: str
@@ -74,7 +73,8 @@ class Person:
     shoes: Piece
 
 
-def two_levels(rng: np.random.Generator, dark: tuple[float, float], light: tuple[float, float]) -> list[float]:
+def two_levels(rng: np.random.Generator, dark: tuple[float, float],
+               light: tuple[float, float]) -> list[float]:
     """One brightness of each range of displayed ones, in random order, as linear tones."""
     return [level**1.7 for level in rng.permutation([rng.uniform(*dark), rng.uniform(*light)]).tolist()]
 
@@ -93,9 +93,11 @@ def draw_tones(rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def draw_piece(rng: np.random.Generator, cuts: tuple[str, ...], patterns: tuple[str, ...] = ("plain",)) -> Piece:
+def draw_piece(rng: np.random.Generator, cuts: tuple[str, ...],
+               patterns: tuple[str, ...] = ("plain",)) -> Piece:
     """A piece of one of the cuts and patterns, with tones of its own."""
-    return Piece(str(rng.choice(cuts)), str(rng.choice(patterns)), float(rng.choice((0.055, 0.1))), draw_tones(rng))
+    return Piece(str(rng.choice(cuts)), str(rng.choice(patterns)),
+                 float(rng.choice((0.055, 0.1))), draw_tones(rng))
 
 
 def draw_person(key: list[int]) -> Person:

@@ -1,6 +1,4 @@
-"""Scenes: what stands behind the persons of a camera, drawn in materials whose tones differ from spectrum to
-spectrum.
-"""
+"""Scenes: what stands behind the persons of a camera, in materials whose tones go by the spectrum."""
 from __future__ import annotations
 
 from functools import lru_cache
@@ -40,7 +38,7 @@ def clouds(rng: np.random.Generator, shape: tuple[int, int], cell: float, aspect
 
 
 class Stage:
-    """A scene being drawn: where things stand is shared by the cameras of a room, how bright they are is not."""
+    """A scene being drawn: the cameras of a room share where things stand, not how bright they are."""
 
     def __init__(self, room: int, spectrum: str, seed: int) -> None:
         self.spectrum = spectrum
@@ -68,7 +66,8 @@ class Stage:
     def shrub(self, x: float, y: float, radius: float, leaves: int, material: str = "leaf") -> None:
         """A heap of leaves, darker below."""
         far, angle = radius * np.sqrt(self.layout.random(leaves)), self.layout.random(leaves) * 6.3
-        for cx, cy, size in zip(x + far * np.cos(angle), far * np.sin(angle) * 0.8, self.layout.uniform(2, 7, leaves)):
+        for cx, cy, size in zip(x + far * np.cos(angle), far * np.sin(angle) * 0.8,
+                                self.layout.uniform(2, 7, leaves)):
             ink = self.ink(material, 0.22, 0.8 - 0.4 * cy / radius)
             self.pen.ellipse((cx - size, y + cy - size * 0.7, cx + size, y + cy + size * 0.7), ink)
 
@@ -155,7 +154,8 @@ def draw_office(stage: Stage) -> None:
             for y in range(28, HORIZON - 20, 42):
                 box(x + 5, y, 110, 36, ink("dark"))
                 for book in np.arange(x + 6, x + 104, 7):
-                    tall, cover = layout.uniform(20, 34), layout.choice(("paper", "paint", "brick", "leaf", "dark"))
+                    tall = layout.uniform(20, 34)
+                    cover = layout.choice(("paper", "paint", "brick", "leaf", "dark"))
                     box(book, y + 36 - tall, 6, tall, ink(cover, 0.5))
         elif furniture == "window":
             box(x, 24, 104, 120, ink("paper"))
@@ -191,15 +191,15 @@ def draw_scene(kind: str, room: int, spectrum: str, seed: int) -> Image.Image:
 
 
 def backdrop(camera: Camera, seed: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A random cut of the camera's scene, (height, width, channels) linear, where the floor begins at the
-    shins.
-    """
+    """A random cut of the camera's scene, (height, width, channels) linear, its floor from the shins down."""
     tall = rng.uniform(220, 290)
     wide = tall * size[1] / size[0]
-    left, upper = rng.uniform(0, WIDTH - wide), min(max(HORIZON - rng.uniform(0.74, 0.84) * tall, 0), HEIGHT - tall)
+    left = rng.uniform(0, WIDTH - wide)
+    upper = min(max(HORIZON - rng.uniform(0.74, 0.84) * tall, 0), HEIGHT - tall)
     scene = draw_scene(camera.scene, camera.room, camera.spectrum, seed)
     cut = scene.resize(size[::-1], Image.Resampling.BILINEAR, (left, upper, left + wide, upper + tall))
-    image = np.asarray(cut, np.float32).reshape(*size, CHANNELS[camera.spectrum]) / 255 * rng.uniform(0.75, 1.25)
+    image = np.asarray(cut, np.float32).reshape(*size, CHANNELS[camera.spectrum]) / 255
+    image = image * rng.uniform(0.75, 1.25)
     if camera.spectrum == "near":
         image *= rng.uniform(0.45, 0.9)  # the lamp sits on the camera: what is farther away is darker
     return image[:, ::-1] if rng.random() < 0.5 else image

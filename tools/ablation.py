@@ -1,5 +1,4 @@
-"""What each part of a method is worth: its rows trained from several seeds, and their differences to the
-first row.
+"""What each part of a method is worth: rows trained from several seeds, differences to the first row.
 
     python -m tools.ablation base cgrnet "own stage 1" --seeds 0 1 2 3 4 --json runs.jsonl [flags of train.py]
     python -m tools.ablation --json runs.jsonl          only the table of what the file holds
@@ -27,8 +26,8 @@ from data_loader import IdentitySampler, TrainBatches, TrainImages, load_train_i
 from data_manager import DATASETS
 from datasets.types import MODALITIES, Search, TrainSplit
 from devices import choose_device, prepare, seed_everything, use_bf16
-from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features, set_learning_rate,
-                    train_steps)
+from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features,
+                    set_learning_rate, train_steps)
 from loss import Criterion
 from model import METHODS, Loss, TwoStream
 from results import FEATURES
@@ -63,8 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     """The flags of train.py, and which rows to run from which seeds."""
     parser = options.train_parser()
     parser.add_argument("rows", nargs="*", choices=(*ROWS, []), metavar="ROW", help=f"of: {'; '.join(ROWS)}")
-    parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED", help="one run "
-                                                                                                 "each")
+    parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED",
+                        help="one run each")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
     return options.resolve(parser.parse_args())
 
@@ -101,19 +100,19 @@ def read_runs(path: Path) -> dict[tuple[str, int], dict]:
 
 def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, images: dict[str, TrainImages],
           searches: list[Search], device: torch.device) -> dict[str, float]:
-    """Train one row from one seed as train.py does; the means over all trials that test.py finds, and the
-    gammas.
-    """
+    """Train a row from a seed as train.py does; its means over all trials, as test.py's, and its gammas."""
     weights, _ = pretrained_weights(args.pretrained, args.arch)
     seed_everything(seed)
-    net = TwoStream(ROWS[row], args.arch, len(split.pids), weights).to(device, memory_format=torch.channels_last)
+    net = TwoStream(ROWS[row], args.arch, len(split.pids), weights)
+    net.to(device, memory_format=torch.channels_last)
     criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
     optimiser = build_optimiser(net, criterion, args.lr, weights is not None, args.optim)
     sampler = IdentitySampler({m: split.labels(m) for m in MODALITIES}, args.batch_size, args.num_pos, seed)
     batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", seed)
+    bf16 = use_bf16(device, args.amp, args.img_w)
     for epoch in range(args.epochs):
         set_learning_rate(optimiser, learning_rate_factor(epoch, args.epochs, args.schedule))
-        for values in train_steps(net, criterion, batches, optimiser, epoch, 0, use_bf16(device, args.amp, args.img_w)):
+        for values in train_steps(net, criterion, batches, optimiser, epoch, 0, bf16):
             last = values
     settings = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device)
     found = search_features(net, searches, settings)
@@ -125,9 +124,7 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
 
 
 def table(runs: dict[tuple[str, int], dict]) -> list[str]:
-    """A Markdown table: mean ± standard error, and the mean paired difference to the first row [95 %
-    interval].
-    """
+    """A Markdown table: mean ± standard error; mean paired difference to the first row [95 % interval]."""
     rows = list(dict.fromkeys(row for row, _ in runs))
     columns = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
     lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
@@ -136,17 +133,20 @@ def table(runs: dict[tuple[str, int], dict]) -> list[str]:
         cells = []
         for column in columns:
             values = np.array([runs[row, seed][column] for seed in seeds])
-            pairs = [runs[row, seed][column] - runs[rows[0], seed][column] for seed in seeds if (rows[0], seed) in runs]
-            cells.append(interval(values, "{0:.1f} ± {1:.1f}") + ("; "
-                                                                  f"{interval(pairs)}" if row != rows[0] and pairs else ""))
+            pairs = [runs[row, seed][column] - runs[rows[0], seed][column]
+                     for seed in seeds if (rows[0], seed) in runs]
+            difference = f"; {interval(pairs)}" if row != rows[0] and pairs else ""
+            cells.append(interval(values, "{0:.1f} ± {1:.1f}") + difference)
         lines.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
 
 
 def interval(values: np.ndarray | list[float], form: str = "{0:+.1f} [{2:+.1f}, {3:+.1f}]") -> str:
     """Mean, standard error and the ends of Student's 95 % interval of some values."""
-    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    reach = stats.t.ppf(0.975, len(values) - 1) * error if len(values) > 1 else math.nan
+    mean, error, reach = np.mean(values), math.nan, math.nan
+    if len(values) > 1:
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        reach = stats.t.ppf(0.975, len(values) - 1) * error
     return form.format(mean, error, mean - reach, mean + reach)
 
 

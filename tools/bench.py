@@ -58,8 +58,7 @@ Result = dict[str, Any]
 # -------------------------------------------------------------------------------------------------- measuring
 def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], repeats: int, warmup: int,
             device: torch.device, images: int = 0, plain_memory: bool = False) -> Result:
-    """Run both alternately: median, least and most seconds of each, images a second, ratios of neighbouring
-    runs.
+    """Run both alternately: median, least and most seconds, images a second, ratios of neighbouring runs.
 
     plain_memory: on the CPU, the baseline runs as scripts do that leave the C library its own ways with
     memory.
@@ -81,16 +80,15 @@ def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], 
         seconds(baseline), seconds(variant)
     times = np.array([(seconds(baseline), seconds(variant)) for _ in range(repeats)])
     ratios = times[:, 0] / times[:, 1]
-    sides = {side: {"seconds": float(np.median(of)), "min": float(of.min()), "max": float(of.max()),
-                    "images_per_s": images / float(np.median(of))} for side, of in zip(("baseline", "variant"), times.T)}
+    sides = {side: {"seconds": float(np.median(seconds)), "min": float(seconds.min()),
+                    "max": float(seconds.max()), "images_per_s": images / float(np.median(seconds))}
+             for side, seconds in zip(("baseline", "variant"), times.T)}
     return {"name": name, "ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
             "ratio_max": float(ratios.max()), "repeats": repeats, **sides, "note": ""}
 
 
 def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf16: bool = False) -> Result:
-    """Set beside the variant's time that of its FLOP in one large matrix product, or of its bytes (B) in one
-    large copy.
-    """
+    """Add the time of the variant's FLOP in one large product, or of its bytes (B) in one large copy."""
     if unit == "FLOP":
         size = PRODUCT[device.type]
         one, other = torch.randn(2, size, size, device=device).to(torch.bfloat16 if bf16 else torch.float32)
@@ -119,9 +117,11 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
     names = {modality: METHODS[args.method].views[modality].augment for modality in MODALITIES}
     loader = plain.training_loader(images, sampler, args.workers, names)
     net, criterion = made_network(METHODS[args.method], args.arch, device)
-    optimiser = torch.optim.SGD(net.parameter_groups(LR, True), momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(net.parameter_groups(LR, True), momentum=0.9, nesterov=True,
+                                weight_decay=5e-4)
     baseline = functools.partial(plain.train_epoch, net, criterion, loader, optimiser, device)
-    flops = count_flops(forward_and_backward(METHODS[args.method], 2, args, device, False)) * args.batch_size // 2
+    flops = count_flops(forward_and_backward(METHODS[args.method], 2, args, device, False))
+    flops = flops * args.batch_size // 2
     for name, bf16 in precisions(device):
         net, criterion = made_network(METHODS[args.method], args.arch, device, torch.channels_last)
         batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", 0)
@@ -143,12 +143,15 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     images, sampler = made_training(args, BATCHES[device.type])
     names = single_names(("standard", *args.augment.split(",")))
     loader = plain.training_loader(images, sampler, args.workers, dict.fromkeys(MODALITIES, names))
-    count, views = sampler.steps * args.step_images, {modality: View(modality, names) for modality in MODALITIES}
+    count = sampler.steps * args.step_images
+    views = {modality: View(modality, names) for modality in MODALITIES}
     ours = TrainBatches(images, sampler, views, device, device.type == "cuda", 0)
     result = compare("input" + (args.augment != "standard") * f" {args.augment}",
                      lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
-                     lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count, plain_memory=True)
-    yield with_floor(result, count * args.img_h * args.img_w * 3 * (1 + 4), "B", device)  # uint8 read, float32 written
+                     lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count,
+                     plain_memory=True)
+    moved = count * args.img_h * args.img_w * 3 * (1 + 4)  # uint8 read, float32 written
+    yield with_floor(result, moved, "B", device)
 
 
 def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
@@ -173,7 +176,7 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
     count, script = TEST_IMAGES["cpu"], Path(__file__).parents[1] / "export.py"
     net, _ = made_network(METHODS[args.method], args.arch, CPU, torch.channels_last)
     for module in net.modules():
-        module.momentum = 1.0  # of BatchNorms, which learn the statistics of one batch: else all features are alike
+        module.momentum = 1.0  # of BatchNorms: they learn one batch's statistics, else all features are alike
     with torch.no_grad():
         net.train()(*torch.randn(2, 8, 3, args.img_h, args.img_w))
     facts = {name: getattr(args, name) for name in ("method", "arch", "img_h", "img_w")}
@@ -196,9 +199,7 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
 
 
 def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory that it takes
-    on top.
-    """
+    """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory it adds."""
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(4 * PERSONS)[:GALLERY])  # (person, visible camera)
     q_pids, q_camids = rng.choice(cells // 4, QUERIES), rng.choice((3, 6), QUERIES)
@@ -212,19 +213,18 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Re
         memory = tracemalloc.get_traced_memory()[1] / dist_mat.nbytes
         tracemalloc.stop()
         for found, expected in zip(scores, plain.scores(*search, arrays=True)):
-            np.testing.assert_allclose(found, expected, rtol=1e-3)  # their sorts part where distances are equal
+            # their sorts part where distances are equal
+            np.testing.assert_allclose(found, expected, rtol=1e-3)
         for loop, arrays in (("", False), (" of arrays", True)):
-            sides = (lambda search=search, arrays=arrays: plain.scores(*search, arrays), lambda search=search: eval_sysu(*search))
-            result = {**compare("metrics "
-                                f"{shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
-                      "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
+            sides = (lambda search=search, arrays=arrays: plain.scores(*search, arrays),
+                     lambda search=search: eval_sysu(*search))
+            result = {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU),
+                      "memory": memory, "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
             yield with_floor(result, dist_mat.nbytes, "B", CPU)
 
 
 def bench_search(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """`find_nearest` in a memory-mapped gallery against a product and a full stable sort, and the memory
-    beyond it.
-    """
+    """`find_nearest` in a mapped gallery against a product and a full stable sort, and the memory it adds."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         gallery = np.lib.format.open_memmap(Path(folder) / "gallery.npy", "w+", np.float32, (ROWS, WIDTH))
@@ -247,7 +247,8 @@ def bench_search(args: argparse.Namespace, device: torch.device) -> Iterator[Res
 
 def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """pre_process_sysu.py, its start included, with a worker on each core against one worker."""
-    script, cores, persons = Path(__file__).parents[1] / "pre_process_sysu.py", os.cpu_count() or 1, -(-PREPROCESSED // 24)
+    script, cores = Path(__file__).parents[1] / "pre_process_sysu.py", os.cpu_count() or 1
+    persons = -(-PREPROCESSED // 24)
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder), [f"cam{camera}/{pid:04d}/{number:04d}.jpg" for camera in range(1, 7)
                                           for pid in range(1, persons + 1) for number in range(1, 5)])
@@ -256,20 +257,21 @@ def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator
             (Path(folder) / "exp" / f"{name}_id.txt").write_text(",".join(map(str, pids)))
 
         def pre_process(workers: int) -> None:
-            flags = ("--data-path", folder, "--workers", workers, "--img_h", args.img_h, "--img_w", args.img_w)
+            flags = ("--data-path", folder, "--workers", workers,
+                     "--img_h", args.img_h, "--img_w", args.img_w)
             subprocess.run([sys.executable, str(script), *map(str, flags)], check=True, capture_output=True)
 
         one, all_cores = (functools.partial(pre_process, workers) for workers in (1, cores))
         result = compare("preprocess", one, all_cores, args.repeats, args.warmup, CPU, len(paths))
     yield {**result, "workers": cores, "floor_s": result["baseline"]["seconds"] / cores,
-           "note": f"{cores} workers against 1, of a ratio of {cores} that decoding on every core at once could reach"}
+           "note": f"{cores} workers against 1, of a ratio of {cores} that decoding on every core at once "
+                   "could reach"}
 
 
 def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Forward, loss and backward of cgrnet against the same network without graph reasoning and similarity
-    module.
-    """
-    without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None, losses=METHODS["base"].losses)
+    """Forward, loss and backward of cgrnet with and without graph reasoning and similarity module."""
+    without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None,
+                                  losses=METHODS["base"].losses)
     for name, bf16 in precisions(device):
         pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
                   for method in (without, METHODS["cgrnet"])]
@@ -281,7 +283,7 @@ def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
 
 
 def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Parameters without classifier, and the arithmetic of one visible and one infrared image's forward pass."""
+    """Parameters without classifier, and the arithmetic of a forward pass of one image of either modality."""
     for method in METHODS:
         net = TwoStream(method, args.arch, CLASSES).to(device).eval()
         parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
@@ -308,12 +310,13 @@ def made_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, Train
     """Noise in the form of training images, and a sampler whose epoch has this many steps."""
     labels = np.repeat(np.arange(steps * args.batch_size), args.num_pos)
     shape = (len(labels), args.img_h, args.img_w, 3)
-    images = {modality: TrainImages(torch.randint(256, shape, dtype=torch.uint8), labels) for modality in MODALITIES}
+    images = {modality: TrainImages(torch.randint(256, shape, dtype=torch.uint8), labels)
+              for modality in MODALITIES}
     return images, IdentitySampler(dict.fromkeys(MODALITIES, labels), args.batch_size, args.num_pos, 0)
 
 
 def made_files(root: Path, names: list[str]) -> list[str]:
-    """JPEG files of smooth noise, 300 x 120 pixels, under these names: a few distinct ones and links to them."""
+    """JPEG files of smooth noise, 300 x 120 pixels, under these names: a few, and links to them."""
     rng = np.random.default_rng(0)
     paths = [root / name for name in names]
     for index, path in enumerate(paths):
@@ -338,7 +341,8 @@ def forward_and_backward(method: Method, persons: int, args: argparse.Namespace,
     """A step without input and optimiser, on noise."""
     net, criterion = made_network(method, args.arch, device, torch.channels_last)
     shape = (2, persons * args.num_pos, 3, args.img_h, args.img_w)
-    images = [half.contiguous(memory_format=torch.channels_last) for half in torch.randn(shape, device=device)]
+    images = [half.contiguous(memory_format=torch.channels_last)
+              for half in torch.randn(shape, device=device)]
     labels = torch.arange(persons, device=device).repeat_interleave(args.num_pos)
 
     def piece() -> None:
@@ -372,19 +376,20 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", help="backbone")
     parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
-    parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")), default="standard",
-                        metavar="NAME[,NAME...]", help="augmentations of `input`")
+    parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")),
+                        default="standard", metavar="NAME[,NAME...]", help="augmentations of `input`")
     parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch")
-    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P", help="images of each identity "
-                                                                                   "and modality")
+    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P",
+                        help="images of each identity and modality")
     parser.add_argument("--repeats", type=integer(1), default=5, metavar="N", help="timed runs of each side")
-    parser.add_argument("--warmup", type=integer(0), default=1, metavar="N", help="runs of each side before "
-                                                                                  "those")
-    parser.add_argument("--threads", type=integer(1), metavar="N", help="torch's threads on the CPU "
-                                                                        "(default: its own choice)")
+    parser.add_argument("--warmup", type=integer(0), default=1, metavar="N",
+                        help="runs of each side before those")
+    parser.add_argument("--threads", type=integer(1), metavar="N",
+                        help="torch's threads on the CPU (default: its own choice)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     args = parser.parse_args(words)
-    args.workers, args.step_images = min(args.workers, os.cpu_count() or 1), 2 * args.batch_size * args.num_pos
+    args.workers = min(args.workers, os.cpu_count() or 1)
+    args.step_images = 2 * args.batch_size * args.num_pos
     return args
 
 
@@ -401,7 +406,8 @@ def show(result: Result) -> str:
     """One result on one line."""
     if "ratio" not in result:
         return f"{result['name']:<32} {result['note']}"
-    times, speeds = ([result[side][what] for side in ("baseline", "variant")] for what in ("seconds", "images_per_s"))
+    times, speeds = ([result[side][what] for side in ("baseline", "variant")]
+                     for what in ("seconds", "images_per_s"))
     speed = f"{speeds[0]:7.0f} -> {speeds[1]:7.0f} images/s" if speeds[0] else " " * 27
     return (f"{result['name']:<32} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio "
             f"{result['ratio']:6.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})  "
@@ -415,9 +421,10 @@ def main() -> None:
     prepare(device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     report = {"command": "python -m tools.bench " + shlex.join(sys.argv[1:]), "device": device_name(device),
-              "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions(), "results": []}
-    print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; baseline "
-          "-> variant")
+              "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+              "versions": versions(), "results": []}
+    print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; "
+          "baseline -> variant")
     for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
         for result in BENCHMARKS[name](args, device):
             print(show(result), flush=True)

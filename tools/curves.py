@@ -25,7 +25,8 @@ def main() -> None:
     args = parse_arguments()
     groups: dict[str, list[Curve]] = {}
     for path in args.runs:
-        groups.setdefault(re.sub(r"_seed_\d+", "", Path(path).stem), []).append(read_curve(path, args.measure))
+        name = re.sub(r"_seed_\d+", "", Path(path).stem)
+        groups.setdefault(name, []).append(read_curve(path, args.measure))
     for name, curves in groups.items():
         minutes, values = np.mean([curve[:, -1] for curve in curves], 0)
         print(f"{name:<48} {len(curves)} run(s), at the end {values:7.2%} after {minutes:.1f} minutes")
@@ -53,21 +54,22 @@ def read_curve(path: str, measure: str) -> Curve:
         raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file "
                         "below log/") from None
     if not points:
-        known = ", ".join(sorted({name for epoch in epochs for name in epoch if "/" in name})) or "no evaluation"
-        raise UserError(f"--measure {measure}: {path} holds {known}; name one of these")
+        known = sorted({name for epoch in epochs for name in epoch if "/" in name})
+        raise UserError(f"--measure {measure}: {path} holds {', '.join(known) or 'no evaluation'}; "
+                        "name one of these")
     return np.array(points).T
 
 
 def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
-    """One colour for each group of runs: thin lines, and the mean over runs at as many minutes as all have."""
+    """One colour a group of runs: thin lines, and the mean over runs at as many minutes as all have."""
     figure = Figure(figsize=(6.4, 4.2), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     for number, (name, curves) in enumerate(groups.items()):
         colour = f"C{number % 10}"
         for curve in curves:
             axes.plot(*(curve * [[1], [100]]), color=colour, linewidth=0.6, alpha=0.6)
-        axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8, label=f"{name} "
-                                                                                           f"({len(curves)})")
+        axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8,
+                  label=f"{name} ({len(curves)})")
     axes.set(xlabel="minutes of training", ylabel=f"{measure} (%)", xlim=(0, None), ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
@@ -76,7 +78,7 @@ def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
-    """The mean over runs, evaluation by evaluation, of minutes and values, as far as the shortest run comes."""
+    """The mean over runs, by evaluation, of minutes and values, as far as the shortest run comes."""
     length = min(curve.shape[1] for curve in curves)
     return np.mean([curve[:, :length] for curve in curves], axis=0)
 

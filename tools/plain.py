@@ -1,6 +1,4 @@
-"""The plain ways of reading, training, extracting and scoring, as this field publishes them: what tools.bench
-measures against.
-"""
+"""The plain ways of reading, training, extracting and scoring, as published: tools.bench's measure."""
 from __future__ import annotations
 
 import math
@@ -21,15 +19,15 @@ from model import MODALITIES, TwoStream
 
 
 class PlainImages(Dataset):
-    """Items of images and a label; each image goes through PIL transforms, and functions of tensors, by
-    itself.
+    """Items of images and a label; each image goes through PIL transforms, and functions of tensors.
 
     further: for each image of an item, its modality and the augmentations of the normalised image, by name.
     """
 
-    def __init__(self, items: Sequence[tuple], *first: Callable, further: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
-        self.items, self.transform = items, transforms.Compose([*first, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-        self.further = further
+    def __init__(self, items: Sequence[tuple], *first: Callable,
+                 further: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
+        self.items, self.further = items, further
+        self.transform = transforms.Compose([*first, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
     def __len__(self) -> int:
         return len(self.items)
@@ -45,18 +43,20 @@ class PlainImages(Dataset):
 
 def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, workers: int,
                     names: Mapping[str, Sequence[str]]) -> DataLoader:
-    """One epoch of training batches (visible, infrared, labels) from reader processes, which stay for the
-    next.
+    """An epoch of training batches (visible, infrared, labels) from reader processes, which stay.
 
     names: of augmentations, by modality; `standard` is always among them.
     """
     visible, infrared = (images[modality].pixels.numpy() for modality in MODALITIES)
     items = [(visible[i], infrared[j], int(images["visible"].labels[i]))
              for i, j in sampler.epoch(0).transpose(0, 2, 1).reshape(-1, 2)]
-    further = [(modality, [name for name in names[modality] if name != "standard"]) for modality in MODALITIES]
-    data = PlainImages(items, transforms.ToPILImage(), transforms.Pad(PADDING), transforms.RandomCrop(visible.shape[1:3]),
-                       transforms.RandomHorizontalFlip(), further=further)
-    return DataLoader(data, sampler.identities * sampler.images, num_workers=workers, persistent_workers=workers > 0)
+    further = [(modality, [name for name in names[modality] if name != "standard"])
+               for modality in MODALITIES]
+    data = PlainImages(items, transforms.ToPILImage(), transforms.Pad(PADDING),
+                       transforms.RandomCrop(visible.shape[1:3]), transforms.RandomHorizontalFlip(),
+                       further=further)
+    return DataLoader(data, sampler.identities * sampler.images, num_workers=workers,
+                      persistent_workers=workers > 0)
 
 
 # ------------------------------------------------------------ augmentations of one normalised image (3, H, W)
@@ -115,9 +115,7 @@ def mix(image: Tensor, modality: str) -> Tensor:
 
 
 def radiance(image: Tensor, modality: str) -> Tensor:
-    """Rectangles of another strength of light, half of the time, until some place has less than a tenth of
-    its own.
-    """
+    """Rectangles of another strength of light, half of the time, until some place keeps less than a tenth."""
     if random.random() < 0.5:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         values, strength = image * std + mean, torch.ones_like(image)
@@ -135,13 +133,15 @@ def radiance(image: Tensor, modality: str) -> Tensor:
     return image
 
 
-AUGMENTATIONS = {"erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix, "radiance": radiance}
+AUGMENTATIONS = {"erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
+                 "radiance": radiance}
 
 
 def file_loader(paths: list[str], height: int, width: int, batch_size: int, workers: int) -> DataLoader:
     """Batches (images, 0) of image files from reader processes."""
     resize = transforms.Resize((height, width), transforms.InterpolationMode.LANCZOS)
-    return DataLoader(PlainImages([(path, 0) for path in paths], Image.open, resize), batch_size, num_workers=workers)
+    return DataLoader(PlainImages([(path, 0) for path in paths], Image.open, resize), batch_size,
+                      num_workers=workers)
 
 
 def train_epoch(net: TwoStream, criterion: Criterion, loader: DataLoader, optimiser: torch.optim.Optimizer,
@@ -168,11 +168,9 @@ def features(net: TwoStream, loader: DataLoader, device: torch.device) -> list[T
     return [F.normalize(feats).cpu() for output in outputs for feats in (output.feats, output.neck)]
 
 
-def scores(dist_mat: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray,
-           arrays: bool = False) -> tuple[np.ndarray, float, float]:
-    """CMC, mAP and mINP of SYSU-MM01: one sort, then a loop over queries, within it Python lists, or arrays
-    throughout.
-    """
+def scores(dist_mat: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray,
+           g_camids: np.ndarray, arrays: bool = False) -> tuple[np.ndarray, float, float]:
+    """CMC, mAP and mINP of SYSU-MM01: a sort, then a loop over queries, in it Python lists, or arrays."""
     order = np.argsort(dist_mat, axis=1)
     curves, precisions, penalties = [], [], []
     for query, pid in enumerate(q_pids):
@@ -183,7 +181,8 @@ def scores(dist_mat: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camid
             persons = ranked[first] if arrays else np.array([ranked[place] for place in first])
             curves.append((persons == pid).astype(np.int32).cumsum()[:20])
             found = matches.cumsum()
-            precision_at = found / np.arange(1, len(found) + 1) if arrays else np.array([n / (i + 1.) for i, n in enumerate(found)])
+            precision_at = (found / np.arange(1, len(found) + 1) if arrays
+                            else np.array([n / (i + 1.) for i, n in enumerate(found)]))
             precisions.append((precision_at * matches).sum() / found[-1])
             penalties.append(found[-1] / (np.flatnonzero(matches)[-1] + 1))
     return np.mean(curves, axis=0), float(np.mean(precisions)), float(np.mean(penalties))

@@ -57,8 +57,7 @@ def main() -> None:
 
 def hand_over(client: Any, collection: str, gallery: Gallery, feature: str = "bnneck",
               batch: int = 256) -> None:
-    """Write a gallery into a collection, which is created if it is not there; rows that are there are written
-    again.
+    """Write a gallery into a collection, created if it is not there; rows that are there are written again.
 
     The collection compares by dot product, the cosine similarity of our unit features. Raises `UserError`
     where it holds features of another length, kind or checkpoint.
@@ -86,9 +85,7 @@ def require_same(client: Any, collection: str, gallery: Gallery, feature: str) -
 
 
 def point(gallery: Gallery, feature: str, feat: np.ndarray, row: int) -> Any:
-    """The point of a row; its number follows from what it is, so that a file can be handed over again as it
-    grows.
-    """
+    """The point of a row; its number follows from what it is, so that a growing file can be sent again."""
     from qdrant_client import models
     path, checkpoint = str(gallery.paths[row]), gallery.record.checkpoint
     payload = {"path": path, "row": row, "camera": camera_of(path), "time": time_of(path),
