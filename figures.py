@@ -82,14 +82,13 @@ def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
         axes.fill_between(ranks, (mean - std).clip(0), (mean + std).clip(max=100), color=colour, alpha=0.18,
                           linewidth=0)
         axes.plot(ranks, mean, linestyle=style, color=colour, marker=marker, markersize=3.5, linewidth=1.4,
-                  clip_on=False, zorder=3,
-                  label=f"{WORDS[feature]}: {', '.join(numbers)}")
+                  clip_on=False, zorder=3, label=f"{WORDS[feature]}: {', '.join(numbers)}")
         lowest = min(lowest, (mean - std).min())
     axes.set(xlabel="rank", ylabel="matching rate (%)", xlim=(0.5, len(ranks) + 0.5),
              ylim=(max(0, 10 * (lowest // 10) - 20), 100), xticks=[1, *range(5, len(ranks) + 1, 5)])
-    title = (f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1
-             else f"trial {trials[0]['trial']}")
-    axes.legend(loc="best", fontsize=8, title=title, title_fontsize=8)
+    heading = (f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1
+               else f"trial {trials[0]['trial']}")
+    axes.legend(loc="best", fontsize=8, title=heading, title_fontsize=8)
     return figure
 
 

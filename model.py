@@ -126,7 +126,7 @@ class GraphReasoning(nn.Module):
     local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the
     weighted mean of the nodes. global -> local has one key, so that its attention is 1 and needs neither
     theta nor phi; local -> global has one query, whose answer every local node receives. Both cost O(N) and
-    equal N x N attention over a broadcast mean.
+    equal N x N attention over a broadcast mean. The gammas start at 0.
 
     Two deviations keep it stable (docs/experiments.md): products are divided by the square root of theta's
     width, and each message is normalised over its channels (to mean 0, variance 1), so that a gamma is the
