@@ -53,7 +53,8 @@ def make_regdb(root: Path, persons: int = 8, images: int = 4) -> Path:
     for modality, letter in (("Visible", "v"), ("Thermal", "t")):
         for pid in range(1, persons + 1):
             for number in range(1, images + 1):
-                save_image(root / modality / str(pid) / f"{letter}_{pid}_{number}.bmp", [ord(letter), pid, number])
+                save_image(root / modality / str(pid) / f"{letter}_{pid}_{number}.bmp",
+                           [ord(letter), pid, number])
     (root / "idx").mkdir(parents=True)
     for trial in range(1, 11):
         order = np.random.default_rng(trial).permutation(persons) + 1
@@ -65,13 +66,11 @@ def make_regdb(root: Path, persons: int = 8, images: int = 4) -> Path:
     return root
 
 
-LLCM_SIDES = (("vis", range(1, 10)), ("nir", (1, 2, 4, 5, 6, 7, 8, 9)))  # and the cameras of their test images
+LLCM_SIDES = (("vis", range(1, 10)), ("nir", (1, 2, 4, 5, 6, 7, 8, 9)))  # and their test images' cameras
 
 
 def make_llcm(root: Path, train: int = 4, test: int = 3, images: int = 2) -> Path:
-    """LLCM's layout: training persons 1, 3, 5 ... with labels from 0, test persons 2, 4, 6 ... in every
-    camera.
-    """
+    """LLCM's layout: training persons 1, 3, 5 ... with labels from 0, test persons 2, 4 ... everywhere."""
     (root / "idx").mkdir(parents=True)
     for number, (name, cameras) in enumerate(LLCM_SIDES):
         lines = []
@@ -144,8 +143,8 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 
 # Flags of a run that takes seconds.
-SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained", "none", "--lr", "0.02", "--gpu", "cpu",
-         "--batch-size", "2", "--num_pos", "2", "--workers", "1")
+SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained", "none", "--lr", "0.02",
+         "--gpu", "cpu", "--batch-size", "2", "--num_pos", "2", "--workers", "1")
 
 
 def make_network(method: str, arch: str = "resnet18"):
@@ -166,8 +165,9 @@ def make_network(method: str, arch: str = "resnet18"):
     return net.eval()
 
 
-def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int = 32, width: int = 16) -> Path:
-    """A file as train.py writes it, of an untrained network whose BatchNorms tell images apart; returns its path."""
+def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int = 32,
+                    width: int = 16) -> Path:
+    """A file as train.py writes it, of an untrained network whose BatchNorms tell images apart; its path."""
     import torch
 
     from model import TwoStream
@@ -176,6 +176,8 @@ def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int
     for name, value in net.state_dict().items():
         if name.endswith("running_mean"):
             value.normal_(0, 0.1)
-    facts = {"dataset": "regdb", "method": method, "arch": "resnet18", "img_w": width, "img_h": height, "trial": 1}
-    torch.save({"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": 1, "args": facts, "optimiser": {}}, path)
+    facts = {"dataset": "regdb", "method": method, "arch": "resnet18", "img_w": width,
+             "img_h": height, "trial": 1}
+    torch.save({"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": 1, "args": facts,
+                "optimiser": {}}, path)
     return path

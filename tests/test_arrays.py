@@ -82,7 +82,8 @@ def test_a_manifest_without_times_is_used_as_before(sysu, script, opened):
     assert len(opened) == 5 * 6 * 4 and found["visible"][0].shape == (80, 32, 16, 3)
 
 
-@pytest.mark.parametrize("modified", [None, [], {"visible": None}, {"visible": ["x"] * 80}, {"other": [1]}, 7])
+@pytest.mark.parametrize("modified",
+                         [None, [], {"visible": None}, {"visible": ["x"] * 80}, {"other": [1]}, 7])
 def test_times_that_are_none_are_not_believed(sysu, script, opened, modified):
     assert script(*COMMAND, sysu).returncode == 0
     path = sysu / arrays.MANIFEST
@@ -99,6 +100,7 @@ def test_the_fingerprint_is_that_of_earlier_checkpoints(tmp_path):
     split = TrainSplit(*(Images((str(path),), np.array([7]), np.array([1]), modality)
                          for path, modality in zip(paths, ("visible", "infrared"))), np.array([7]))
     marks = arrays.marks(split, tmp_path)
-    assert arrays.listing(split, tmp_path, marks) == {"visible": ["a b.jpg 12800-3f962478"], "infrared": ["é.jpg 1-1c9bea0a"]}
+    assert arrays.listing(split, tmp_path, marks) == {"visible": ["a b.jpg 12800-3f962478"],
+                                                      "infrared": ["é.jpg 1-1c9bea0a"]}
     assert arrays.fingerprint(split, tmp_path, marks) == (
         "814c49da9bb76f0119fc728664e03de7d3aeac60f3d9764349485e53f9ebc54a")

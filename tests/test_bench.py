@@ -6,22 +6,23 @@ import pytest
 
 from tools import bench
 
-TINY = ("--arch", "resnet18", "--img_h", "32", "--img_w", "16", "--batch-size", "2", "--num_pos", "2", "--repeats", "1",
-        "--warmup", "0", "--workers", "1", "--gpu", "cpu")
+TINY = ("--arch", "resnet18", "--img_h", "32", "--img_w", "16", "--batch-size", "2", "--num_pos", "2",
+        "--repeats", "1", "--warmup", "0", "--workers", "1", "--gpu", "cpu")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in (("STEPS", {"cpu": 1}), ("BATCHES", {"cpu": 2}), ("TEST_IMAGES", {"cpu": 6}), ("QUERIES", 40),
-                        ("GALLERY", 80), ("ROWS", 600), ("PERSONS", 24), ("PREPROCESSED", 40), ("DISTINCT", 4), ("PRODUCT", {"cpu": 64}),
-                        ("COPY", 1 << 16)):
+    for name, value in (("STEPS", {"cpu": 1}), ("BATCHES", {"cpu": 2}), ("TEST_IMAGES", {"cpu": 6}),
+                        ("QUERIES", 40), ("GALLERY", 80), ("ROWS", 600), ("PERSONS", 24),
+                        ("PREPROCESSED", 40), ("DISTINCT", 4), ("PRODUCT", {"cpu": 64}), ("COPY", 1 << 16)):
         monkeypatch.setattr(bench, name, value)
 
 
 def numbers(value):
     """Every number within a JSON value."""
     if isinstance(value, (dict, list)):
-        return [number for part in (value.values() if isinstance(value, dict) else value) for number in numbers(part)]
+        return [number for part in (value.values() if isinstance(value, dict) else value)
+                for number in numbers(part)]
     return [value] if isinstance(value, (int, float)) else []
 
 
@@ -35,7 +36,8 @@ def test_benchmark_yields_finite_ratios(name, small, monkeypatch, tmp_path, caps
     printed = capsys.readouterr().out
     for result in report["results"]:
         assert result["name"].split()[0] == name and result["name"] in printed
-        assert name == "params" or result["ratio_min"] <= result["ratio"] <= result["ratio_max"] and result["ratio"] > 0
+        assert name == "params" or result["ratio_min"] <= result["ratio"] <= result["ratio_max"] and result[
+            "ratio"] > 0
 
 
 def test_input_is_timed_with_augmentations_that_both_sides_draw(small, monkeypatch, capsys):
@@ -45,7 +47,8 @@ def test_input_is_timed_with_augmentations_that_both_sides_draw(small, monkeypat
 
 
 def test_a_plain_item_goes_through_the_augmentations_of_its_modality(monkeypatch):
-    monkeypatch.setitem(bench.plain.AUGMENTATIONS, "mark", lambda image, modality: image * 0 + (1 if modality == "visible" else 2))
+    monkeypatch.setitem(bench.plain.AUGMENTATIONS, "mark",
+                        lambda image, modality: image * 0 + (1 if modality == "visible" else 2))
     args = bench.parse_arguments(["input", *TINY])
     images, sampler = bench.made_training(args, 1)
     names = {"visible": ("standard", "mark"), "infrared": ("standard", "mark")}
@@ -56,7 +59,8 @@ def test_a_plain_item_goes_through_the_augmentations_of_its_modality(monkeypatch
 def test_compare_alternates_and_takes_medians(monkeypatch):
     calls, clock = [], iter([0, 0, 0, 0, 0, 4, 10, 12, 20, 26, 30, 33, 40, 49, 50, 51])
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
-    found = bench.compare("x", lambda: calls.append("a"), lambda: calls.append("b"), 3, 1, bench.CPU, images=12)
+    found = bench.compare("x", lambda: calls.append("a"), lambda: calls.append("b"), 3, 1,
+                          bench.CPU, images=12)
     assert calls == ["a", "b"] * 4
     assert (found["baseline"]["seconds"], found["variant"]["seconds"], found["ratio"]) == (6, 2, 2)
     assert (found["ratio_min"], found["ratio_max"], found["variant"]["images_per_s"]) == (2, 9, 6)

@@ -36,8 +36,8 @@ def test_means_of_resamples_equal_a_loop(monkeypatch):
     persons, draws, weights = count_again(5, rng), weigh_again(3, rng), weigh_again(2, rng)
     found = mean_of_means(np.stack(records, 1), persons, draws, weights)
     for r in range(7):
-        expected = sum(weights[r, k] * draws[r, t] * sum(persons[r, p] * records[k][0, t, p] for p in range(5))
-                       / sum(persons[r, p] * records[k][1, t, p] for p in range(5)) for k in range(2) for t in range(3))
+        expected = sum(weights[r, k] * draws[r, t] * (persons[r] @ records[k][0, t])
+                       / (persons[r] @ records[k][1, t]) for k in range(2) for t in range(3))
         assert found[r] == pytest.approx(expected)
 
 
@@ -50,21 +50,23 @@ def test_weights_sum_to_one_and_vary_as_much_as_a_mean():
     assert (weigh_again(1, rng) == 1).all()
 
 
-def world(rng: np.random.Generator, gain: float, seeds: int, persons: int = 60, draws: int = 6) -> list[list[np.ndarray]]:
+def world(rng: np.random.Generator, gain: float, seeds: int, persons: int = 60,
+          draws: int = 6) -> list[list[np.ndarray]]:
     """Records of two methods, the second better by `gain`: persons, draws and seeds each move the scores."""
     pids = np.repeat(np.arange(persons), rng.integers(2, 12, persons))
     shared = rng.normal(0, 0.1, persons)[pids] + rng.normal(0, 0.05, (draws, 1))
     sides = []
     for mean in (0.5, 0.5 + gain):
         own = rng.normal(0, 0.1, persons)[pids] + rng.normal(0, 0.02, (draws, 1))
-        sides.append([scores(mean + shared + own + rng.normal(0, 0.03) * (seeds > 1) + rng.normal(0, 0.05, (draws, len(pids))),
+        sides.append([scores(mean + shared + own + rng.normal(0, 0.03) * (seeds > 1)
+                             + rng.normal(0, 0.05, (draws, len(pids))),
                              pids).sums("pool", "mAP") for _ in range(seeds)])
     return sides
 
 
 @pytest.mark.parametrize("seeds, least", [(1, 0.9), (4, 0.85)])
 def test_intervals_hold_the_true_difference(seeds, least, monkeypatch):
-    """Of 200 experiments of one known difference, about 95 % of the intervals hold it (fewer for few seeds)."""
+    """Of 200 experiments of one known difference, about 95 % of intervals hold it (fewer for few seeds)."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 400)
     rng = np.random.default_rng(0)
     found = [paired_difference(*world(rng, 0.02, seeds), seed=number) for number in range(200)]
@@ -96,9 +98,11 @@ def test_splits_whose_persons_differ():
     """RegDB: each split tests half of the persons; a resample without any of them takes all of them."""
     draws, pids = np.repeat([1, 2], 4), np.array([1, 1, 2, 2, 3, 3, 4, 4])
     ap = np.array([0.1, 0.3, 0.5, 0.7, 0.2, 0.2, 0.4, 0.4])
-    sides = [[QueryScores(draws, pids, {"pool": np.ones(8, int)}, {"pool": ap + gain}).sums("pool", "mAP")] for gain in (0, 0.25)]
+    sides = [[QueryScores(draws, pids, {"pool": np.ones(8, int)}, {"pool": ap + gain}).sums("pool", "mAP")]
+             for gain in (0, 0.25)]
     found = paired_difference(*sides)
-    assert sides[0][0].shape == (2, 2, 4) and (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert sides[0][0].shape == (2, 2, 4)
+    assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_ten_thousand_resamples_of_a_whole_test_of_sysu_take_seconds():
@@ -106,6 +110,7 @@ def test_ten_thousand_resamples_of_a_whole_test_of_sysu_take_seconds():
     pids = rng.integers(0, 96, 3803)
     begun = time.perf_counter()
     for _ in range(4):  # two features, two measures
-        sides = [[scores(rng.random((10, 3803)), pids).sums("pool", "mAP") for _ in range(3)] for _ in range(2)]
+        sides = [[scores(rng.random((10, 3803)), pids).sums("pool", "mAP") for _ in range(3)]
+                 for _ in range(2)]
         paired_difference(*sides)
     assert bootstrap.RESAMPLES == 10_000 and time.perf_counter() - begun < 10

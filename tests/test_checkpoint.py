@@ -1,4 +1,4 @@
-"""Published checkpoints against plain forms of the networks that wrote them, and what a checkpoint file may hold."""
+"""Published checkpoints against plain forms of their networks, and what a checkpoint file may hold."""
 import collections
 import functools
 import io
@@ -18,7 +18,7 @@ from utils import UserError
 WORDS = {"visible": "visible", "infrared": "thermal"}
 
 
-# ------------------------------------------------------------------------------------------ the published networks
+# ------------------------------------------------------------------------------------- the published networks
 def backbone(arch: str) -> nn.Module:
     """A ResNet with stride 1 in its last stage."""
     net = getattr(torchvision.models, arch)(weights=None)
@@ -80,7 +80,8 @@ class Unused(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.query_conv, self.key_conv = nn.Conv2d(channels, channels // 16, 1), nn.Conv2d(channels, channels // 16, 1)
+        self.query_conv = nn.Conv2d(channels, channels // 16, 1)
+        self.key_conv = nn.Conv2d(channels, channels // 16, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))
 
@@ -151,7 +152,7 @@ class PublishedCGRNet(Published):
 
 
 def randomise(net: nn.Module) -> nn.Module:
-    """Attention strengths and affine norms as no initialisation leaves them, running statistics of noise; in eval mode."""
+    """Attention strengths, affine norms, running statistics as no initialisation leaves them; eval mode."""
     torch.manual_seed(1)
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -201,10 +202,11 @@ def difference(ours, theirs) -> float:
 def assert_same_features(ours, theirs) -> None:
     for modality in WORDS:
         assert difference(features(ours, modality), features(theirs, modality)) < 1e-5
-    assert difference(features(theirs, "visible"), features(theirs, "infrared")) > 1e-2  # each stream has its own weights
+    # each stream has its own weights
+    assert difference(features(theirs, "visible"), features(theirs, "infrared")) > 1e-2
 
 
-# --------------------------------------------------------------------------------------------------------- features
+# --------------------------------------------------------------------------------------------------- features
 def test_agw_gives_the_features_of_the_published_network(tmp_path):
     theirs = randomise(PublishedAGW("resnet50", 395, True))
     torch.save(as_file(theirs), tmp_path / "a.t", _use_new_zipfile_serialization=False)  # as torch did then
@@ -241,21 +243,24 @@ def test_cgrnet_gives_the_features_of_the_published_network(tmp_path, cgrnet, pr
     assert difference(features(ours, "infrared"), before) > 1e-3  # the attention does something here
 
 
-# ------------------------------------------------------------------------------------------------------------- keys
+# ------------------------------------------------------------------------------------------------------- keys
 def test_reports_used_unused_and_missing_keys(content):
     _, _, report = load_published(content, "a.t")
     used, unused, missing = report
     count = len(load_published(content, "a.t")[0].state_dict())
     assert used == f"used: {count} keys (cgrnet, resnet18, 206 classes)"
     assert unused.startswith(f"unused: {len(content['net']) - count} keys (")
-    for words in ("visible_module.visible.layer1-4, fc;", "base_resnet.base.conv1, bn1, layer1-2, fc;", "local2global",
-                  "common_block.base.conv1, bn1, layer1, layer3-4, fc", "visible_block.base.conv1, bn1, layer2-4, fc;"):
+    for words in ("visible_module.visible.layer1-4, fc;", "base_resnet.base.conv1, bn1, layer1-2, fc;",
+                  "local2global", "common_block.base.conv1, bn1, layer1, layer3-4, fc",
+                  "visible_block.base.conv1, bn1, layer2-4, fc;"):
         assert words in unused
     assert missing == "missing: none"
 
 
-@pytest.mark.parametrize("name", ["visible_module.visible.conv1.weight", "thermal_block.base.layer1.0.bn2.running_var",
-                                  "common_block.base.layer2.1.conv1.weight", "base_resnet.base.layer4.0.downsample.0.weight",
+@pytest.mark.parametrize("name", ["visible_module.visible.conv1.weight",
+                                  "thermal_block.base.layer1.0.bn2.running_var",
+                                  "common_block.base.layer2.1.conv1.weight",
+                                  "base_resnet.base.layer4.0.downsample.0.weight",
                                   "cam1.gamma", "cam2.gamma", "bottleneck.bias", "classifier.weight"])
 def test_a_missing_used_key_is_an_error_that_names_file_and_key(content, name):
     del content["net"][name]
@@ -264,7 +269,8 @@ def test_a_missing_used_key_is_an_error_that_names_file_and_key(content, name):
 
 
 def test_a_whole_module_missing_is_an_error(content):
-    content["net"] = {name: value for name, value in content["net"].items() if not name.startswith("common_block.")}
+    content["net"] = {name: value for name, value in content["net"].items()
+                      if not name.startswith("common_block.")}
     with pytest.raises(UserError, match="a.t: lacks common_block.base.layer2.0.conv1.weight"):
         load_published(content, "a.t")
 
@@ -278,7 +284,8 @@ def test_unused_keys_may_be_missing_and_may_hold_anything(content):
 
 
 def test_counts_of_batches_need_not_be_there(content, cgrnet):
-    content["net"] = {name: value for name, value in content["net"].items() if not name.endswith("num_batches_tracked")}
+    content["net"] = {name: value for name, value in content["net"].items()
+                      if not name.endswith("num_batches_tracked")}
     ours, _, report = load_published(content, "a.t")
     count = sum(name.endswith("num_batches_tracked") for name in ours.state_dict())
     assert count and report[2] == f"missing: {count} keys that testing does not read (num_batches_tracked)"
@@ -290,7 +297,8 @@ def test_counts_of_batches_need_not_be_there(content, cgrnet):
     ("classifier.weight", torch.zeros(206), "classifier.weight"),
     ("bottleneck.weight", torch.full((512,), float("nan")), "bottleneck.weight holds NaN"),
     ("common_block.base.layer2.0.bn1.weight", [1.0], "common_block.base.layer2.0.bn1.weight is a list"),
-    ("base_resnet.base.layer3.2.conv1.weight", torch.zeros(1), "layer3.2.conv1.weight found"),  # the third block of a ResNet-34
+    # the third block of a ResNet-34
+    ("base_resnet.base.layer3.2.conv1.weight", torch.zeros(1), "layer3.2.conv1.weight found"),
     ("NL_1.0.theta.weight", torch.zeros(1), "NL_1.0.theta.weight found"),
 ])
 def test_refuses_weights_that_would_give_other_features(content, name, value, message):
@@ -304,11 +312,12 @@ def test_other_content_is_not_published(weights):
     assert not is_published(weights)
 
 
-# ------------------------------------------------------------------------------------------------- what a file may hold
+# --------------------------------------------------------------------------------------- what a file may hold
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
 def test_numpy_numbers_and_arrays_are_read_under_both_names_of_their_module(tmp_path, core):
-    values = {"cmc": np.arange(6, dtype=np.float32), "mAP": np.float64(0.5), "mINP": np.float16(0.25), "epoch": np.int64(3),
-              "flag": np.bool_(True), "matrix": np.asfortranarray(np.arange(6).reshape(2, 3)), "dtype": np.dtype("float32")}
+    values = {"cmc": np.arange(6, dtype=np.float32), "mAP": np.float64(0.5), "mINP": np.float16(0.25),
+              "epoch": np.int64(3), "flag": np.bool_(True),
+              "matrix": np.asfortranarray(np.arange(6).reshape(2, 3)), "dtype": np.dtype("float32")}
     file = io.BytesIO()
     torch.save(values, file, _use_new_zipfile_serialization=False)
     for name in (b"numpy._core", b"numpy.core"):
@@ -338,7 +347,8 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path, zipped):
     marker, path = tmp_path / "ran", tmp_path / "a.t"
     torch.save({"net": {"visible_module.visible.conv1.weight": torch.zeros(1)}, "mAP": Bomb(marker)}, path,
                _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=rf"--resume .*a.t: refused, it refers to {os.system.__module__}\.system,"):
+    with pytest.raises(UserError,
+                       match=rf"--resume .*a.t: refused, it refers to {os.system.__module__}\.system,"):
         load_file(path, "--resume")
     torch.save({"cmc": np.array([Bomb(marker), None], object)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="--resume .*a.t: "):
@@ -357,8 +367,8 @@ def test_a_bare_pickle_that_would_run_code_is_refused_unrun(tmp_path, protocol):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("value", [np.array([{"a": 1}, None], object), np.zeros(2, [("a", "O")]), np.array(["text"])],
-                         ids=["object", "fields", "text"])
+@pytest.mark.parametrize("value", [np.array([{"a": 1}, None], object), np.zeros(2, [("a", "O")]),
+                                   np.array(["text"])], ids=["object", "fields", "text"])
 def test_arrays_of_other_things_than_numbers_are_refused(tmp_path, value):
     torch.save({"cmc": value}, tmp_path / "a.t")
     with pytest.raises(UserError, match="--resume .*a.t: "):

@@ -10,7 +10,8 @@ from tools import curves
 
 def save_run(path, values, seconds=60.0, every=2):
     """JSON lines of a run that is evaluated every second epoch."""
-    lines = [{"epoch": epoch, "seconds": seconds, **({"bnneck/rank-1": values[epoch // every]} if epoch % every else {})}
+    lines = [{"epoch": epoch, "seconds": seconds,
+              **({"bnneck/rank-1": values[epoch // every]} if epoch % every else {})}
              for epoch in range(every * len(values))]
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     return str(path)
@@ -26,7 +27,8 @@ def test_seeds_are_one_group_and_the_picture_is_drawn(tmp_path, monkeypatch, cap
             for method in ("base", "strong") for seed in (0, 1)]
     call(monkeypatch, *runs, "--out", tmp_path / "c.png")
     first, second = capsys.readouterr().out.splitlines()
-    assert first.split(maxsplit=1) == ["sysu_base_p4_n8_lr_0.1", "2 run(s), at the end  25.00% after 4.0 minutes"]
+    assert first.split(maxsplit=1) == ["sysu_base_p4_n8_lr_0.1",
+                                       "2 run(s), at the end  25.00% after 4.0 minutes"]
     assert second.startswith("sysu_strong_p4_n8_lr_0.1 ")
     assert np.asarray(Image.open(tmp_path / "c.png")).std() > 0
 

@@ -46,7 +46,7 @@ def make_permutations(root, shots=SHOTS):
 
 
 def make_regdb(root):
-    """Four persons with three images a modality; odd trials train on the first two, even ones on the others."""
+    """Four persons with three images a modality; odd trials train on the first two, even ones on others."""
     (root / "idx").mkdir(parents=True)
     names = {pid: {folder: [f"{folder}/{pid}/{folder[0].lower()}_{shot}.bmp" for shot in range(SHOTS)]
                    for folder in ("Visible", "Thermal")} for pid in range(4)}
@@ -95,11 +95,12 @@ def faults(found):
 
 
 def run(*words, **options):
-    return subprocess.run([sys.executable, str(ROOT / "data_manager.py"), *map(str, words)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, str(ROOT / "data_manager.py"), *map(str, words)],
+                          capture_output=True, text=True,
                           encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"}, **options)
 
 
-# -------------------------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------------- the command line
 def test_a_sound_set_is_usable_and_differences_from_the_published_counts_are_told(sysu):
     done = run(sysu)
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -117,11 +118,13 @@ def test_an_unusable_set_is_told_by_the_exit_status(regdb):
     os.truncate(regdb / "Thermal/3/t_1.bmp", 700)
     done = run(regdb, "--all")
     assert (done.returncode, done.stderr) == (1, "")
-    assert "FAULT, unreadable: 1\n" in done.stdout and f"  {regdb}/Thermal/3/t_1.bmp: cannot be decoded" in done.stdout
+    assert "FAULT, unreadable: 1\n" in done.stdout
+    assert f"  {regdb}/Thermal/3/t_1.bmp: cannot be decoded" in done.stdout
     assert "not usable: mend the faults above" in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("words, said", [(["gone"], "DIR gone: no such folder"), ([".", "--every"], "arguments: --every")])
+@pytest.mark.parametrize("words, said",
+                         [(["gone"], "DIR gone: no such folder"), ([".", "--every"], "arguments: --every")])
 def test_mistakes_in_the_command_are_one_line_and_status_2(tmp_path, words, said):
     done = run(*words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -141,10 +144,11 @@ def test_checking_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-# --------------------------------------------------------------------------------------------------------- both sets
+# -------------------------------------------------------------------------------------------------- both sets
 def test_a_folder_of_neither_layout(tmp_path, sysu):
     found = findings(tmp_path)
-    assert "no data set found" in only(found, FAULT, "layout") and f"check {sysu}" in only(found, FAULT, "layout")
+    assert "no data set found" in only(found, FAULT, "layout")
+    assert f"check {sysu}" in only(found, FAULT, "layout")
     (tmp_path / "empty").mkdir()
     assert "name the folder that holds these" in only(findings(tmp_path / "empty"), FAULT, "layout")
 
@@ -179,7 +183,7 @@ def test_hidden_and_system_files_are_ignored_and_counted(sysu, regdb):
         assert all(kind == "only --gallery official needs it" for _, kind in report.found)
 
 
-# --------------------------------------------------------------------------------------------------------- SYSU-MM01
+# -------------------------------------------------------------------------------------------------- SYSU-MM01
 def test_every_bad_image_is_listed(sysu):
     for pid in (1, 5):
         person = sysu / "cam3" / f"{pid:04d}"
@@ -193,9 +197,11 @@ def test_every_bad_image_is_listed(sysu):
     found = findings(sysu)
     assert faults(found) == {"empty", "unreadable", "missing", "not images", "refused"}
     assert len(found[FAULT, "empty"]) == 2 and len(found[FAULT, "unreadable"]) == 6
-    assert all("a link that points nowhere" in line for line in found[FAULT, "missing"]) and len(found[FAULT, "missing"]) == 2
+    assert all("a link that points nowhere" in line for line in found[FAULT, "missing"])
+    assert len(found[FAULT, "missing"]) == 2
     assert len(found[FAULT, "not images"]) == 4
-    assert [line.split(":")[0] for line in found[FAULT, "refused"]] == ["train.py", "test.py --mode all", "test.py --mode indoor"]
+    assert [line.split(":")[0] for line in found[FAULT, "refused"]] == [
+        "train.py", "test.py --mode all", "test.py --mode indoor"]
     assert len(found[NOTE, "misnamed"]) == 2  # 0006.png
 
 
@@ -212,7 +218,8 @@ def test_misnamed_and_unlisted_things_are_told_but_harmless(sysu):
     save_image(sysu / "cam1" / "0001.jpg")
     found = findings(sysu)
     assert not faults(found)
-    assert [line.split(":")[0].split("cam1/")[1] for line in found[NOTE, "misnamed"]] == ["0001/img1.jpg", "0001.jpg", "98"]
+    assert [line.split(":")[0].split("cam1/")[1] for line in found[NOTE, "misnamed"]] == [
+        "0001/img1.jpg", "0001.jpg", "98"]
     assert only(found, NOTE, "persons that no list names").endswith("cam1/0099")
 
 
@@ -224,8 +231,10 @@ def test_what_stands_for_a_persons_folder_is_a_fault_and_an_empty_folder_is_told
         (sysu / "cam6" / "0003" / f"{shot:04d}.jpg").unlink()
     found = findings(sysu)
     wrong, gone = found[FAULT, "persons' folders"]
-    assert wrong.endswith("cam2/2: found for person 2, a folder of the name 0002 expected; rename it, or move it elsewhere")
-    assert "cam4/0005: a link that points nowhere found, a folder with the images of person 5 expected" in gone
+    assert wrong.endswith("cam2/2: found for person 2, a folder of the name 0002 expected; "
+                          "rename it, or move it elsewhere")
+    assert ("cam4/0005: a link that points nowhere found, "
+            "a folder with the images of person 5 expected") in gone
     assert only(found, NOTE, "empty folders").endswith("cam6/0003: no image in it")
     assert [line.split(":")[0] for line in found[FAULT, "refused"]] == ["train.py", "test.py --mode all"]
     (sysu / "cam2" / "2").rename(sysu / "cam2" / "0002")
@@ -234,7 +243,8 @@ def test_what_stands_for_a_persons_folder_is_a_fault_and_an_empty_folder_is_told
 
 
 @pytest.mark.parametrize("name, text, said", [
-    ("train", None, "train_id.txt: no such file"), ("val", "", "val_id.txt: empty"), ("test", "5,6,x", "'x' found"),
+    ("train", None, "train_id.txt: no such file"), ("val", "", "val_id.txt: empty"),
+    ("test", "5,6,x", "'x' found"),
     ("test", "5,-6", "'-6' found"),
     ("val", "\xff\xfe", "cannot be read as text")])
 def test_bad_id_lists(sysu, name, text, said):
@@ -259,7 +269,8 @@ def test_persons_without_a_modality(sysu):
         shutil.rmtree(sysu / f"cam{camera}" / f"{pid:04d}")
     found = findings(sysu)
     lines = found[FAULT, "training persons without a modality"]
-    assert [line.split(": ")[1] for line in lines] == ["person 1 has no infrared image", "person 2 has no infrared image"]
+    assert [line.split(": ")[1] for line in lines] == ["person 1 has no infrared image",
+                                                       "person 2 has no infrared image"]
     assert only(found, NOTE, "test persons without a modality").endswith("person 5 has no visible image")
     assert only(found, FAULT, "refused").startswith("train.py: ")
 
@@ -268,7 +279,8 @@ def test_cameras_that_are_missing(sysu):
     for camera in (1, 4):
         shutil.rmtree(sysu / f"cam{camera}")
     found = findings(sysu)
-    assert [line.rsplit("/")[-1] for line in found[FAULT, "missing"]] == ["cam1: no such folder", "cam4: no such folder"]
+    assert [line.rsplit("/")[-1] for line in found[FAULT, "missing"]] == [
+        "cam1: no such folder", "cam4: no such folder"]
     assert len(found[FAULT, "refused"]) == 3
 
 
@@ -301,7 +313,8 @@ def test_the_official_permutations_are_tried(sysu):
     assert "names image" in only(findings(sysu), NOTE, "only --gallery official needs it")
     (sysu / "exp" / "rand_perm_cam.mat").write_bytes(b"no mat file")
     found = findings(sysu)
-    assert not faults(found) and "not the data set's rand_perm_cam.mat" in only(found, NOTE, "only --gallery official needs it")
+    assert not faults(found)
+    assert "not the data set's rand_perm_cam.mat" in only(found, NOTE, "only --gallery official needs it")
 
 
 def test_counts_that_are_the_published_ones_do_not_differ(sysu, monkeypatch):
@@ -311,12 +324,13 @@ def test_counts_that_are_the_published_ones_do_not_differ(sysu, monkeypatch):
     assert lines[-1] == "usable" and not any("differs" in line for line in lines)
 
 
-# ------------------------------------------------------------------------------------------------------------- RegDB
+# ------------------------------------------------------------------------------------------------------ RegDB
 def test_a_sound_regdb(regdb):
     data, report = data_manager.check(regdb, True)
     assert data.name == "regdb" and report.found == {} and len(report.images) == 4 * 2 * SHOTS
     assert report.table[1].split() == "1 2 6 6 2 6 6".split() and len(report.table) == 11
-    assert ("training persons", 2, 206) in report.counts and ("infrared test images", 6, 2060) in report.counts
+    assert ("training persons", 2, 206) in report.counts
+    assert ("infrared test images", 6, 2060) in report.counts
 
 
 def test_regdb_files_that_are_missing_empty_or_of_no_use(regdb):
@@ -361,7 +375,8 @@ def test_regdb_lists_of_the_other_modality(regdb):
     found = findings(regdb)
     assert faults(found) == {"refused"}
     for line, script in zip(found[FAULT, "refused"], ("train", "test")):
-        assert line.startswith(f"{script}.py --trial 3: ") and f"{script}_thermal_3.txt: names Visible/" in line
+        assert line.startswith(f"{script}.py --trial 3: ")
+        assert f"{script}_thermal_3.txt: names Visible/" in line
     assert run(regdb).returncode == 1
 
 
@@ -376,7 +391,8 @@ def test_regdb_persons_without_a_modality(regdb):
     path = regdb / "idx" / "train_thermal_2.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:SHOTS]))
     found = findings(regdb)
-    assert only(found, FAULT, "training persons without a modality").endswith("trial 2: person 1 has no infrared image")
+    assert only(found, FAULT, "training persons without a modality").endswith(
+        "trial 2: person 1 has no infrared image")
 
 
 def test_a_file_is_no_folder(monkeypatch, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageOps
 
 from datasets import arrays as train_arrays
-from data_loader import (AUGMENTATIONS, MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment,
-                         augment_one_by_one, batches, crop_and_mirror, load_train_images, normalise)
+from data_loader import (AUGMENTATIONS, MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages,
+                         augment, augment_one_by_one, batches, crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
 from datasets.images import read_image
 from model import METHODS
@@ -53,7 +53,8 @@ def test_sampler_gives_processes_distinct_identities():
 
 def test_sampler_shows_every_identity_in_the_long_run():
     sampler = IdentitySampler(LABELS, 2, 1, 0)
-    drawn = np.bincount(np.concatenate([LABELS["visible"][sampler.epoch(e)[:, 0]].ravel() for e in range(40)]), minlength=5)
+    drawn = np.bincount(np.concatenate([LABELS["visible"][sampler.epoch(e)[:, 0]].ravel()
+                                        for e in range(40)]), minlength=5)
     assert drawn.min() > 0.7 * drawn.mean() and drawn.max() < 1.3 * drawn.mean()
 
 
@@ -95,12 +96,13 @@ def test_normalise():
 
 
 def test_augmentation_has_the_distribution_of_single_image_transforms():
-    """Where one bright pixel lands, over 8,000 draws, against the same number of pad / crop / flip on single images."""
+    """Where a bright pixel lands, 8,000 times, against as many pads, crops and flips of single images."""
     count, height, width = 8000, 24, 22
     image = np.zeros((height, width, 3), np.uint8)
     image[12, 4] = 255
     generator = torch.Generator().manual_seed(0)
-    found = augment(torch.from_numpy(image).expand(count, -1, -1, -1), ("standard",), "visible", generator)[:, 0]
+    found = augment(torch.from_numpy(image).expand(count, -1, -1, -1), ("standard",), "visible",
+                    generator)[:, 0]
     found = (found > 1).float().mean(0).numpy()
     rng = np.random.default_rng(0)
     padded, expected = np.pad(image[..., 0], PADDING), np.zeros((height, width))
@@ -116,8 +118,8 @@ def test_augmentation_has_the_distribution_of_single_image_transforms():
 
 def test_batches_carry_the_pixels_that_the_sampler_names():
     """With augmentation undone (images of one value), each image is that of its index."""
-    pixels = {m: torch.arange(len(v), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous() + 100
-              for m, v in LABELS.items()}
+    pixels = {m: torch.arange(len(v), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
+              + 100 for m, v in LABELS.items()}
     images = {m: TrainImages(pixels[m], LABELS[m]) for m in LABELS}
     sampler = IdentitySampler(LABELS, 2, 3, 5)
     loader = TrainBatches(images, sampler, METHODS["base"].views, torch.device("cpu"), False, seed=5)
@@ -135,10 +137,11 @@ def test_batches_carry_the_pixels_that_the_sampler_names():
 def test_streamed_pixels_give_the_batches_of_resident_ones():
     """Gathered by NumPy in a thread, or by torch where the pixels live."""
     generator = torch.Generator().manual_seed(0)
-    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), generator=generator, dtype=torch.uint8), v)
-              for m, v in LABELS.items()}
+    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), generator=generator, dtype=torch.uint8),
+                             v) for m, v in LABELS.items()}
     sampler = IdentitySampler(LABELS, 2, 3, 5)
-    streamed, resident = (list(TrainBatches(images, sampler, METHODS["base"].views, torch.device("cpu"), where, 5).epoch(1))
+    views, device = METHODS["base"].views, torch.device("cpu")
+    streamed, resident = (list(TrainBatches(images, sampler, views, device, where, 5).epoch(1))
                           for where in (False, True))
     assert len(streamed) == len(resident) == sampler.steps
     for (views, labels), (others, other_labels) in zip(streamed, resident):
@@ -149,9 +152,11 @@ def test_streamed_pixels_give_the_batches_of_resident_ones():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_streamed_pixels_give_the_batches_of_resident_ones_on_cuda():
     device = torch.device("cuda", 0)
-    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), dtype=torch.uint8), v) for m, v in LABELS.items()}
+    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), dtype=torch.uint8), v)
+              for m, v in LABELS.items()}
     sampler = IdentitySampler(LABELS, 2, 3, 5)
-    streamed, resident = (list(TrainBatches(images, sampler, METHODS["base"].views, device, where, 5).epoch(1))
+    views = METHODS["base"].views
+    streamed, resident = (list(TrainBatches(images, sampler, views, device, where, 5).epoch(1))
                           for where in (False, True))
     for (views, _), (others, _) in zip(streamed, resident, strict=True):
         assert all(torch.equal(view, others[name]) for name, view in views.items())
@@ -165,7 +170,8 @@ def test_augmentations_come_in_order_and_without_standard_the_image_is_only_norm
     assert torch.equal(augment(images, (), "visible", generator), normalise(images))
     assert torch.equal(augment(images, ("add", "double"), "visible", generator), (normalise(images) + 1) * 2)
     standard = augment(images, ("standard",), "visible", generator.manual_seed(1))
-    assert torch.equal(augment(images, ("add", "standard"), "visible", generator.manual_seed(1)), standard + 1)
+    assert torch.equal(augment(images, ("add", "standard"), "visible",
+                               generator.manual_seed(1)), standard + 1)
 
 
 def test_regdb_is_decoded_to_arrays(regdb):
@@ -208,7 +214,8 @@ def test_stale_arrays_are_refused(sysu, script):
 def test_test_images_come_in_order(regdb, workers, batch_size):
     paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
     found = list(batches(paths, 32, 16, batch_size, workers))
-    assert list(map(len, found)) == [len(paths[start:start + batch_size]) for start in range(0, len(paths), batch_size)]
+    assert list(map(len, found)) == [len(paths[start:start + batch_size])
+                                     for start in range(0, len(paths), batch_size)]
     assert np.array_equal(torch.cat(found), np.stack([read_image(path, 32, 16) for path in paths]))
 
 

@@ -13,14 +13,15 @@ from eval_metrics import eval_sysu
 from utils import UserError
 
 SYSU, REGDB = DATASETS["sysu"], DATASETS["regdb"]
-GEOMETRY = ROOT.parent / "shared" / "sysu_mm01"  # the data set's own lists and permutations, without its images
+GEOMETRY = ROOT.parent / "shared" / "sysu_mm01"  # the data set's lists and permutations, without images
 
 
 def test_sysu_training_split(sysu):
     split = SYSU.train_split(str(sysu), 1)
     assert split.pids.tolist() == [1, 2, 3, 4, 5]
     assert (len(split.visible), len(split.infrared)) == (5 * 4 * 4, 5 * 2 * 4)
-    assert set(split.visible.camids.tolist()) == {1, 2, 4, 5} and set(split.infrared.camids.tolist()) == {3, 6}
+    assert set(split.visible.camids.tolist()) == {1, 2, 4, 5}
+    assert set(split.infrared.camids.tolist()) == {3, 6}
     for side in (split.visible, split.infrared):
         for path, pid, camid, label in zip(side.paths, side.pids, side.camids, split.labels(side.modality)):
             assert f"cam{camid}{os.sep}{pid:04d}{os.sep}" in path and split.pids[label] == pid
@@ -40,12 +41,14 @@ def test_random_gallery_is_the_draw_of_the_global_generator(sysu, mode, cameras,
             expected.append(random.choice([str(folder / name) for name in sorted(os.listdir(folder))]))
     random.setstate(before)
     assert paths == expected
-    assert pids.tolist() == np.repeat([6, 7, 8], len(cameras)).tolist() and camids.tolist() == list(cameras) * 3
+    assert pids.tolist() == np.repeat([6, 7, 8], len(cameras)).tolist()
+    assert camids.tolist() == list(cameras) * 3
 
 
 def test_multi_shot_takes_ten_or_all(tmp_path):
     root = str(make_sysu(tmp_path / "few", images=4))
-    assert len(process_gallery_sysu(root, shot=10)[0]) == len(set(process_gallery_sysu(root, shot=10)[0])) == 3 * 4 * 4
+    assert len(process_gallery_sysu(root, shot=10)[0]) == len(
+        set(process_gallery_sysu(root, shot=10)[0])) == 3 * 4 * 4
     root = str(make_sysu(tmp_path / "many", train=1, val=1, test=1, images=12))
     paths = process_gallery_sysu(root, shot=10)[0]
     assert len(paths) == len(set(paths)) == 4 * 10
@@ -112,7 +115,8 @@ def test_regdb_searches(regdb):
 
 def test_layouts_are_told_apart(sysu, regdb, tmp_path):
     assert (recognise(sysu), recognise(regdb), recognise(tmp_path)) == (SYSU, REGDB, None)
-    with pytest.raises(UserError, match=r"the folders Thermal, Visible, idx found, SYSU-MM01 \(cam1, .*, exp\) expected"):
+    with pytest.raises(UserError, match=r"the folders Thermal, Visible, idx found, SYSU-MM01 \(cam1, .*, "
+                       r"exp\) expected"):
         SYSU.train_split(str(regdb), 1)
     with pytest.raises(UserError, match="no such folder"):
         REGDB.train_split(str(tmp_path / "nowhere"), 1)
@@ -138,16 +142,18 @@ def test_a_person_without_one_modality_is_named(sysu):
         SYSU.train_split(str(sysu), 1)
 
 
-# ------------------------------------------------------------------------------------- arguments that mean no gallery
-@pytest.mark.parametrize("wrong", [{"shot": 0}, {"shot": -1}, {"trial": -1}, {"trial": -1, "gallery": "official"},
-                                   {"trial": 10, "gallery": "official"}])
+# ----------------------------------------------------------------------------- arguments that mean no gallery
+@pytest.mark.parametrize("wrong",
+                         [{"shot": 0}, {"shot": -1}, {"trial": -1}, {"trial": -1, "gallery": "official"},
+                          {"trial": 10, "gallery": "official"}])
 def test_no_gallery_is_drawn_for_a_shot_or_trial_that_is_none(sysu, wrong):
-    with pytest.raises(ValueError, match=r"^(shot: -?\d found, at least 1|trial: (-1|10) found, (0 to 9|at least 0)) expected$"):
+    with pytest.raises(ValueError, match=r"^(shot: -?\d found, at least 1|trial: (-1|10) "
+                       "found, (0 to 9|at least 0)) expected$"):
         process_gallery_sysu(str(sysu), **wrong)
     assert len(process_gallery_sysu(str(sysu), trial=10)[0]) == 3 * 4
 
 
-# ------------------------------------------------------------------------------------------- the permutations' numbers
+# ---------------------------------------------------------------------------------- the permutations' numbers
 def save_permutations(root, change):
     """Save the permutations with every person's rows changed."""
     from scipy.io import loadmat, savemat
@@ -164,7 +170,7 @@ def test_whole_numbers_that_matlab_saved_as_doubles_are_taken(sysu):
     assert process_gallery_sysu(str(sysu), trial=2, shot=2, gallery="official")[0] == before
 
 
-# ------------------------------------------------------------------------------------------------- folders of persons
+# ----------------------------------------------------------------------------------------- folders of persons
 def test_a_persons_folder_may_be_missing_empty_or_a_link(sysu):
     before = process_query_sysu(str(sysu))[0]
     shutil.rmtree(sysu / "cam3/0006")
@@ -177,10 +183,14 @@ def test_a_persons_folder_may_be_missing_empty_or_a_link(sysu):
 
 
 @pytest.mark.parametrize("put, said", [
-    (lambda folder: folder.symlink_to("/gone"), "cam2/0002: a link that points nowhere found, a folder with the images of person"),
-    (lambda folder: folder.write_bytes(b"x"), "cam2/0002: a file found, a folder with the images of person 2 expected; restore"),
-    (lambda folder: (folder.parent / "2").mkdir(), "cam2/2: found for person 2, a folder of the name 0002 expected; rename it"),
-    (lambda folder: (folder.parent / "00002").mkdir(), "cam2/00002: found for person 2, a folder of the name 0002 expected")])
+    (lambda folder: folder.symlink_to("/gone"),
+     "cam2/0002: a link that points nowhere found, a folder with the images of person"),
+    (lambda folder: folder.write_bytes(b"x"),
+     "cam2/0002: a file found, a folder with the images of person 2 expected; restore"),
+    (lambda folder: (folder.parent / "2").mkdir(),
+     "cam2/2: found for person 2, a folder of the name 0002 expected; rename it"),
+    (lambda folder: (folder.parent / "00002").mkdir(),
+     "cam2/00002: found for person 2, a folder of the name 0002 expected")])
 def test_what_stands_for_a_persons_folder_is_refused(sysu, put, said):
     shutil.rmtree(sysu / "cam2/0002")
     put(sysu / "cam2/0002")
@@ -189,17 +199,20 @@ def test_what_stands_for_a_persons_folder_is_refused(sysu, put, said):
     assert len(process_query_sysu(str(sysu))[0]) == 3 * 2 * 4  # person 2 is none of the test persons
 
 
-# --------------------------------------------------------------------------------------------- searches without a match
+# ----------------------------------------------------------------------------------- searches without a match
 @pytest.mark.parametrize("direction", ["i2v", "v2i"])
 def test_a_search_in_which_no_query_has_a_match_is_refused(sysu, direction):
-    for pid, cameras in ((6, (1, 2, 4, 5)), (7, (3, 6)), (8, (1, 4, 5, 6))):  # 8 is left in cameras 2 and 3, of one room
+    # 8 is left in cameras 2 and 3, of one room
+    for pid, cameras in ((6, (1, 2, 4, 5)), (7, (3, 6)), (8, (1, 4, 5, 6))):
         for camera in cameras:
             shutil.rmtree(sysu / f"cam{camera}/{pid:04d}")
-    with pytest.raises(UserError, match="exp/test_id.txt, all-search: no query has a match in the gallery: no person is in both "
-                       ".* but in cameras that are not compared; .*; restore the images"):
+    with pytest.raises(UserError, match="exp/test_id.txt, all-search: no query has a match in the gallery: "
+                       "no person is in both .* but in cameras that are not compared; .*; "
+                       "restore the images"):
         SYSU.searches(str(sysu), direction=direction)
     shutil.rmtree(sysu / "cam3/0008")
-    with pytest.raises(UserError, match=r"in both the \d+ \w+ queries and the \d+ \w+ gallery images; a person in both expected"):
+    with pytest.raises(UserError, match=r"in both the \d+ \w+ queries and the \d+ \w+ gallery images; "
+                       "a person in both expected"):
         SYSU.searches(str(sysu), direction=direction)
 
 
@@ -212,13 +225,15 @@ def test_one_query_with_a_match_is_enough(sysu):
 
 def test_a_search_of_regdb_without_a_match_is_refused(regdb):
     path = regdb / "idx/test_thermal_2.txt"
-    path.write_text("".join(f"{line.split()[0]} {int(line.split()[1]) + 4}\n" for line in path.read_text().splitlines()))
-    with pytest.raises(UserError, match="idx: test lists of trial 2: no query has a match in the gallery: no person is in both "
-                       "the 16 visible queries and the 16 infrared gallery images; a person in both expected; restore the images"):
+    path.write_text("".join(f"{line.split()[0]} {int(line.split()[1]) + 4}\n"
+                            for line in path.read_text().splitlines()))
+    with pytest.raises(UserError, match="idx: test lists of trial 2: no query has a match in the gallery: "
+                       "no person is in both the 16 visible queries and the 16 infrared gallery images; "
+                       "a person in both expected; restore the images"):
         REGDB.searches(str(regdb), trials=[2])
 
 
-# ------------------------------------------------------------------------------------------------------- lists of RegDB
+# --------------------------------------------------------------------------------------------- lists of RegDB
 def swap(one, other):
     """Each file under the other's name."""
     content = one.read_bytes()
@@ -229,7 +244,8 @@ def swap(one, other):
 def refused(root, trial=1):
     """What both uses of a trial say, which must be refused."""
     said = []
-    for use in (lambda: REGDB.train_split(str(root), trial), lambda: REGDB.searches(str(root), trials=[trial])):
+    for use in (lambda: REGDB.train_split(str(root), trial),
+                lambda: REGDB.searches(str(root), trials=[trial])):
         with pytest.raises(UserError) as error:
             use()
         said.append(str(error.value))
@@ -242,7 +258,8 @@ def test_lists_of_the_other_modality_are_refused(regdb):
         swap(regdb / f"idx/{split}_visible_2.txt", regdb / f"idx/{split}_thermal_2.txt")
     for trial, wrong in ((1, "thermal"), (2, "visible")):
         for split, said in zip(("train", "test"), refused(regdb, trial)):
-            assert f"{split}_{wrong}_{trial}.txt: names " in said and f"a list of {wrong} images expected; restore the list" in said
+            assert f"{split}_{wrong}_{trial}.txt: names " in said
+            assert f"a list of {wrong} images expected; restore the list" in said
 
 
 def test_folders_of_the_other_modality_are_known_in_any_case(regdb):
@@ -271,7 +288,7 @@ def test_images_of_all_persons_in_one_folder_pass(regdb):
     assert all("is in the training and the test list of trial 1 (visible)" in said for said in refused(regdb))
 
 
-# ----------------------------------------------------------------------------------------- surprises, and the true counts
+# ----------------------------------------------------------------------------- surprises, and the true counts
 @pytest.mark.parametrize("direction, mode, shot, expected", [
     ("i2v", "all", 1, "24 queries found, 3803 published; 12 gallery images found, 301 published; 3 test"),
     ("i2v", "all", 10, "24 queries found, 3803 published; 48 gallery images found, 3010 published; 3 test"),
@@ -286,8 +303,9 @@ def test_counts_of_a_search_that_are_not_the_published_ones_are_told(sysu, direc
 @pytest.mark.parametrize("direction", ["i2v", "v2i"])
 def test_counts_of_regdb_are_told_in_both_directions(regdb, direction):
     search = REGDB.searches(str(regdb), direction=direction)[0]
-    assert REGDB.surprises("of", search=search) == ["--data-path of: 16 queries found, 2060 published; 16 gallery images found, "
-                                                       "2060 published: not the whole data set"]
+    assert REGDB.surprises("of", search=search) == ["--data-path of: 16 queries found, 2060 published; "
+                                                    "16 gallery images found, 2060 published: "
+                                                    "not the whole data set"]
 
 
 def test_persons_of_one_modality_are_told_but_in_an_indoor_search(sysu):
@@ -314,7 +332,8 @@ def true_sysu(tmp_path_factory):
     from scipy.io import loadmat
     root = tmp_path_factory.mktemp("true") / "SYSU-MM01"
     cells = loadmat(GEOMETRY / "rand_perm_cam.mat")["rand_perm_cam"]
-    test, train = (loadmat(GEOMETRY / f"{split}_id.mat")["id"].ravel().tolist() for split in ("test", "train"))
+    test, train = (loadmat(GEOMETRY / f"{split}_id.mat")["id"].ravel().tolist()
+                   for split in ("test", "train"))
     for camera in range(1, 7):
         for pid in test:
             folder = root / f"cam{camera}" / f"{pid:04d}"
@@ -330,7 +349,7 @@ def true_sysu(tmp_path_factory):
 
 
 def matlab_scores(dist_mat, q_pids, q_camids, g_pids, g_camids):
-    """CMC and mAP as the data set's own evaluation computes them, a query at a time: cameras 2 and 3 are one place to it."""
+    """CMC and mAP as the data set's own evaluation has them, by query: cameras 2 and 3 are one place."""
     place = np.array([0, 1, 2, 2, 4, 5, 6])
     first, precisions = np.zeros(len(np.unique(g_pids))), []
     for row, pid, camera in zip(dist_mat, q_pids, q_camids):
@@ -343,9 +362,10 @@ def matlab_scores(dist_mat, q_pids, q_camids, g_pids, g_camids):
     return first.cumsum() / len(precisions), np.mean(precisions)
 
 
-@pytest.mark.parametrize("mode, shot, trial, size", [("all", 1, 0, 301), ("all", 10, 9, 3010), ("indoor", 1, 4, 112),
-                                                     ("indoor", 10, 7, 1120)])
-def test_the_official_search_of_the_true_data_set_scores_as_its_own_evaluation(true_sysu, mode, shot, trial, size):
+@pytest.mark.parametrize("mode, shot, trial, size",
+                         [("all", 1, 0, 301), ("all", 10, 9, 3010), ("indoor", 1, 4, 112),
+                          ("indoor", 10, 7, 1120)])
+def test_the_official_search_of_the_true_data_set_scores_as_its_own_does(true_sysu, mode, shot, trial, size):
     root, cells, test = true_sysu
     search = SYSU.searches(str(root), mode=mode, shot=shot, gallery="official", trials=[trial])[0]
     assert (len(search.query), len(search.gallery)) == (3803, size)
@@ -353,13 +373,16 @@ def test_the_official_search_of_the_true_data_set_scores_as_its_own_evaluation(t
     keys = [(camera, pid, number) for camera in ((1, 2, 4, 5) if mode == "all" else (1, 2)) for pid in test
             for number in true_counts(cells, camera, pid)[trial, :shot].tolist()]
     column = {path: index for index, path in enumerate(search.gallery.paths)}
-    columns = [column[str(root / f"cam{camera}" / f"{pid:04d}" / f"{number:04d}.jpg")] for camera, pid, number in keys]
+    columns = [column[str(root / f"cam{camera}" / f"{pid:04d}" / f"{number:04d}.jpg")]
+               for camera, pid, number in keys]
     assert sorted(columns) == list(range(size))
 
     rng = np.random.default_rng(trial)
     dist_mat = rng.random((3803, size)) - 0.3 * (search.query.pids[:, None] == search.gallery.pids)
-    found, mean_ap, _ = eval_sysu(dist_mat, search.query.pids, search.gallery.pids, search.query.camids, search.gallery.camids)
+    found, mean_ap, _ = eval_sysu(dist_mat, search.query.pids, search.gallery.pids, search.query.camids,
+                                  search.gallery.camids)
     g_camids, g_pids, _ = np.array(keys).T
-    cmc, expected = matlab_scores(dist_mat[:, columns], search.query.pids, search.query.camids, g_pids, g_camids)
+    cmc, expected = matlab_scores(dist_mat[:, columns], search.query.pids, search.query.camids,
+                                  g_pids, g_camids)
     np.testing.assert_allclose(found, cmc[:20], rtol=0, atol=1e-6)
     assert abs(mean_ap - expected) < 1e-6 and 0.05 < mean_ap < 0.95

@@ -1,6 +1,4 @@
-"""LLCM, and folders of one's own: splits, searches, their rules, their checks, and runs from images to
-results.
-"""
+"""LLCM, and folders of one's own: splits, searches, rules, checks, and runs from images to results."""
 from __future__ import annotations
 
 import json
@@ -70,9 +68,8 @@ def test_llcm_labels_count_sorted_persons_whatever_numbers_the_lists_use(llcm):
     split = LLCM.train_split(llcm)
     assert split.pids.tolist() == [0, 1, 2, 3] and (len(split.visible), len(split.infrared)) == (16, 24)
     assert split.labels("infrared").tolist() == np.repeat(range(4), 6).tolist()
-    assert split.visible.camids.tolist() == [1, 1, 3, 3] * 4 and split.infrared.camids.tolist() == [1, 1, 3,
-                                                                                                    3, 6,
-                                                                                                    6] * 4
+    assert split.visible.camids.tolist() == [1, 1, 3, 3] * 4
+    assert split.infrared.camids.tolist() == [1, 1, 3, 3, 6, 6] * 4
     for name in ("vis", "nir"):  # as in copies whose lists hold the persons' own numbers, in no order
         path = llcm / "idx" / f"train_{name}.txt"
         lines = [line.rsplit(" ", 1)[0] for line in path.read_text().splitlines()][::-1]
@@ -84,12 +81,12 @@ def test_llcm_labels_count_sorted_persons_whatever_numbers_the_lists_use(llcm):
 
 @pytest.mark.parametrize("change, said", [
     (lambda root: (root / "idx/train_nir.txt").unlink(), "train_nir.txt: no such file"),
-    (lambda root: next((root / "vis/0003").iterdir()).unlink(), r"train_vis.txt: names \S.*vis/0003/\S+, "
-                                                                r"which is not there"),
+    (lambda root: next((root / "vis/0003").iterdir()).unlink(),
+     r"train_vis.txt: names \S.*vis/0003/\S+, which is not there"),
     (lambda root: shutil.copy(root / "idx/train_vis.txt", root / "idx/train_nir.txt"),
      "train_nir.txt: names vis/0001/\\S+, which is not a nir image"),
-    (lambda root: (root / "idx/train_nir.txt").write_text(re.sub(r".* 2\n", "",
-                                                                 (root / "idx/train_nir.txt").read_text())),
+    (lambda root: (root / "idx/train_nir.txt").write_text(
+        re.sub(r".* 2\n", "", (root / "idx/train_nir.txt").read_text())),
      "train_vis.txt and idx/train_nir.txt: person 2 has no infrared image")])
 def test_faults_of_llcms_training_lists_are_named(llcm, change, said):
     change(llcm)
@@ -125,8 +122,8 @@ def test_llcms_gallery_is_the_draw_of_the_global_generator(llcm, mode, name, cam
 def test_llcms_two_directions_draw_their_galleries(llcm, direction, queries, gallery):
     searches = LLCM.searches(llcm, direction=direction)
     assert len(searches) == 10 and {search.name for search in searches} == {f"LLCM, {direction}"}
-    assert len({search.gallery.paths for search in searches}) > 1 and all(search.count_persons
-                                                                          for search in searches)
+    assert len({search.gallery.paths for search in searches}) > 1
+    assert all(search.count_persons for search in searches)
     for search in searches:
         assert (len(search.query), len(search.gallery)) == (queries, gallery)
         hidden = [[(p, c) == (q, d) for q, d in zip(search.gallery.pids, search.gallery.camids)]
@@ -218,8 +215,8 @@ def test_the_check_of_a_sound_llcm(llcm):
     rows = [line.split() for line in report.table]
     assert ["training", "4", "16", "4", "24"] in rows and ["test", "cam3", "3", "6", "0", "0"] in rows
     assert ["all", "test", "3", "54", "3", "48"] in rows
-    assert ("training persons", 4, 713) in report.counts and ("infrared test images", 48,
-                                                              7166) in report.counts
+    assert ("training persons", 4, 713) in report.counts
+    assert ("infrared test images", 48, 7166) in report.counts
     assert "usable; 6 of 6 counts differ" in list(describe(llcm, data.title, report, True))[-1]
 
 
@@ -322,8 +319,8 @@ def flatten(folder):
     (remove("train/infrared/Bo"), r"train: person Bo has no infrared image; .* move \S.*train/visible/Bo",
      None),
     (empty("train/visible/p2"), "train: person p2 has no visible image", None),
-    (rename("train/infrared/Bo", "train/infrared/bo"), "train: persons Bo and bo found, whose names differ "
-                                                       "in", None),
+    (rename("train/infrared/Bo", "train/infrared/bo"),
+     "train: persons Bo and bo found, whose names differ in", None),
     (lambda root: shutil.copytree(root / "test/visible/Di", root / "test/visible/DI"), None,
      "test: persons DI and Di found, whose names differ in case only"),
     (rename_all("train"), "train: no name of a person's folder is in both visible and infrared", None),
@@ -350,8 +347,8 @@ def test_faults_of_folders_are_named(folders, change, train, test):
 def test_the_check_of_folders(folders):
     data, report = data_manager.check(folders, True)
     assert data is FOLDERS and report.found == {} and len(report.images) == 2 * 7 * 3
-    assert [line.split() for line in report.table[1:]] == ["training 4 12 0 4 12 0".split(),
-                                                           "test 3 9 0 3 9 0".split()]
+    assert [line.split() for line in report.table[1:]] == [
+        "training 4 12 0 4 12 0".split(), "test 3 9 0 3 9 0".split()]
     text = "\n".join(describe(folders, data.title, report, True))
     assert text.startswith(f"folders in {folders}\n") and text.endswith("\nusable")
     assert "published" not in text
@@ -363,8 +360,8 @@ def test_the_check_of_folders(folders):
     assert faults(found) == {"training persons without a modality", "refused", "unreadable"}
     assert found[FAULT, "refused"][0].startswith("train.py: ") and len(found[FAULT, "refused"]) == 1
     assert found[NOTE, "test persons without a modality"][0].endswith("person Cy has no infrared image")
-    assert found[NOTE, "misnamed"][0].endswith("train/visible/stray.png: not used; a person's folder "
-                                               "expected")
+    assert found[NOTE, "misnamed"][0].endswith("train/visible/stray.png: not used; "
+                                               "a person's folder expected")
     shutil.rmtree(folders / "train")
     assert data_manager.recognise(folders) is FOLDERS
     assert findings(folders)[NOTE, "nothing to train on"][0].endswith("train: no such folder")
@@ -374,10 +371,10 @@ def test_persons_of_one_modality_and_of_both_splits_are_told_by_name(tmp_path):
     root = make_folders(tmp_path / "own", {"train": ("1", "2"), "test": ("2", "3")})
     shutil.rmtree(root / "test/visible/3")
     line, = FOLDERS.surprises(root, FOLDERS.train_split(root), FOLDERS.searches(root)[0])
-    assert line.startswith(f"--data-path {root}: 1 test person(s), the first 3, with images in one modality "
-                           "only")
-    assert findings(root)[NOTE, "names in train and test"][0].startswith("1, the first 2: if they are the "
-                                                                         "same persons")
+    assert line.startswith(f"--data-path {root}: 1 test person(s), the first 3, "
+                           "with images in one modality only")
+    assert findings(root)[NOTE, "names in train and test"][0].startswith(
+        "1, the first 2: if they are the same persons")
 
 
 # ---------------------------------------------------------------------------------- folders: more than 8 bits
@@ -389,8 +386,8 @@ def save_16_bits(path, values):
 def test_raw_values_become_8_bits_by_one_range(tmp_path):
     values = np.tile(np.array([0, 7000, 7100, 8000, 8999, 9000, 65535]), (14, 1))
     save_16_bits(tmp_path / "a.png", values)
-    with pytest.raises(TooManyBits, match=r"a.png: an image of mode I\S* \(more than 8 bits a channel\) "
-                                          r"found, 8 bits "
+    with pytest.raises(TooManyBits,
+                       match=r"a.png: an image of mode I\S* \(more than 8 bits a channel\) found, 8 bits "
                        r"expected; .* give --range LOW HIGH, .* \(this one has 0 to 65535\)") as error:
         read_image(tmp_path / "a.png", 14, 7)
     assert (error.value.low, error.value.high) == (0, 65535)
@@ -425,15 +422,16 @@ def test_raw_values_are_a_fault_of_other_data_sets(llcm):
 
 
 @pytest.mark.parametrize("flags, said", [
-    ((), r"infrared/\S.*: an image of mode I\S* .* give --range LOW HIGH, .* \(this one has \d+ to \d+\)"),
+    ((),
+     r"infrared/\S.*: an image of mode I\S* .* give --range LOW HIGH, .* \(this one has \d+ to \d+\)"),
     (("--range", 9, 9), "--range 9 9: a LOW below HIGH expected"),
     (("--range", 9), "argument --range: expected 2 arguments"),
     (("--range", -1, 9), "argument --range: '-1' found|unrecognized|expected 2 arguments"),
-    (("--dataset", "regdb", "--range", 1, 2), "--range 1 2 belongs to folders, but the data set is regdb; "
-                                              "leave it out"),
+    (("--dataset", "regdb", "--range", 1, 2),
+     "--range 1 2 belongs to folders, but the data set is regdb; leave it out"),
     (("--mode", "indoor"), "--mode indoor belongs to SYSU-MM01, but the data set is folders; leave it out"),
-    (("--dataset", "llcm", "--exclude-same-camera"), "--exclude-same-camera belongs to folders, but the "
-                                                     "data set is llcm"),
+    (("--dataset", "llcm", "--exclude-same-camera"),
+     "--exclude-same-camera belongs to folders, but the data set is llcm"),
 ])
 def test_training_refuses(folders, script, flags, said):
     deepen(folders)
@@ -492,8 +490,8 @@ def test_a_model_of_another_data_set_takes_a_range(folders, regdb, script):
     done = script("test.py", "--resume", last, *there, "--range", 30000, 32550, "--out", "found")
     assert done.returncode == 0 and "trained on RegDB" in done.stdout, done.stderr
     assert "give --range LOW HIGH" in script("test.py", "--resume", last, *there).stderr
-    embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu", "--modality",
-             "infrared",
+    embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu",
+             "--modality", "infrared",
              "--out", "a.npz", "--strict")
     assert "in embed.py, give --range LOW HIGH" in script(*embed).stderr
     assert "--range 9 9: a LOW below HIGH expected" in script(*embed, "--range", 9, 9).stderr
@@ -590,8 +588,8 @@ def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatc
                         lambda path: type("", (),
                                           {"epoch": epochs[int(re.findall(r"trial_(\d+)", path)[0])]}))
     monkeypatch.setattr("sys.argv",
-                        ["train.py", "--dataset", "regdb", "--trial", "all", "--method", "agw", "--workers",
-                         "1",
+                        ["train.py", "--dataset", "regdb", "--trial", "all", "--method", "agw",
+                         "--workers", "1",
                                      "--sync-bn", "--tvsearch"])
     train.main()
     new = "train.py --dataset regdb --method agw --sync-bn --tvsearch --workers 1 --trial"
@@ -604,10 +602,10 @@ def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatc
 
 @pytest.mark.parametrize("words, said", [
     (["--trial", "all"], "--trial all belongs to RegDB, but the data set is sysu; leave it out"),
-    (["--dataset", "regdb", "--trial", "all", "--resume", "a.t"], "--trial all goes on where it was stopped "
-                                                                  "without --resume"),
-    (["--dataset", "regdb", "--trial", "every"], "argument --trial: 'every' found, a whole number from 1 to "
-                                                 "10 expected")])
+    (["--dataset", "regdb", "--trial", "all", "--resume", "a.t"],
+     "--trial all goes on where it was stopped without --resume"),
+    (["--dataset", "regdb", "--trial", "every"],
+     "argument --trial: 'every' found, a whole number from 1 to 10 expected")])
 def test_every_trial_is_refused_where_it_means_nothing(script, words, said):
     done = script("train.py", *words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

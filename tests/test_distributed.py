@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo): the same parameters on both, and the gradients of the joint batch where the maths says so."""
+"""Two CPU processes (gloo): the same parameters, and where the maths says so the joint batch's gradients."""
 import json
 import socket
 import subprocess
@@ -16,7 +16,7 @@ STEPS = 4
 
 
 def freeze_statistics(net):
-    """BatchNorm by running statistics: batch statistics are of one process, and differ from those of the joint batch."""
+    """BatchNorm by running statistics: batch statistics are of one process, not of the joint batch."""
     net.train()
     for module in net.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -42,8 +42,8 @@ def make(batch):
     net = TwoStream(METHODS["base"], "resnet18", 6)
     freeze_statistics(net)
     generator = torch.Generator().manual_seed(1)
-    batches = [(*torch.randn(2, batch, 3, 32, 16, generator=generator), torch.randint(6, (batch,), generator=generator))
-               for _ in range(STEPS)]
+    batches = [(*torch.randn(2, batch, 3, 32, 16, generator=generator),
+                torch.randint(6, (batch,), generator=generator)) for _ in range(STEPS)]
     return net, batches
 
 
@@ -65,7 +65,8 @@ def free_port():
 
 
 def test_two_processes_follow_the_joint_batch(tmp_path):
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; t.worker(*sys.argv[2:])"
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; "
+            "t.worker(*sys.argv[2:])")
     for done in as_torchrun(lambda rank: ["-c", code, Path(__file__).parent, rank, tmp_path], tmp_path):
         assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -113,7 +114,8 @@ def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
     assert alone.returncode == 0, alone.stderr
     found = json.loads((tmp_path / "found/results.json").read_text())["mean"]
     logged = json.loads(next((tmp_path / "log/regdb_log").glob("*.jsonl")).read_text())
-    for feature, name in (("pool", "mAP"), ("bnneck", "mAP"), ("bnneck", "mINP")):  # of one network, whatever each rank has seen
+    # of one network, whatever each rank has seen
+    for feature, name in (("pool", "mAP"), ("bnneck", "mAP"), ("bnneck", "mINP")):
         assert found[feature][name] == pytest.approx(logged[f"{feature}/{name}"], abs=1e-6)
 
 
@@ -121,12 +123,14 @@ def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_as_if_left_alone
     """SIGTERM reaches the second process alone in its second step: both end after it."""
     data = make_regdb(tmp_path / "RegDB", images=6)
     name = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_2_trial_1_last.t"
-    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off", "--method", "base", *SMALL)
+    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off",
+             "--method", "base", *SMALL)
     resume = ("--resume", name, "--data-path", data, "--gpu", "cpu", "--workers", 1)
 
     def both(cwd, signalled, *words):
         cwd.mkdir(exist_ok=True)
-        return as_torchrun(lambda rank: ["-c", DRIVER, "step" if rank == signalled else "never", 2, 15, *words], cwd)
+        return as_torchrun(lambda rank: ["-c", DRIVER, "step" if rank == signalled else "never", 2,
+                                         15, *words], cwd)
 
     for done in both(tmp_path / "alone", None, *flags):
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""embed.py and embedding.py: features of folders, lists, tracklets and boxes, and the file that they grow in."""
+"""embed.py and embedding.py: features of folders, lists, tracklets and boxes, and the file they grow in."""
 import json
 import os
 import signal
@@ -46,7 +46,8 @@ def world(once):
 def embed(script, world):
     """Run embed.py in an empty folder."""
     def call(*words, resume="a.t", **options):
-        return script("embed.py", *words, "--resume", world / resume, "--gpu", "cpu", "--workers", 1, **options)
+        return script("embed.py", *words, "--resume", world / resume, "--gpu", "cpu",
+                      "--workers", 1, **options)
     call.cwd = script.cwd
     return call
 
@@ -61,7 +62,8 @@ def oracle(world, paths, modality, resume="a.t", flip=False):
         image = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]
         with torch.no_grad():
             outputs = [net(**{modality: view}) for view in ((image, image.flip(3)) if flip else (image,))]
-        found.append([torch.nn.functional.normalize(sum(torch.nn.functional.normalize(getattr(output, name)) for output in outputs))[0]
+        unit = torch.nn.functional.normalize
+        found.append([unit(sum(unit(getattr(output, name)) for output in outputs))[0]
                       for name in ("feats", "neck")])
     pool, bnneck = (np.stack([pair[kind].numpy() for pair in found]) for kind in (0, 1))
     return pool, bnneck
@@ -77,7 +79,7 @@ def files(folder):
     return sorted(str(path) for path in folder.rglob("*.png"))
 
 
-# ------------------------------------------------------------------------------------------------------- features
+# --------------------------------------------------------------------------------------------------- features
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_folder_of_any_depth(embed, world, flip):
     done = embed(world / "night", "--modality", "infrared", "--out", "night.npz", *["--flip"] * flip)
@@ -91,7 +93,8 @@ def test_a_folder_of_any_depth(embed, world, flip):
 
 
 def test_features_are_those_of_test_py(embed, script, world):
-    done = script("test.py", "--resume", world / "a.t", "--data-path", world / "RegDB", "--gpu", "cpu", "--save-features", "f.npz")
+    done = script("test.py", "--resume", world / "a.t", "--data-path", world / "RegDB", "--gpu", "cpu",
+                  "--save-features", "f.npz")
     assert done.returncode == 0, done.stderr
     saved = np.load(script.cwd / "f.npz")
     for side, modality in (("query", "visible"), ("gallery", "infrared")):
@@ -108,7 +111,8 @@ def test_numpy_reads_the_file(embed, world):
     plain, mapped = np.load(embed.cwd / "day.npz", allow_pickle=False), read_gallery(embed.cwd / "day.npz")
     assert json.loads(str(plain["record"]))["modality"] == "visible" and plain["bnneck"].dtype == np.float16
     np.testing.assert_array_equal(plain["bnneck"], mapped.bnneck)
-    assert isinstance(mapped.bnneck, np.memmap) and mapped.bnneck.flags.aligned and mapped.pool.offset % 64 == 0
+    assert isinstance(mapped.bnneck, np.memmap) and mapped.bnneck.flags.aligned
+    assert mapped.pool.offset % 64 == 0
     agree(mapped, oracle(world, mapped.paths, "visible"), 5e-4)
 
 
@@ -132,12 +136,14 @@ def test_a_function_is_a_network_too(world):
     assert found.pool.shape == (12, 8) and np.allclose(np.linalg.norm(found.pool, axis=1), 1)
     mirrored = [read_image(path, HEIGHT, WIDTH)[:, ::-1] for path in files(world / "day")]
     one, other = (net(np.stack(images))[0] for images in ([image[:, ::-1] for image in mirrored], mirrored))
-    np.testing.assert_allclose(found.pool, (one + other) / np.linalg.norm(one + other, axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(found.pool,
+                               (one + other) / np.linalg.norm(one + other, axis=1, keepdims=True), rtol=1e-5)
 
 
 def test_features_that_are_not_finite_name_the_image(world):
     with pytest.raises(UserError, match=r"0\.png: its pool feature is not finite"):
-        embedding.embed(lambda images: (np.full((len(images), 2), np.nan),) * 2, files(world / "day"), "visible", HEIGHT, WIDTH)
+        embedding.embed(lambda images: (np.full((len(images), 2), np.nan),) * 2, files(world / "day"),
+                        "visible", HEIGHT, WIDTH)
 
 
 def test_without_torch(embed, world, tmp_path):
@@ -149,19 +155,21 @@ def test_without_torch(embed, world, tmp_path):
     for name in ("torch", "torchvision"):
         (tmp_path / "none" / name).mkdir(parents=True)
         (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('there is none')\n")
-    done = server.run([ROOT / "embed.py", world / "day", "--modality", "visible", "--resume", "model/visible.onnx", "--out", "day.npz"],
+    done = server.run([ROOT / "embed.py", world / "day", "--modality", "visible", "--resume",
+                       "model/visible.onnx", "--out", "day.npz"],
                       embed.cwd, env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
     assert done.returncode == 0, done.stderr
     gallery = read_gallery(embed.cwd / "day.npz")
     agree(gallery, oracle(world, gallery.paths, "visible"))
     more = embed(world / "night/cam0/0", "--modality", "visible", "--out", "day.npz", "--append")
-    assert more.returncode == 0 and len(read_gallery(embed.cwd / "day.npz")) == 14, more.stderr  # the same checkpoint
-    other = server.run([ROOT / "embed.py", world / "night", "--modality", "infrared", "--resume", "model/visible.onnx", "--out", "n.npz"],
-                       embed.cwd)
+    assert more.returncode == 0, more.stderr  # of the same checkpoint
+    assert len(read_gallery(embed.cwd / "day.npz")) == 14
+    other = server.run([ROOT / "embed.py", world / "night", "--modality", "infrared", "--resume",
+                        "model/visible.onnx", "--out", "n.npz"], embed.cwd)
     assert other.returncode == 2 and "is the network for visible images" in other.stderr
 
 
-# ---------------------------------------------------------------------------------------------------- what to embed
+# ---------------------------------------------------------------------------------------------- what to embed
 def test_each_image_once_however_it_is_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "shots/deep/er").mkdir(parents=True)
     for name in ("shots/b.png", "shots/deep/er/a.JPG", "shots/.hidden.png"):
@@ -171,7 +179,8 @@ def test_each_image_once_however_it_is_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "shots/deep/up").symlink_to(tmp_path / "shots")
     (tmp_path / "list.txt").write_text("shots/b.png\r\n\nother name.png\n")
     monkeypatch.chdir(tmp_path)
-    assert embedding.find_images(["shots/", "list.txt", "./shots/b.png"]) == ["shots/b.png", "shots/deep/er/a.JPG", "other name.png"]
+    assert embedding.find_images(["shots/", "list.txt", "./shots/b.png"]) == [
+        "shots/b.png", "shots/deep/er/a.JPG", "other name.png"]
     assert capsys.readouterr().err.startswith("warning: 1 files that are not .jpg")
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         embedding.find_images(["nowhere"])
@@ -194,7 +203,8 @@ def test_an_image_beside_tracklets_is_refused(embed, world, tmp_path):
     for name in ("t/1/a.png", "t/b.png"):
         save_image(tmp_path / name, [0])
     done = embed(tmp_path / "t", "--tracklets", "--modality", "visible", "--out", "t.npz")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "t/b.png: an image beside the tracklet" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "t/b.png: an image beside the tracklet" in done.stderr
     assert not (embed.cwd / "t.npz").exists()
 
 
@@ -206,27 +216,33 @@ def test_boxes_are_crops_and_tracks_are_means(embed, world, tmp_path):
         Image.fromarray(frame).save(tmp_path / f"frames/{number}.png")
     boxes = [("0.png", 3, 4, 20, 40, 7), ("1.png", 10, 0, 16, 32, 7), ("1.png", 70, 50, 40, 40, 8)]
     crops = [frames[int(name[0])][max(y, 0):y + h, max(x, 0):x + w] for name, x, y, w, h, _ in boxes]
-    crops = [np.array(Image.fromarray(crop).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)) for crop in crops]
+    crops = [np.array(Image.fromarray(crop).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
+             for crop in crops]
     pool, bnneck = oracle(world, crops, "visible")
     lines = [",".join(map(str, box[:5])) for box in boxes]
     (tmp_path / "boxes.csv").write_text("path,x,y,w,h\n" + "\n".join(lines) + "\n")
-    done = embed(tmp_path / "frames", "--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "b.npz")
+    done = embed(tmp_path / "frames", "--boxes", tmp_path / "boxes.csv", "--modality", "visible",
+                 "--out", "b.npz")
     assert done.returncode == 0, done.stderr
     gallery = read_gallery(embed.cwd / "b.npz")
-    assert list(gallery.paths) == [f"{tmp_path}/frames/{name}#xywh={x},{y},{w},{h}" for name, x, y, w, h, _ in boxes]
+    assert list(gallery.paths) == [f"{tmp_path}/frames/{name}#xywh={x},{y},{w},{h}"
+                                   for name, x, y, w, h, _ in boxes]
     agree(gallery, (pool, bnneck))
     lines = [f"frames/{','.join(map(str, box))}" for box in boxes]  # beside the CSV file
     (tmp_path / "boxes.csv").write_text("path, x, y, w, h, track\n" + "\n".join(lines) + "\n")
     assert embed("--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "t.npz").returncode == 0
     gallery = read_gallery(embed.cwd / "t.npz")
-    assert list(gallery.paths) == [f"{tmp_path}/frames#track={track}" for track in (7, 8)] and gallery.record.rows == "tracks"
+    assert list(gallery.paths) == [f"{tmp_path}/frames#track={track}" for track in (7, 8)]
+    assert gallery.record.rows == "tracks"
     mean = bnneck[:2].mean(0)
     np.testing.assert_allclose(gallery.bnneck, np.stack([mean / np.linalg.norm(mean), bnneck[2]]), atol=1e-5)
 
 
-@pytest.mark.parametrize("line, words", [("0.png,1,2,x,4", "line 2: path=0.png,x=1,y=2,w=x,h=4 found"), ("0.png,1,2,0,4", "w and h at least 1"),
-                                         ("0.png,1,2,nan,4", "line 2"), ("0.png,1", "line 2"), (",1,2,3,4", "line 2"),
-                                         ("", "no box found"), ("0.png,1e300,2,3,4", "line 2")])
+@pytest.mark.parametrize("line, words",
+                         [("0.png,1,2,x,4", "line 2: path=0.png,x=1,y=2,w=x,h=4 found"),
+                          ("0.png,1,2,0,4", "w and h at least 1"),
+                          ("0.png,1,2,nan,4", "line 2"), ("0.png,1", "line 2"), (",1,2,3,4", "line 2"),
+                          ("", "no box found"), ("0.png,1e300,2,3,4", "line 2")])
 def test_a_malformed_box_names_its_line(tmp_path, line, words):
     (tmp_path / "boxes.csv").write_text(f"path,x,y,w,h\n{line}\n")
     with pytest.raises(UserError, match=words):
@@ -234,15 +250,17 @@ def test_a_malformed_box_names_its_line(tmp_path, line, words):
 
 
 def test_a_box_outside_is_left_out(embed, world, tmp_path):
-    (tmp_path / "boxes.csv").write_text(f"path,x,y,w,h\n{world}/day/0.png,0,0,9,9\n{world}/day/0.png,500,0,9,9\n")
+    (tmp_path / "boxes.csv").write_text(
+        f"path,x,y,w,h\n{world}/day/0.png,0,0,9,9\n{world}/day/0.png,500,0,9,9\n")
     done = embed("--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "b.npz")
     assert done.returncode == 3 and "day/0.png#xywh=500,0,9,9: nothing of this box lies within" in done.stderr
     assert len(read_gallery(embed.cwd / "b.npz")) == 1
 
 
-# --------------------------------------------------------------------------------------------------------- warnings
-@pytest.mark.parametrize("folder, modality, warned", [("night", "visible", "given as visible have no colour"), ("day", "visible", None),
-                                                      ("day", "infrared", "given as infrared have colour"), ("night", "infrared", None)])
+# --------------------------------------------------------------------------------------------------- warnings
+@pytest.mark.parametrize("folder, modality, warned",
+                         [("night", "visible", "given as visible have no colour"), ("day", "visible", None),
+                          ("day", "infrared", "given as infrared have colour"), ("night", "infrared", None)])
 def test_colour_tells_the_wrong_modality(folder, modality, warned, world, capsys):
     net, _ = load_network(world / "a.t")
     embedding.embed(net, files(world / folder), modality, HEIGHT, WIDTH)
@@ -260,7 +278,7 @@ def test_grey_jpegs_have_no_colour(tmp_path):
     assert not embedding.have_colour(images).any()
 
 
-# ------------------------------------------------------------------------------------------------- what cannot be read
+# ---------------------------------------------------------------------------------------- what cannot be read
 @pytest.fixture
 def broken(world, tmp_path):
     """A folder of three images and two files that are none."""
@@ -274,7 +292,8 @@ def broken(world, tmp_path):
 def test_unreadable_files_are_named_and_left_out(embed, world, broken):
     done = embed(broken, "--modality", "visible", "--out", "m.npz", "--test-batch", 2)
     assert done.returncode == 3
-    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [str(broken / "1b.png"), str(broken / "2b.jpg")]
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
+        str(broken / "1b.png"), str(broken / "2b.jpg")]
     gallery = read_gallery(embed.cwd / "m.npz")
     assert [Path(path).name for path in gallery.paths] == ["0.png", "1.png", "2.png"]
     agree(gallery, oracle(world, gallery.paths, "visible"))
@@ -284,7 +303,8 @@ def test_unreadable_files_are_named_and_left_out(embed, world, broken):
 
 def test_strict_stops_at_the_first(embed, broken):
     done = embed(broken, "--modality", "visible", "--out", "m.npz", "--strict")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "1b.png: an empty file found" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "1b.png: an empty file found" in done.stderr
     assert list(embed.cwd.iterdir()) == []
 
 
@@ -293,7 +313,7 @@ def test_nothing_readable_writes_nothing(embed, broken):
     assert done.returncode == 2 and "no image was read" in done.stderr and list(embed.cwd.iterdir()) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- growing
+# ---------------------------------------------------------------------------------------------------- growing
 def test_append_adds_what_is_not_there(embed, world):
     whole = embed(world / "day", "--modality", "visible", "--out", "whole.npz")
     assert whole.returncode == 0
@@ -309,8 +329,10 @@ def test_append_adds_what_is_not_there(embed, world):
     assert grown.record == expected.record
 
 
-@pytest.mark.parametrize("words, resume, named", [(("visible",), "b.t", "checkpoint"), (("infrared",), "a.t", "modality"),
-                                                  (("visible", "--flip"), "a.t", "flip"), (("visible", "--tracklets"), "a.t", "rows")])
+@pytest.mark.parametrize("words, resume, named",
+                         [(("visible",), "b.t", "checkpoint"), (("infrared",), "a.t", "modality"),
+                          (("visible", "--flip"), "a.t", "flip"),
+                          (("visible", "--tracklets"), "a.t", "rows")])
 def test_append_refuses_another_kind(embed, world, words, resume, named):
     assert embed(world / "day", "--modality", "visible", "--out", "day.npz").returncode == 0
     before = (embed.cwd / "day.npz").read_bytes()
@@ -328,7 +350,8 @@ def test_append_refuses_another_size(world, tmp_path):
 
 def test_a_size_that_is_not_the_checkpoints_is_refused(embed, world):
     done = embed(world / "day", "--modality", "visible", "--out", "day.npz", "--img_h", 64)
-    assert done.returncode == 2 and "--img_h 64: the checkpoint" in done.stderr and "trained with --img_h 32" in done.stderr
+    assert done.returncode == 2 and "--img_h 64: the checkpoint" in done.stderr
+    assert "trained with --img_h 32" in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -341,7 +364,8 @@ def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
     blocked.unlink()
     os.mkfifo(blocked)
     words = [tmp_path / "day", "--modality", "visible", "--out", "day.npz", "--test-batch", "1"]
-    run = server.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu", "--workers", "1"], embed.cwd)
+    run = server.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu", "--workers",
+                        "1"], embed.cwd)
     with open(blocked, "wb"):  # returns when the reader has come to it
         run.send_signal(signum)
         import time
@@ -362,13 +386,14 @@ def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
 def test_a_full_disk_leaves_the_old_file(embed, world):
     assert embed(world / "night", "--modality", "infrared", "--out", "n.npz").returncode == 0
     before = (embed.cwd / "n.npz").read_bytes()
-    done = server.run([ROOT / "embed.py", world / "day", "--modality", "infrared", "--out", "n.npz", "--append", "--resume", world / "a.t",
+    done = server.run([ROOT / "embed.py", world / "day", "--modality", "infrared",
+                       "--out", "n.npz", "--append", "--resume", world / "a.t",
                        "--gpu", "cpu", "--workers", "1"], embed.cwd, file_size=len(before) + 100)
     assert done.returncode == 2 and "n.npz: File too large" in done.stderr
     assert (embed.cwd / "n.npz").read_bytes() == before and len(list(embed.cwd.iterdir())) == 1
 
 
-# ----------------------------------------------------------------------------------------------------- a mistaken file
+# -------------------------------------------------------------------------------------------- a mistaken file
 def small_gallery(count=6, record=None):
     rng = np.random.default_rng(0)
     feats = rng.standard_normal((count, 8)).astype(np.float32)
@@ -403,9 +428,11 @@ def test_what_is_no_gallery_is_refused(tmp_path):
     assert read_gallery(path).record == small_gallery().record
 
 
-@pytest.mark.parametrize("words, said", [(("--out", "x.npy"), "--out x.npy: the name of a file that ends in .npz"), ((), "INPUT: no image given"),
-                                         (("nowhere",), "nowhere: no such file or folder"), (("--boxes", "b.csv"), "--boxes b.csv"),
-                                         (("--boxes", "b.csv", "--tracklets"), "--tracklets: folders expected")])
+@pytest.mark.parametrize("words, said",
+                         [(("--out", "x.npy"), "--out x.npy: the name of a file that ends in .npz"),
+                          ((), "INPUT: no image given"), (("nowhere",), "nowhere: no such file or folder"),
+                          (("--boxes", "b.csv"), "--boxes b.csv"),
+                          (("--boxes", "b.csv", "--tracklets"), "--tracklets: folders expected")])
 def test_mistakes_are_one_line(embed, words, said):
     out = () if "--out" in words else ("--out", "x.npz")
     done = embed(*words, "--modality", "visible", *out)

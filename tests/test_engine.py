@@ -18,8 +18,8 @@ from loss import Criterion
 from model import METHODS, MODALITIES, Method, TwoStream
 
 PERSONS, IMAGES, HEIGHT, WIDTH = 4, 4, 32, 24
-DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(not torch.cuda.is_available(),
-                                                                                               reason="no CUDA device"))]
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device"))]
 COMPILED = pytest.param(True, marks=pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
                                                        reason="torch.compile needs a C++ compiler"))
 
@@ -31,7 +31,7 @@ def short(monkeypatch):
 
 
 def stripes() -> dict[str, TrainImages]:
-    """Persons who differ in the period of their stripes, visible ones reddish: noise (N, height, width, 3) uint8 on top."""
+    """Persons differ in their stripes' period, visible ones reddish, noise: (N, height, width, 3) uint8."""
     rng, labels = np.random.default_rng(0), np.repeat(np.arange(PERSONS), IMAGES)
     rows = np.sin(np.arange(HEIGHT)[None, :, None, None] * (0.3 + 0.5 * labels[:, None, None, None]))
     images = {}
@@ -47,7 +47,8 @@ def make_training(method: Method, device: torch.device, on_device: bool):
     allow_tf32()
     net = TwoStream(method, "resnet18", PERSONS).to(device, memory_format=torch.channels_last)
     criterion, images = Criterion(method.losses, PERSONS, net.dim).to(device), stripes()
-    sampler = IdentitySampler({modality: side.labels for modality, side in images.items()}, PERSONS, 2, seed=0)
+    sampler = IdentitySampler({modality: side.labels for modality, side in images.items()},
+                              PERSONS, 2, seed=0)
     batches = TrainBatches(images, sampler, method.views, device, on_device, seed=0)
     return net, criterion, batches, build_optimiser(net, criterion, 0.003, False, "sgd")
 
@@ -73,7 +74,8 @@ def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_devi
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_precision_trains(method, bf16, device):
-    slow = METHODS[method].views != METHODS["base"].views  # stronger augmentation; caj's triplet is cut at first
+    # stronger augmentation; caj's triplet is cut at first
+    slow = METHODS[method].views != METHODS["base"].views
     losses = train(method, device, bf16, False, on_device=device.type == "cuda", epochs=20 if slow else 8)
     assert np.mean(losses[-2:]) < 0.6 * losses[0]
 
@@ -81,7 +83,8 @@ def test_every_precision_trains(method, bf16, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("compiled", [COMPILED])
 def test_a_compiled_network_trains_as_an_eager_one(compiled, device):
-    eager, found = (train("cgrnet", device, False, how, on_device=False, epochs=2) for how in (False, compiled))
+    eager, found = (train("cgrnet", device, False, how, on_device=False, epochs=2)
+                    for how in (False, compiled))
     np.testing.assert_allclose(found[0], eager[0], rtol=0.05)
     assert found[-1] < found[0]
 
@@ -112,5 +115,6 @@ for _ in range(50):
     torch.ones(1 << 24)  # 64 MB, 16,384 pages
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True,
+                          text=True, check=True)
     assert int(done.stdout) < 10 * 16384  # those of the first few

@@ -1,4 +1,4 @@
-"""Evidence: the mean of a map is the similarity, for every method; what it shows, and where it is approximate."""
+"""Evidence: the mean of a map is the similarity, for every method; what it shows, where it is approximate."""
 import numpy as np
 import pytest
 import torch
@@ -33,7 +33,8 @@ def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
         first, second = (getattr(extract_features(net, [path], modality, settings), kind)[0]
                          for path, modality in zip(paths, modalities))
         found = find_evidence(net, paths, modalities, HEIGHT, WIDTH, kind)
-        assert found.exact == (METHODS[method].pooling == "average") and ("approximate" in found.name) == (not found.exact)
+        assert found.exact == (METHODS[method].pooling == "average")
+        assert ("approximate" in found.name) == (not found.exact)
         for values in found.maps:
             assert values.shape == (4, 2) and values.dtype == np.float32
             assert not found.exact or values.mean() == pytest.approx(float(first @ second), abs=1e-5)
@@ -54,13 +55,15 @@ def test_a_place_holds_its_own_share(method):
 
 
 def test_for_gem_it_is_gradient_times_activation():
-    net, images = make_network("agw"), torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    net, images = make_network("agw"), torch.randn(2, 3, HEIGHT, WIDTH,
+                                                   generator=torch.Generator().manual_seed(0))
     (found, _) = evidence_maps(net, images[0], images[1], ("visible", "visible"), "pool")
     x = net.feature_maps({"visible": images[:1]})[0].detach().requires_grad_()
     other = F.normalize(net(visible=images[1:]).feats.detach())
     feats = (x.pow(3).mean((2, 3)) + 1e-12).pow(1 / 3)
     (feats @ other.T / feats.detach().norm()).backward()
-    assert found.mean() == pytest.approx((feats @ other.T / feats.norm()).item(), abs=1e-5)  # GeM is homogeneous
+    # GeM is homogeneous
+    assert found.mean() == pytest.approx((feats @ other.T / feats.norm()).item(), abs=1e-5)
     np.testing.assert_allclose(found, (x.grad * x).sum(1)[0].detach().numpy() * x[0, 0].numel(), atol=1e-6)
 
 
@@ -74,7 +77,8 @@ def test_blue_is_for_and_orange_against():
 
 def test_a_figure_shows_both_images_and_maps_of_each_pair(paths):
     maps = np.float32([[1, -1], [0.5, 0]]), np.float32([[0, 0], [1, 0]])
-    pairs = [[("same person", Evidence(paths, 0.125, maps, True)), ("another person", Evidence(paths, 0.25, maps, False))],
+    pairs = [[("same person", Evidence(paths, 0.125, maps, True)),
+              ("another person", Evidence(paths, 0.25, maps, False))],
              [("same person", Evidence(paths, 0.5, maps, True))]]
     figure = figures.draw_evidence("title, trial 1", pairs, HEIGHT, WIDTH)
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]

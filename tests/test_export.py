@@ -1,4 +1,4 @@
-"""export.py: what it writes agrees with torch for all methods and backbones, and a wrong file does not get by."""
+"""export.py: what it writes agrees with torch for all methods and backbones; a wrong file does not get by."""
 import dataclasses
 import importlib.util
 import json
@@ -34,7 +34,8 @@ def save_checkpoint(path, net, method="cgrnet", arch="resnet18"):
 
 
 def facts_of(method="cgrnet", arch="resnet18", modality="visible", **others):
-    facts = Facts(onnx_model.FORMAT, method, arch, modality, "regdb", "ab" * 32, HEIGHT, WIDTH, False, False, "float32")
+    facts = Facts(onnx_model.FORMAT, method, arch, modality, "regdb", "ab" * 32, HEIGHT, WIDTH, False,
+                  False, "float32")
     return dataclasses.replace(facts, **others)
 
 
@@ -56,7 +57,7 @@ def world(tmp_path_factory):
     return folder, net, paths
 
 
-# ------------------------------------------------------------------------------------------------------ agreement
+# -------------------------------------------------------------------------------------------------- agreement
 @pytest.mark.parametrize("arch", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_any_size_and_number_of_images_agree(method, arch, tmp_path):
@@ -64,7 +65,8 @@ def test_any_size_and_number_of_images_agree(method, arch, tmp_path):
     dynamic = not METHODS[method].stripes  # whose places depend on the height
     facts = facts_of(method, arch, "infrared", dynamic=dynamic, uint8=arch == "mobilenet_v2")
     export.write_network(tmp_path / "infrared.onnx", net, facts, None)
-    export.verify(tmp_path / "infrared.onnx", net, facts)  # on batches of 1, 2 and 5, in two sizes where they are free
+    # on batches of 1, 2 and 5, in two sizes where they are free
+    export.verify(tmp_path / "infrared.onnx", net, facts)
     model = onnx_model.load(tmp_path / "infrared.onnx")
     images = export.made_images(3, *((48, 40) if dynamic else (facts.height, facts.width)))
     for mine, theirs in zip(model.features(images), export.torch_features(net, images, "infrared")):
@@ -90,8 +92,9 @@ def test_extraction_equals_torch(world, flip):
     assert [feats.shape[0] for feats in onnx_model.load(folder / "visible.onnx").extract([])] == [0, 0]
 
 
-# ------------------------------------------------------------------------------------------------------ the check
-@pytest.mark.parametrize("wrong", ["BGR", "mirrored", "another image", "not finite", "scaled", "other branch"])
+# -------------------------------------------------------------------------------------------------- the check
+@pytest.mark.parametrize("wrong",
+                         ["BGR", "mirrored", "another image", "not finite", "scaled", "other branch"])
 def test_the_check_refuses_a_wrong_network(world, wrong, monkeypatch):
     folder, net, _ = world
     export.verify(folder / "visible.onnx", net, facts_of())
@@ -125,11 +128,12 @@ def test_a_network_whose_features_are_all_alike_cannot_be_checked(tmp_path):
         export.verify(tmp_path / "visible.onnx", net, facts_of("base"))
 
 
-# --------------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------------------- command line
 def test_the_script_writes_networks_config_and_card(script, world):
     path = save_checkpoint(script.cwd / "x.t", world[1])
     threshold = {"threshold": 0.5, "true_accept_rate": 0.25, "impostor_pairs": 12345}
-    record = {"checkpoint": {"sha256": [export.sha256(path)]}, "protocol": {"name": "RegDB, v2i"}, "extras": [], "std": {},
+    record = {"checkpoint": {"sha256": [export.sha256(path)]}, "protocol": {"name": "RegDB, v2i"},
+              "extras": [], "std": {},
               "mean": {"bnneck": {"rank-1": 0.5, "rank-10": 0.75, "mAP": 0.25, "mINP": 0.125}},
               "calibration": "RegDB, v2i, trial 1", "thresholds": {"bnneck": {"v2i": {"0.001": threshold}}}}
     (script.cwd / "results").mkdir()
@@ -145,7 +149,8 @@ def test_the_script_writes_networks_config_and_card(script, world):
     assert config["tested"]["thresholds"] == record["thresholds"] and config["sha256"] == export.sha256(path)
     for name in MODALITIES:
         assert config["files"][f"{name}.onnx"] == export.sha256(script.cwd / f"model/{name}.onnx")
-    for word in ("cgrnet", "regdb", config["sha256"], "50.00%", "0.5000", "12,345", "RegDB, v2i, trial 1", "Limits of use"):
+    for word in ("cgrnet", "regdb", config["sha256"], "50.00%", "0.5000", "12,345", "RegDB, v2i, trial 1",
+                 "Limits of use"):
         assert word in card
 
 
@@ -158,7 +163,8 @@ def test_eight_bits_are_calibrated_on_images_of_the_user(world, tmp_path):
     export.write_network(tmp_path / "visible.onnx", net, facts, paths)
     export.verify(tmp_path / "visible.onnx", net, facts)
     assert (tmp_path / "visible.onnx").stat().st_size < 0.3 * (folder / "visible.onnx").stat().st_size
-    for mine, theirs in zip(onnx_model.load(tmp_path / "visible.onnx").extract(paths), features_of(net, paths, "visible")):
+    for mine, theirs in zip(onnx_model.load(tmp_path / "visible.onnx").extract(paths),
+                            features_of(net, paths, "visible")):
         assert (mine * theirs).sum(1).min() > 0.9
 
 
@@ -194,19 +200,21 @@ def test_a_check_that_fails_leaves_the_old_files(script, world):
 
 def test_old_torch_and_missing_packages_are_one_line(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
-    with pytest.raises(UserError, match=r"^torch 2.8.1\+cpu found, 2.9 or later expected: .* baddbmm; run: pip install"):
+    with pytest.raises(UserError,
+                       match=r"^torch 2.8.1\+cpu found, 2.9 or later expected: .* baddbmm; run: pip install"):
         export.require_packages()
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match="onnxscript is not installed; run: pip install -r requirements-export.txt"):
+    with pytest.raises(UserError,
+                       match="onnxscript is not installed; run: pip install -r requirements-export.txt"):
         export.require_packages()
 
 
-# -------------------------------------------------------------------------------------------------- without torch
+# ---------------------------------------------------------------------------------------------- without torch
 def test_features_need_neither_torch_nor_torchvision(world, tmp_path):
     folder, net, paths = world
-    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy; from retrieval import onnx_model; "
-            "pool, bnneck = onnx_model.load(sys.argv[1]).extract(sys.argv[3:]); "
+    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy; from retrieval "
+            "import onnx_model; pool, bnneck = onnx_model.load(sys.argv[1]).extract(sys.argv[3:]); "
             "numpy.savez(sys.argv[2], pool=pool, bnneck=bnneck)")
     words = [sys.executable, "-c", code, str(folder / "visible.onnx"), str(tmp_path / "found.npz"), *paths]
     subprocess.run(words, cwd=ROOT, check=True)
@@ -227,5 +235,6 @@ def test_files_that_are_no_networks_of_ours_are_one_line(world, tmp_path, monkey
         with pytest.raises(UserError, match=words):
             onnx_model.load(tmp_path / name)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="onnxruntime is not installed; run: pip install -r requirements-export.txt"):
+    with pytest.raises(UserError,
+                       match="onnxruntime is not installed; run: pip install -r requirements-export.txt"):
         onnx_model.load(world[0] / "visible.onnx")

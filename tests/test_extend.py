@@ -60,7 +60,8 @@ def test_a_loss_with_parameters_reaches_optimiser_and_checkpoint(trained, monkey
 
 
 def test_a_loss_that_is_a_function(trained, monkeypatch):
-    monkeypatch.setitem(loss.LOSSES, "size", lambda output, labels, power: output.feats.abs().pow(power).mean())
+    monkeypatch.setitem(loss.LOSSES, "size",
+                        lambda output, labels, power: output.feats.abs().pow(power).mean())
     monkeypatch.setitem(METHODS, "mine", dataclasses.replace(
         METHODS["base"], losses={"id": Loss(), "size": Loss(0.1, {"power": 2})}))
     assert trained("--method", "mine")["criterion"] == {}
@@ -74,7 +75,8 @@ def test_a_method_with_a_third_view_and_an_augmentation(trained, monkeypatch):
         return images.mean(1, keepdim=True).expand_as(images)
 
     monkeypatch.setitem(data_loader.AUGMENTATIONS, "grey", grey)
-    views = {"visible": View("visible"), "grey": View("visible", ("standard", "grey")), "infrared": View("infrared")}
+    views = {"visible": View("visible"), "grey": View("visible", ("standard", "grey")),
+             "infrared": View("infrared")}
     monkeypatch.setitem(METHODS, "three", dataclasses.replace(METHODS["cgrnet"], views=views))
     content = trained("--method", "three")
     assert set(seen) == {("visible", (4, 3, 32, 16), "cpu")}
@@ -83,7 +85,8 @@ def test_a_method_with_a_third_view_and_an_augmentation(trained, monkeypatch):
 
 def test_augmentations_of_the_command_line_replace_the_methods_own(trained, monkeypatch):
     seen = []
-    monkeypatch.setitem(data_loader.AUGMENTATIONS, "dark", lambda images, modality, _: seen.append(modality) or images / 2)
+    monkeypatch.setitem(data_loader.AUGMENTATIONS, "dark",
+                        lambda images, modality, _: seen.append(modality) or images / 2)
     content = trained("--method", "base", "--augment", "standard,dark")
     assert set(seen) == {"visible", "infrared"} and content["args"]["augment"] == "standard,dark"
 
@@ -96,10 +99,11 @@ def test_a_module_of_a_method(trained, monkeypatch):
 
 def test_a_backbone(trained, monkeypatch):
     def split(network):
-        return {"first": network.features[0]}, dict(zip(STAGES, (network.features[1:2], network.features[2:4],
-                                                               network.features[4:7], network.features[7:14])))
+        parts = [network.features[first:last] for first, last in ((1, 2), (2, 4), (4, 7), (7, 14))]
+        return {"first": network.features[0]}, dict(zip(STAGES, parts))
 
-    monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", Backbone(split, (16, 24, 32, 96), head="classifier."))
+    monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2",
+                        Backbone(split, (16, 24, 32, 96), head="classifier."))
     content = trained("--arch", "mobilenet_v2", "--method", "cgrnet")
     assert content["net"]["classifier.weight"].shape == (4, 96)
 
@@ -109,7 +113,8 @@ def test_widths_are_those_of_the_stages_and_the_last_keeps_its_resolution(arch):
     net = TwoStream("base", arch, 3).eval()
     with torch.inference_mode():
         x = net.streams["visible"](torch.zeros(1, 3, 64, 32))
-        for stage, width, size in zip(STAGES, backbones.BACKBONES[arch].widths, ((16, 8), (8, 4), (4, 2), (4, 2))):
+        for stage, width, size in zip(STAGES, backbones.BACKBONES[arch].widths,
+                                      ((16, 8), (8, 4), (4, 2), (4, 2))):
             x = net.run_stage(stage, x)
             assert x.shape == (1, width, *size), stage
 

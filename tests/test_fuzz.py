@@ -1,4 +1,4 @@
-"""Parsers of what strangers hand over: any bytes give a valid result or one line, never another exception, never code."""
+"""Parsers of what strangers hand over: any bytes give a valid result or one line, and never run code."""
 import io
 import os
 import pickle
@@ -17,16 +17,16 @@ from utils import UserError
 quick = settings(max_examples=150, deadline=None, database=None, derandomize=True,
                  suppress_health_check=[HealthCheck.function_scoped_fixture])
 pids = st.lists(st.integers(1, 10 ** 9 - 1), min_size=1, max_size=30, unique=True)
-# Text that a parser may stumble over: digits of other scripts, signs, separators of lines and words, zero bytes.
-pieces = st.sampled_from(["1", "22", "0", "-1", "+2", "1e3", "2.0", "٣", "²", "1_0", ",", ",,", " ", "\t", "\n", "\r\n", "\r",
-                          "\x00", "\x0b",
-                          "\u2028", "\ufeff", "a.bmp", "Visible/1/a.bmp", "../", "/", "\\", "\x1b[2J", "9" * 12, "9" * 5000])
+# What a parser may stumble over: digits of other scripts, signs, separators of lines and words, zero bytes.
+pieces = st.sampled_from(["1", "22", "0", "-1", "+2", "1e3", "2.0", "٣", "²", "1_0", ",", ",,", " ", "\t",
+                          "\n", "\r\n", "\r", "\x00", "\x0b", "\u2028", "\ufeff", "a.bmp", "Visible/1/a.bmp",
+                          "../", "/", "\\", "\x1b[2J", "9" * 12, "9" * 5000])
 text = st.one_of(st.lists(pieces, max_size=20).map("".join), st.text(max_size=60))
 content = st.one_of(text.map(lambda s: s.encode("utf-8", "surrogatepass")), st.binary(max_size=60))
 
 
 def parsed(parse, path, data):
-    """What a parser makes of these bytes: its result, or None after an error of one line that names the file."""
+    """What a parser makes of these bytes: its result, or None after an error of one line naming the file."""
     path.write_bytes(data)
     try:
         return parse(path)
@@ -46,7 +46,7 @@ def mutations(draw, valid):
     return bytes(data[:draw(st.integers(0, len(data)))]) if draw(st.booleans()) else bytes(data)
 
 
-# ------------------------------------------------------------------------------------------------------------ id lists
+# --------------------------------------------------------------------------------------------------- id lists
 @quick
 @given(st.one_of(content, mutations(pids.map(lambda ids: ",".join(map(str, ids)).encode()))))
 @example(b"")
@@ -55,25 +55,29 @@ def mutations(draw, valid):
 def test_any_id_list_gives_numbers_or_one_line(tmp_path, data):
     found = parsed(parse_id_list, tmp_path / "train_id.txt", data)
     if found is not None:
-        assert found and found == sorted(set(found)) and all(type(pid) is int and 0 < pid < 10 ** 9 for pid in found)
-        numbers = [int(word) for word in data.decode("utf-8-sig").replace("\n", ",").split(",") if word.strip().isdecimal()]
+        assert found and found == sorted(set(found))
+        assert all(type(pid) is int and 0 < pid < 10 ** 9 for pid in found)
+        numbers = [int(word) for word in data.decode("utf-8-sig").replace("\n", ",").split(",")
+                   if word.strip().isdecimal()]
         assert set(numbers) <= set(found)  # nothing is lost
 
 
 @quick
-@given(pids, st.sampled_from([",", ", ", " ,", ",\n", ",\r\n", "\n"]), st.sampled_from(["", "\n", ",", ",\r\n", "\n\n"]),
-       st.booleans())
+@given(pids, st.sampled_from([",", ", ", " ,", ",\n", ",\r\n", "\n"]),
+       st.sampled_from(["", "\n", ",", ",\r\n", "\n\n"]), st.booleans())
 def test_id_lists_come_back(tmp_path, ids, separator, end, mark):
     data = (separator.join(map(str, ids)) + end).encode("utf-8-sig" if mark else "utf-8")
     assert parsed(parse_id_list, tmp_path / "train_id.txt", data) == sorted(ids)
 
 
-# ----------------------------------------------------------------------------------------------------------- idx files
-names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1,
+# -------------------------------------------------------------------------------------------------- idx files
+names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"),
+                min_size=1,
                 max_size=8).filter(
-    lambda name: name.strip(".") == name)
+                    lambda name: name.strip(".") == name)
 paths = st.lists(names, min_size=1, max_size=3).map("/".join).map(lambda path: path + " of.bmp")
-entries = st.lists(st.tuples(paths, st.integers(0, 10 ** 9 - 1)), min_size=1, max_size=10, unique_by=lambda entry: entry[0])
+entries = st.lists(st.tuples(paths, st.integers(0, 10 ** 9 - 1)), min_size=1, max_size=10,
+                   unique_by=lambda entry: entry[0])
 
 
 def as_text(listed, separator=" ", end="\n"):
@@ -92,16 +96,18 @@ def test_any_index_gives_entries_or_one_line(tmp_path, data):
         for path, label in found:
             assert type(label) is int and 0 <= label < 10 ** 9
             assert not os.path.isabs(path)
-        assert len(found) == sum(bool(line.strip()) for line in data.decode("utf-8-sig").splitlines())  # nothing is lost
+        lines = data.decode("utf-8-sig").splitlines()
+        assert len(found) == sum(bool(line.strip()) for line in lines)  # nothing is lost
 
 
 @quick
-@given(entries, st.sampled_from([" ", "\t", "  ", " \t"]), st.sampled_from(["\n", "\r\n", " \n", "\n\n", "\t\r\n"]))
+@given(entries, st.sampled_from([" ", "\t", "  ", " \t"]),
+       st.sampled_from(["\n", "\r\n", " \n", "\n\n", "\t\r\n"]))
 def test_indices_come_back(tmp_path, listed, separator, end):
     assert parsed(parse_index, tmp_path / "train_visible_1.txt", as_text(listed, separator, end)) == listed
 
 
-# ---------------------------------------------------------------------------------------------------------- .npy files
+# ------------------------------------------------------------------------------------------------- .npy files
 SHAPE = (3, 2)
 
 
@@ -114,7 +120,8 @@ def npy(array, **options):
 def header(text, version=(1, 0)):
     """A .npy with this text for a header, and the numbers of an array behind it."""
     body = text.encode("latin-1", "replace") + b"\n"
-    return b"\x93NUMPY" + bytes(version) + len(body).to_bytes(2 if version == (1, 0) else 4, "little") + body + bytes(48)
+    length = len(body).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + length + body + bytes(48)
 
 
 class Bomb:
@@ -137,15 +144,16 @@ wild = st.sampled_from(["{'descr': '<i8', 'fortran_order': False, 'shape': (3, 2
                         "{'descr': [('a', '|O')], 'fortran_order': 0, 'shape': ()}",
                         "{'descr': '<i8', 'fortran_order': False, 'shape': (3L, 2L), }",
                         "{'descr': '<i8', 'fortran_order': 1, 'shape': 6, }",
-                        "{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999, 99999), }", "(" * 300, "[" * 3000,
-                        "__import__('os')",
-                        "{'descr': '<i8', 'fortran_order': True, 'shape': (3, 2), }", "{}", "", "'\\x00'", "{**a}", "lambda: 0",
-                        "{'descr': '<U9'"])
+                        "{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999, 99999), }",
+                        "(" * 300, "[" * 3000, "__import__('os')",
+                        "{'descr': '<i8', 'fortran_order': True, 'shape': (3, 2), }", "{}", "", "'\\x00'",
+                        "{**a}", "lambda: 0", "{'descr': '<U9'"])
 
 
 @quick
-@given(st.one_of(st.binary(max_size=60), mutations(st.just(npy(np.arange(6).reshape(SHAPE)))), wild.map(header),
-                 wild.map(lambda text: header(text, (2, 0))), mutations(wild.map(header)), st.text(max_size=80).map(header),
+@given(st.one_of(st.binary(max_size=60), mutations(st.just(npy(np.arange(6).reshape(SHAPE)))),
+                 wild.map(header), wild.map(lambda text: header(text, (2, 0))), mutations(wild.map(header)),
+                 st.text(max_size=80).map(header),
                  st.just(b"PK\x03\x04"), st.binary(max_size=20).map(lambda data: b"PK\x03\x04" + data)))
 @example(npy(np.arange(6, dtype=">i8").reshape(SHAPE)))
 @example(npy(np.arange(6, dtype=np.float64).reshape(SHAPE)))
@@ -158,9 +166,10 @@ def test_any_npy_gives_its_numbers_or_one_line(tmp_path, data):
         found.sum()
 
 
-@pytest.mark.parametrize("make", [lambda bomb: npy(np.array([[bomb, 1]] * 3, object), allow_pickle=True), pickle.dumps,
-                                  lambda bomb: npy(np.array([(bomb,)], [("a", "O")]), allow_pickle=True)], ids=["objects", "pickle",
-                                                                                                                "fields"])
+@pytest.mark.parametrize("make", [lambda bomb: npy(np.array([[bomb, 1]] * 3, object), allow_pickle=True),
+                                  pickle.dumps,
+                                  lambda bomb: npy(np.array([(bomb,)], [("a", "O")]), allow_pickle=True)],
+                         ids=["objects", "pickle", "fields"])
 def test_a_npy_is_never_unpickled(tmp_path, make):
     assert parsed(load, tmp_path / "x.npy", make(Bomb(tmp_path / "ran"))) is None
     assert not (tmp_path / "ran").exists()
@@ -170,11 +179,11 @@ def test_a_npy_is_never_unpickled(tmp_path, make):
 @given(st.lists(st.integers(-2 ** 63, 2 ** 63 - 1), min_size=6, max_size=6), st.booleans())
 def test_arrays_come_back(tmp_path, numbers, columns_first):
     array = np.array(numbers, np.int64).reshape(SHAPE)
-    np.testing.assert_array_equal(parsed(load, tmp_path / "x.npy", npy(np.asfortranarray(array) if columns_first else array)),
-                                  array)
+    np.testing.assert_array_equal(parsed(load, tmp_path / "x.npy",
+                                         npy(np.asfortranarray(array) if columns_first else array)), array)
 
 
-# -------------------------------------------------------------------------------------------------------------- images
+# ----------------------------------------------------------------------------------------------------- images
 def picture(kind):
     file = io.BytesIO()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss import Criterion, batch_hard_triplet, modality_similarity, squared_triplet, weighted_distances, weighted_triplet
+from loss import (Criterion, batch_hard_triplet, modality_similarity, squared_triplet, weighted_distances,
+                  weighted_triplet)
 from model import METHODS, Loss, Output
 
 
@@ -20,7 +21,8 @@ def test_batch_hard_triplet(seed):
     feats, labels = batch(seed)
     expected = 0.0
     for i in range(len(feats)):
-        positives = [math.dist(feats[i], feats[j]) for j in range(len(feats)) if labels[i] == labels[j] and i != j]
+        positives = [math.dist(feats[i], feats[j]) for j in range(len(feats))
+                     if labels[i] == labels[j] and i != j]
         negatives = [math.dist(feats[i], feats[j]) for j in range(len(feats)) if labels[i] != labels[j]]
         expected += max(0.0, max(positives) - min(negatives) + 0.3) / len(feats)
     assert batch_hard_triplet(feats, labels, 0.3).item() == pytest.approx(expected, rel=1e-5)
@@ -32,19 +34,19 @@ def softplus_of_difference(positive: float, negative: float) -> float:
 
 
 def soft_margin_of_square(positive: float, negative: float) -> float:
-    """What CAJ's code does with them: a soft margin loss of their squared difference with the target -1 or 1."""
+    """What CAJ's code does with them: a soft margin loss of their squared difference, target -1 or 1."""
     target = -1 if positive > negative else 1
     return math.log(1 + math.exp(-target * min((positive - negative) ** 2, 88)))
 
 
 def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor, of=softplus_of_difference) -> float:
-    """A loop over what AGW's code does: each kind's weights from distances in which the other kind's are 0."""
+    """A loop over what AGW's code does: each kind's weights from distances with 0 for the other kind."""
     total = 0.0
     for i in range(len(feats)):
         far, near = [], []
         for kept, sign, same in ((far, 1, True), (near, -1, False)):
-            masked = [sign * (0.0 if i == j else math.dist(feats[i], feats[j])) if (labels[i] == labels[j]) == same else 0.0
-                      for j in range(len(feats))]
+            masked = [sign * (0.0 if i == j else math.dist(feats[i], feats[j]))
+                      if (labels[i] == labels[j]) == same else 0.0 for j in range(len(feats))]
             largest = max(masked)
             own = [value for j, value in enumerate(masked) if (labels[i] == labels[j]) == same]
             exponentials = [math.exp(value - largest) for value in own]
@@ -66,12 +68,14 @@ def test_weighted_triplet_is_that_of_the_published_code(seed, scale):
 def test_squared_triplet_is_that_of_the_published_code(seed, scale):
     feats, labels = batch(seed)
     found = squared_triplet(scale * feats, labels).item()
-    assert found == pytest.approx(published_weighted_triplet(scale * feats, labels, soft_margin_of_square), rel=1e-4)
+    expected = published_weighted_triplet(scale * feats, labels, soft_margin_of_square)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def pair_of_distances(positive: float, negative: float) -> torch.Tensor:
     """Features (6, 2) of two persons on two lines: their images `positive` apart, the lines `negative`."""
-    return torch.tensor([[x * positive, y * negative] for y in (0.0, 1.0) for x in (0.0, 0.5, 1.0)], requires_grad=True)
+    return torch.tensor([[x * positive, y * negative] for y in (0.0, 1.0) for x in (0.0, 0.5, 1.0)],
+                        requires_grad=True)
 
 
 def gradient(feats: torch.Tensor) -> float:
@@ -82,7 +86,8 @@ def gradient(feats: torch.Tensor) -> float:
 
 def test_the_gradient_of_the_squared_triplet_vanishes_where_its_docstring_says():
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    low, high = 0.01, 5.0  # a distance of the lines at which an outer anchor's two weighted distances are equal
+    # a distance of the lines at which an outer anchor's two weighted distances are equal
+    low, high = 0.01, 5.0
     for _ in range(60):
         middle = (low + high) / 2
         positive, negative = weighted_distances(pair_of_distances(1.0, middle), labels)
@@ -112,7 +117,7 @@ def test_losses_of_stripes_are_the_mean_of_the_whole_map_and_of_their_mean():
 
 
 def test_weights_of_far_negatives_nearly_vanish_as_published():
-    """56 negatives at a distance of 20, positives at 0: their weights sum to 0.1, so that the loss sees 2, not 20."""
+    """56 negatives at a distance of 20, positives at 0: weights sum to 0.1, and the loss sees 2, not 20."""
     labels = torch.arange(8).repeat_interleave(8)
     feats = 20 / 2 ** 0.5 * torch.eye(8)[labels]
     seen = -math.log(math.expm1(weighted_triplet(feats, labels).item()))
@@ -122,7 +127,8 @@ def test_weights_of_far_negatives_nearly_vanish_as_published():
 
 def test_modality_similarity():
     visible, infrared = torch.rand(2, 3, 4, 4)
-    expected = sum(abs(visible[b, i, j] - infrared[b, i, j]) for b in range(3) for i in range(4) for j in range(4)) / 48
+    expected = sum(abs(visible[b, i, j] - infrared[b, i, j]) for b in range(3) for i in range(4)
+                   for j in range(4)) / 48
     torch.testing.assert_close(modality_similarity(visible, infrared), expected)
 
 
@@ -142,7 +148,8 @@ def test_a_criterion_is_the_weighted_sum_of_its_row(method):
     total, parts = Criterion(losses, 3, 5)(Output(feats, feats, logits, affinities), labels[:6])
     assert parts.keys() == losses.keys()
     plain = {"id": F.cross_entropy(logits, labels), "triplet": batch_hard_triplet(feats, labels, 0.3),
-             "weighted_triplet": weighted_triplet(feats, labels), "squared_triplet": squared_triplet(feats, labels),
+             "weighted_triplet": weighted_triplet(feats, labels),
+             "squared_triplet": squared_triplet(feats, labels),
              "similarity": modality_similarity(*affinities.values())}
     torch.testing.assert_close(total, sum(loss.weight * plain[name] for name, loss in losses.items()))
 

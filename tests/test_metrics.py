@@ -66,7 +66,8 @@ def test_random_searches(seed, shape, steps):
     dist_mat, q_pids, g_pids, q_camids, g_camids = draw(np.random.default_rng([seed, *shape]), *shape, steps)
     q_camids[0], g_camids[0] = 6, 1  # one match that nothing excludes
     assert_same(eval_regdb(dist_mat, q_pids, g_pids), by_definition(dist_mat, q_pids, g_pids))
-    assert_same(eval_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids), by_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids))
+    assert_same(eval_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids),
+                by_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids))
     seen = np.random.default_rng(seed).random(dist_mat.shape) < 0.7
     seen[0, 0] = True
     for count_persons, max_rank in product((False, True), (1, 3, 50)):
@@ -74,7 +75,8 @@ def test_random_searches(seed, shape, steps):
                     by_definition(dist_mat, q_pids, g_pids, seen, count_persons, max_rank))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, np.int8, np.uint64, bool, ">f4"])
+@pytest.mark.parametrize("dtype",
+                         [np.float16, np.float32, np.float64, np.longdouble, np.int8, np.uint64, bool, ">f4"])
 @pytest.mark.parametrize("low, high", [(0, 90), (-40, 50), (-1, 1)])
 def test_any_real_numbers(dtype, low, high):
     rng = np.random.default_rng(high)
@@ -83,8 +85,8 @@ def test_any_real_numbers(dtype, low, high):
     expected = by_sysu(values, q_pids, g_pids, q_camids, g_camids)
     assert_same(eval_sysu(values, q_pids, g_pids, q_camids, g_camids), expected)
     assert_same(eval_sysu(np.asfortranarray(values), q_pids, g_pids, q_camids, g_camids), expected)
-    assert_same(eval_sysu(values.tolist(), q_pids.tolist(), g_pids.astype(np.int16), q_camids.astype(np.uint8),
-                          list(g_camids)), expected)
+    assert_same(eval_sysu(values.tolist(), q_pids.tolist(), g_pids.astype(np.int16),
+                          q_camids.astype(np.uint8), list(g_camids)), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -93,7 +95,8 @@ def test_wide_ranges(dtype, scale):
     rng = np.random.default_rng(1)
     _, q_pids, g_pids, *_ = draw(rng, 30, 80, 9, 1)
     values = (rng.choice([-1, 1, 1e-9], (30, 80)) * rng.random((30, 80)) * scale).astype(dtype)
-    values[:, ::3] *= rng.choice([-1.0, 0.0, 1.0], values[:, ::3].shape).astype(dtype)  # also both zeros, equal
+    # also both zeros, equal
+    values[:, ::3] *= rng.choice([-1.0, 0.0, 1.0], values[:, ::3].shape).astype(dtype)
     before = values.copy()
     assert_same(eval_regdb(values, q_pids, g_pids), by_definition(values, q_pids, g_pids))
     seen = rng.random(values.shape) < 0.6
@@ -117,12 +120,14 @@ def test_ties_rank_in_gallery_order():
         g_pids = np.where(np.arange(5) == place, 7, -np.arange(5) - 1)
         for score in (eval_regdb, lambda *a: eval_sysu(*a, [6], [1] * 5)):
             cmc, mean_ap, mean_inp = score(np.full((1, 5), 0.5, np.float32), [7], g_pids)
-            assert cmc.tolist() == [0.0] * place + [1.0] * (20 - place) and mean_ap == mean_inp == 1 / (place + 1)
+            assert cmc.tolist() == [0.0] * place + [1.0] * (20 - place)
+            assert mean_ap == mean_inp == 1 / (place + 1)
 
 
 def test_queries_without_a_match_do_not_count():
     dist_mat = np.array([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]], np.float32)
-    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1, 2, 9], [1, 2], [3, 3, 6], [2, 1])  # 1's only match is excluded
+    # 1's only match is excluded
+    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1, 2, 9], [1, 2], [3, 3, 6], [2, 1])
     assert cmc.tolist() == [1] * 20 and mean_ap == mean_inp == 1
 
 
@@ -151,7 +156,8 @@ def test_only_the_stable_order_counts(data):
 @pytest.mark.parametrize("steps", [3, 1 << 24])
 def test_counting_and_sorting_agree(monkeypatch, few, steps):
     monkeypatch.setattr(eval_metrics, "FEW", few)
-    search = draw(np.random.default_rng(few + steps), 40, 700, 5, steps)  # more images of a person than a byte counts
+    # more images of a person than a byte counts
+    search = draw(np.random.default_rng(few + steps), 40, 700, 5, steps)
     assert_same(eval_sysu(*search), by_sysu(*search))
     assert_same(eval_regdb(*search[:3]), by_definition(*search[:3]))
     seen = np.random.default_rng(few + steps).random(search[0].shape) < 0.5
@@ -175,7 +181,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch):
 
 
 def sysu_sized(shot, seed=0):
-    """Random features with the counts of SYSU-MM01's all-search: 96 persons, 3,803 queries, 301 places of a gallery."""
+    """Random features counted as SYSU-MM01's all-search: 96 persons, 3,803 queries, 301 gallery places."""
     rng = np.random.default_rng([seed, shot])
     pids = np.sort(rng.choice(np.arange(1, 534), 96, replace=False))
     places = np.sort(np.concatenate((np.arange(96) * 4, 4 * rng.permutation(96)[:13] + 1, rng.choice(
@@ -231,7 +237,8 @@ GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 
      r"dist_mat: found 1 NaN and 2 infinite distances, the first in row 0, column 1"),
     ({"dist_mat": np.full((2, 3), -np.inf, np.float32)}, "dist_mat: found 0 NaN and 6 infinite"),
     ({"dist_mat": np.full((2, 3), -np.nan, np.float16)}, "dist_mat: found 6 NaN and 0 infinite"),
-    ({"dist_mat": [[0.1, 0.2, np.nan], [0.4, 0.5, 0.6]], "q_pids": [9, 1]}, "dist_mat: found 1 NaN"),  # in no ranking
+    # in no ranking
+    ({"dist_mat": [[0.1, 0.2, np.nan], [0.4, 0.5, 0.6]], "q_pids": [9, 1]}, "dist_mat: found 1 NaN"),
     ({"dist_mat": [[0.1, np.nan, 0.3], [0.4, 0.5, 0.6]]}, "dist_mat: found 1 NaN"),  # in an excluded image
     ({"dist_mat": np.zeros(3)}, r"dist_mat: found shape \(3,\)"),
     ({"dist_mat": np.zeros((0, 3))}, r"dist_mat: found shape \(0, 3\)"),
@@ -256,11 +263,13 @@ def test_errors_name_the_argument(change, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change, message", [({"q_camids": [3]}, r"q_camids: found shape \(1,\), expected \(2,\)"),
-                                             ({"g_camids": [1.0, 2.0, 4.0]}, "g_camids: found dtype float64, expected integers")])
+@pytest.mark.parametrize("change, message",
+                         [({"q_camids": [3]}, r"q_camids: found shape \(1,\), expected \(2,\)"),
+                          ({"g_camids": [1.0, 2.0, 4.0]},
+                           "g_camids: found dtype float64, expected integers")])
 def test_errors_of_cameras_name_the_argument(change, message):
-    good = {**{name: value for name, value in GOOD.items() if name not in ("dist_mat", "seen")}, "distmat": GOOD["dist_mat"],
-            "q_camids": [3, 6], "g_camids": [1, 2, 4]}
+    good = {**{name: value for name, value in GOOD.items() if name not in ("dist_mat", "seen")},
+            "distmat": GOOD["dist_mat"], "q_camids": [3, 6], "g_camids": [1, 2, 4]}
     eval_sysu(**good)
     with pytest.raises(ValueError, match=message):
         eval_sysu(**{**good, **change})
@@ -273,7 +282,8 @@ def test_distance_matrix():
     assert dist_mat.dtype == np.float32 and dist_mat.min() >= 0
     np.testing.assert_allclose(dist_mat, ((feats[:4, None] - feats) ** 2).sum(axis=2) / 2, atol=1e-6)
     assert distance_matrix([[1.0, 0.0]], [[-1.0, 0.0], [0.0, 1.0]]).tolist() == [[2, 1]]
-    for bad, message in ((feats[:, :4], r"\(9, 5\) and \(9, 4\)"), (feats[0], r"\(5,\)"), (feats[:0], r"\(0, 5\)"),
+    for bad, message in ((feats[:, :4], r"\(9, 5\) and \(9, 4\)"),
+                         (feats[0], r"\(5,\)"), (feats[:0], r"\(0, 5\)"),
                          (np.where(feats > 0.5, np.nan, feats), "gallery_feats: found NaN or infinite")):
         with pytest.raises(ValueError, match=message):
             distance_matrix(feats, bad)

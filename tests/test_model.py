@@ -40,15 +40,17 @@ def test_graph_reasoning_equals_a_plain_loop_over_nodes(messages):
         from_local = sum(w * affine(graph.readout_g, n) for w, n in zip(readout, nodes))
         for i, node in enumerate(nodes):
             query = affine(graph.local_theta, node)
-            weights = torch.softmax(scale * torch.stack([query @ affine(graph.local_phi, n) for n in nodes]), 0)
+            weights = torch.softmax(scale * torch.stack([query @ affine(graph.local_phi, n) for n in nodes]),
+                                    0)
             local = sum(w * affine(graph.local_g, n) for w, n in zip(weights, nodes))
             from_mean = affine(graph.global_g, mean)
-            expected = node + sum(gamma * norm(message) for gamma, message in zip(graph.gamma, (local, from_mean, from_local)))
+            expected = node + sum(gamma * norm(message)
+                                  for gamma, message in zip(graph.gamma, (local, from_mean, from_local)))
             torch.testing.assert_close(result[:, i], expected)
 
 
 def test_relations_of_the_global_node_equal_attention_over_a_broadcast_mean():
-    """The published form: N x N attention in which either the keys or the queries are N copies of the mean."""
+    """The published form: N x N attention in which keys or queries are N copies of the mean."""
     torch.manual_seed(1)
     graph = randomise(GraphReasoning(48, "plain"))
     x = torch.randn(3, 48, 5, 4)
@@ -86,8 +88,8 @@ def test_modality_similarity_equals_a_loop_over_channels(affinity):
             expected = torch.exp(energy[i].max() - energy[i])
             expected = expected / expected.sum()
             torch.testing.assert_close(rows[i], expected, rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(result[i], image[i] + module.gamma * (expected[:, None] * image).sum(0), rtol=1e-4,
-                                       atol=1e-5)
+            torch.testing.assert_close(result[i], image[i] + module.gamma
+                                       * (expected[:, None] * image).sum(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("affinity", ["cosine", "energy"])
@@ -134,7 +136,8 @@ def test_pooling_of_stripes(kind, power, height):
     """The whole map, then rows floor(i H / 3) to ceil((i + 1) H / 3) of each stripe."""
     x = torch.rand(2, 4, height, 5)
     parts = [x, *(x[:, :, i * height // 3:-(-(i + 1) * height // 3)] for i in range(3))]
-    expected = torch.cat([((part ** power).flatten(2).mean(2) + 1e-12 * (power > 1)) ** (1 / power) for part in parts], 1)
+    expected = torch.cat([((part ** power).flatten(2).mean(2) + 1e-12 * (power > 1)) ** (1 / power)
+                          for part in parts], 1)
     torch.testing.assert_close(pool(x, kind, 3), expected)
 
 
@@ -144,7 +147,8 @@ def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
     output = net(*torch.randn(2, 4, 3, 96, 48))
     logits = [output.logits, *output.stripes]
     assert net.dim == 4 * 512 and output.feats.shape == output.neck.shape == (8, 4 * 512)
-    for i, (feats, neck, found) in enumerate(zip(output.feats.chunk(4, 1), output.neck.chunk(4, 1), logits, strict=True)):
+    for i, (feats, neck, found) in enumerate(zip(output.feats.chunk(4, 1), output.neck.chunk(4, 1),
+                                                 logits, strict=True)):
         norm, classifier = nn.BatchNorm1d(512), nn.Linear(512, 5, bias=False)
         with torch.no_grad():
             norm.weight.copy_(net.bottleneck.weight[512 * i:512 * (i + 1)])
@@ -157,8 +161,8 @@ def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
 def test_methods_without_stripes_keep_their_names_and_shapes(method):
     state = TwoStream(method, "resnet18", 5).state_dict()
     assert state["bottleneck.weight"].shape == (512,) and state["classifier.weight"].shape == (5, 512)
-    assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph", "bottleneck",
-                                                      "classifier"}
+    assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph",
+                                                      "bottleneck", "classifier"}
 
 
 def test_cgrnet_strong_is_strong_with_the_modules():
@@ -205,7 +209,8 @@ def test_gradients_reach_every_parameter(method, bf16):
     Criterion(net.method.losses, 4, net.dim)(output, torch.arange(4).repeat_interleave(2))[0].backward()
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
     assert output.feats.dtype == output.neck.dtype == output.logits.dtype == torch.float32
 
 
@@ -250,10 +255,12 @@ def test_a_pretrained_backbone_learns_at_a_tenth():
     net = TwoStream("cgrnet", "resnet18", 3)
     backbone, gamma, new = net.parameter_groups(0.1, pretrained=True)
     assert [group["lr"] for group in (backbone, gamma, new)] == pytest.approx([0.01, 0.002, 0.1])
-    assert [group["lr"] for group in net.parameter_groups(0.1, True, "adam")] == pytest.approx([0.01, 0.1, 0.1])
+    adam = net.parameter_groups(0.1, True, "adam")
+    assert [group["lr"] for group in adam] == pytest.approx([0.01, 0.1, 0.1])
     trained = {id(p) for p in net.parameters() if p.requires_grad}
     assert {id(p) for group in (backbone, gamma, new) for p in group["params"]} == trained
-    assert any(p is net.graph.gamma for p in gamma["params"]) and any(p is net.classifier.weight for p in new["params"])
+    assert any(p is net.graph.gamma for p in gamma["params"])
+    assert any(p is net.classifier.weight for p in new["params"])
     assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1
 
 
@@ -271,8 +278,8 @@ def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method, arch
     net = TwoStream(method, arch, 5)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1), (module.running_mean, -1, 1),
-                                      (module.running_var, 0.5, 2)):
+            for values, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1),
+                                      (module.running_mean, -1, 1), (module.running_var, 0.5, 2)):
                 nn.init.uniform_(values, low, high)
     images = torch.randn(2, 2, 3, 64, 32)
     small = folded(net)

@@ -53,7 +53,8 @@ def digests(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb, pedestrians.render_llcm])
+@pytest.mark.parametrize("render",
+                         [pedestrians.render_sysu, pedestrians.render_regdb, pedestrians.render_llcm])
 def test_the_seed_decides_every_byte(render, tmp_path):
     calls = []
     render(tmp_path / "a", 3, 1, seed=5, progress=lambda *call: calls.append(call))
@@ -67,7 +68,8 @@ def test_the_seed_decides_every_byte(render, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # nothing temporary stays
 
 
-@pytest.mark.parametrize("render", [pedestrians.render_sysu, pedestrians.render_regdb, pedestrians.render_llcm])
+@pytest.mark.parametrize("render",
+                         [pedestrians.render_sysu, pedestrians.render_regdb, pedestrians.render_llcm])
 def test_full_folders_and_too_few_persons_are_refused(render, tmp_path):
     (tmp_path / "kept").write_text("")
     with pytest.raises(FileExistsError, match="not empty"):
@@ -89,7 +91,8 @@ def test_an_interrupted_rendering_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["persons", "painting", "scenes"])
 def test_what_is_rendered_knows_nothing_of_the_data_sets(name):
     code = f"import sys, synthetic.{name}; assert not {{'synthetic.pedestrians', 'demo'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(pedestrians.__file__).parents[1], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(pedestrians.__file__).parents[1],
+                   check=True, timeout=60)
 
 
 def wait_for_workers() -> None:
@@ -140,7 +143,7 @@ def test_a_killed_worker_is_said_in_one_line():
 
 @pytest.fixture
 def rendered(monkeypatch, tmp_path):
-    """Call `demo.render` with renderers of one image a data set; the names of those that ran since the last call."""
+    """Call `demo.render` with renderers of one image a data set; the names of those that ran since."""
     ran = []
 
     def renderer(name: str):
@@ -182,14 +185,16 @@ def test_the_table_has_a_column_for_each_data_set():
     assert lines[0].split() == ["per", "cent", "SYSU-MM01", "LLCM"]
     assert lines[1].split() == ["Rank-1", "Rank-10", "mAP"] * 2
     assert lines[2].split() == ["chance", "50.0", "100.0", "12.3", "50.0", "100.0", "12.3"]
-    assert lines[3] == f"{'base':<28}{50:9.1f}{100:9.1f}{12.3:9.1f}" and lines[4].split() == ["cgrnet", "50.0", "100.0", "12.3"]
+    assert lines[3] == f"{'base':<28}{50:9.1f}{100:9.1f}{12.3:9.1f}"
+    assert lines[4].split() == ["cgrnet", "50.0", "100.0", "12.3"]
     assert lines[4].index("50.0") == lines[2].rindex("50.0")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_record_of_the_demo_is_said_in_one_line(content, rendered, tmp_path):
     (tmp_path / "demo.json").write_bytes(content)
-    with pytest.raises(UserError, match="^--out .*: demo.json there holds no settings of this script .*choose another --out$"):
+    with pytest.raises(UserError, match="^--out .*: "
+                       "demo.json there holds no settings of this script .*choose another --out$"):
         rendered()
 
 
@@ -254,7 +259,8 @@ def test_regdb_layout(regdb):
                 paths, labels = zip(*(line.split(" ") for line in lines))
                 assert all((regdb / path).is_file() for path in paths) and len(set(paths)) == len(paths)
                 of = {int(label): int(path.split("/")[1]) for path, label in zip(paths, labels)}
-                assert sorted(of) == list(range(IDS // 2)) and [of[k] for k in sorted(of)] == sorted(of.values())
+                assert sorted(of) == list(range(IDS // 2))
+                assert [of[k] for k in sorted(of)] == sorted(of.values())
                 assert len(lines) == len(of) * REGDB_IMAGES
                 assert pids.setdefault(split, set(of.values())) == set(of.values())
         assert not pids["train"] & pids["test"] and len(pids["train"] | pids["test"]) == IDS
@@ -270,7 +276,8 @@ def test_regdb_layout(regdb):
 def test_llcm_layout(llcm):
     from datasets.llcm import LLCM
     tests = [int(pid) for pid in (llcm / "idx/test_id.txt").read_text().split(",")]
-    assert len(tests) == IDS // 3 and sorted(path.name for path in llcm.iterdir()) == ["idx", "nir", "test_nir", "test_vis", "vis"]
+    assert len(tests) == IDS // 3
+    assert sorted(path.name for path in llcm.iterdir()) == ["idx", "nir", "test_nir", "test_vis", "vis"]
     listed = {}
     for name in ("vis", "nir"):
         lines = [line.split() for line in (llcm / f"idx/train_{name}.txt").read_text().splitlines()]
@@ -286,13 +293,15 @@ def test_llcm_layout(llcm):
         assert "cam" not in path.parts[-3] or int(path.parts[-3][3:]) == int(path.name[6:8])
     split, search = LLCM().train_split(llcm), LLCM().searches(llcm, trials=[0])[0]
     assert len(split.visible) == len(split.infrared) and len(split.pids) == IDS - len(tests)
-    visible, infrared = (np.mean([np.asarray(Image.open(path)).mean() for path in side.paths]) for side in split.sides)
+    visible, infrared = (np.mean([np.asarray(Image.open(path)).mean() for path in side.paths])
+                         for side in split.sides)
     assert visible < 80 < infrared  # by night
     assert not search.seen().all() and LLCM().surprises(llcm, split, search)[0].count("published") == 5
 
 
 def test_a_person_looks_different_to_every_camera(sysu):
-    name = next(path.name for path in sorted(sysu.glob("cam1/*")) if len(list(sysu.glob(f"cam*/{path.name}"))) == 6)
+    name = next(path.name for path in sorted(sysu.glob("cam1/*"))
+                if len(list(sysu.glob(f"cam*/{path.name}"))) == 6)
     thumbs = [thumb(sysu / f"cam{cam}" / name / "0001.jpg").mean(axis=2) for cam in range(1, 7)]
     for i, one in enumerate(thumbs):
         for other in thumbs[:i]:
@@ -323,13 +332,14 @@ FEATURES = {
 
 
 def times_chance(feats: np.ndarray, pids: np.ndarray, camids: np.ndarray, draws: int = 10) -> float:
-    """Rank-1 of infrared queries among one image per person and visible camera by nearest neighbour, over chance."""
+    """Rank-1 of infrared queries by nearest neighbour, an image a person and visible camera, over chance."""
     query, hits, guesses = np.isin(camids, INFRARED), 0.0, 0.0
     groups = [np.flatnonzero((pids == pid) & (camids == cam)) for cam in VISIBLE for pid in np.unique(pids)]
     rng = np.random.default_rng(0)
     for _ in range(draws):
         gallery = np.array([rng.choice(group) for group in groups if len(group)])
-        dist_mat = (feats[gallery] ** 2).sum(axis=1) - 2 * feats[query] @ feats[gallery].T  # up to a term per query
+        # up to a term per query
+        dist_mat = (feats[gallery] ** 2).sum(axis=1) - 2 * feats[query] @ feats[gallery].T
         match = pids[query, None] == pids[None, gallery]
         usable = ~((camids[query, None] == 3) & (camids[None, gallery] == 2))  # the protocol: same room
         valid = (match & usable).any(axis=1)
@@ -395,12 +405,14 @@ def played(monkeypatch, tmp_path):
     return call
 
 
-def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_given(played, tmp_path, capsys):
+def test_the_demo_trains_from_imagenet_weights_with_seed_and_device_given(played, tmp_path, capsys):
     calls = played(True, "--seed", "3", "--gpu", "cpu")
-    assert [call[0] for call in calls] == ["pre_process_sysu.py", "pre_process_llcm.py"] + ["train.py", "test.py"] * 4
+    assert [call[0] for call in calls] == ["pre_process_sysu.py",
+                                           "pre_process_llcm.py"] + ["train.py", "test.py"] * 4
     for call in calls[2::2]:
         flags = " ".join(call)
-        assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags and "--init" not in flags
+        assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags
+        assert "--init" not in flags
         assert "--arch mobilenet_v2" in flags and "--amp off" in flags
         assert "--batch-size 5" in flags or "--batch-size 4" in flags  # as many persons as there are
     second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
@@ -410,7 +422,8 @@ def test_the_demo_trains_from_imagenet_weights_with_the_seed_and_on_the_device_g
     *_, persons, base, full, regdb, llcm, page, minutes = printed.splitlines()
     assert page == "a search to open in a browser: hits.html"
     assert "pedestrians.png" in persons and minutes.endswith(" minutes")
-    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet"), (llcm, "llcm_cgrnet")):
+    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet"),
+                         (llcm, "llcm_cgrnet")):
         assert str(tmp_path / "out" / folder / "ranking.png") in line
     assert f"{'cgrnet, from ImageNet':<28}{'     50.0     75.0     62.5' * 3}\n" in printed
 

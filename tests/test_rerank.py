@@ -29,7 +29,8 @@ def by_definition(query_feats, gallery_feats, k1=20, k2=6, lam=0.3):
                 members |= others
         total = sum(math.exp(-dist[p][q]) for q in members)
         weights.append({q: math.exp(-dist[p][q]) / total for q in members})
-    mean = [{q: sum(weights[o].get(q, 0) for o in nearest[p][:k2]) / min(k2, n) for q in range(n)} for p in range(n)]
+    mean = [{q: sum(weights[o].get(q, 0) for o in nearest[p][:k2]) / min(k2, n) for q in range(n)}
+            for p in range(n)]
     result = np.empty((len(query_feats), len(gallery_feats)))
     for i, j in np.ndindex(*result.shape):
         a, b = mean[i], mean[len(query_feats) + j]
@@ -48,8 +49,9 @@ def people(rng, n_queries, n_gallery, n_pids=4, noise=0.7, width=8):
 
 
 @pytest.mark.parametrize("sizes, k1, k2, lam", [
-    ((12, 30), 20, 6, 0.3), ((12, 30), 7, 3, 0.3), ((25, 9), 5, 1, 0.5), ((10, 10), 1, 2, 0.0), ((10, 20), 6, 9, 1.0),
-    ((4, 5), 20, 6, 0.3), ((1, 1), 20, 6, 0.3), ((1, 7), 3, 2, 0.1), ((7, 1), 4, 20, 0.9), ((20, 25), 12, 4, 0.3),
+    ((12, 30), 20, 6, 0.3), ((12, 30), 7, 3, 0.3), ((25, 9), 5, 1, 0.5), ((10, 10), 1, 2, 0.0),
+    ((10, 20), 6, 9, 1.0), ((4, 5), 20, 6, 0.3), ((1, 1), 20, 6, 0.3), ((1, 7), 3, 2, 0.1),
+    ((7, 1), 4, 20, 0.9), ((20, 25), 12, 4, 0.3),
 ])
 @pytest.mark.parametrize("seed", range(3))
 def test_random_features(sizes, k1, k2, lam, seed):
@@ -62,7 +64,8 @@ def test_random_features(sizes, k1, k2, lam, seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_equal_distances_and_duplicates(seed):
     rng = np.random.default_rng(seed)
-    query, gallery = rng.integers(0, 3, (9, 2)), rng.integers(0, 3, (22, 2))  # whole numbers: rounding breaks no tie
+    # whole numbers: rounding breaks no tie
+    query, gallery = rng.integers(0, 3, (9, 2)), rng.integers(0, 3, (22, 2))
     found = k_reciprocal_distance(query, gallery, 6, 3)
     np.testing.assert_allclose(found, by_definition(query, gallery, 6, 3), atol=2e-6)
 

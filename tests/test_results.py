@@ -19,8 +19,9 @@ def make_record(rank1=(0.5, 0.7), extras=()):
     for trial, value in enumerate(rank1):
         scores = {"cmc": np.linspace(value, 1, 20).tolist(), "mAP": value / 2, "mINP": value / 4}
         trials.append({"trial": trial, **{feature: dict(scores) for feature in FEATURES}, "counts": {}})
-    return {"format": results.FORMAT, "protocol": {"name": "SYSU-MM01 all-search, i2v", "trials": [0, 1], "images": "ab" * 32},
-            "extras": list(extras), "checkpoint": {"method": "agw", "arch": "resnet50", "files": ["a.t"], "sha256": ["00"]},
+    return {"format": results.FORMAT, "protocol": {"name": "SYSU-MM01 all-search, i2v", "trials": [0, 1],
+                                                   "images": "ab" * 32}, "extras": list(extras),
+            "checkpoint": {"method": "agw", "arch": "resnet50", "files": ["a.t"], "sha256": ["00"]},
             "image_size": [288, 144], "trials": trials, **results.summarise(trials)}
 
 
@@ -68,30 +69,36 @@ def test_files_hold_the_record(tmp_path):
     assert float(table[7]["rank-1"]) == record["std"]["bnneck"]["rank-1"]
 
 
-@pytest.mark.parametrize("resume, name", [("save_model/a_best.t", "a_best"), ("a_trial_{}_last.t", "a_trial_all_last"),
-                                          ("models/{}/b.2.t", "b.2")])
+@pytest.mark.parametrize("resume, name",
+                         [("save_model/a_best.t", "a_best"), ("a_trial_{}_last.t", "a_trial_all_last"),
+                          ("models/{}/b.2.t", "b.2")])
 def test_a_record_is_called_after_checkpoint_protocol_and_extras(resume, name):
     record = make_record(extras=["flip", "k-reciprocal re-ranking", "trained on trial 1"])
     slug = "sysu-mm01-all-search-i2v-flip-k-reciprocal-re-ranking-trained-on-trial-1"
     assert results.default_path(resume, record).as_posix() == f"results/{name}_{slug}.json"
-    assert results.default_path(resume, make_record(), named=True).name == f"{name}_sysu-mm01-all-search-i2v.json"  # two trials
+    several = results.default_path(resume, make_record(), named=True)  # two trials
+    assert several.name == f"{name}_sysu-mm01-all-search-i2v.json"
     record["protocol"].update(name="RegDB, v2i", trials=[2])
     record["extras"] = ["trained on trial 1"]
-    assert results.default_path(resume, record, named=True).name == f"{name}_regdb-v2i-trial-2-trained-on-trial-1.json"
+    one = results.default_path(resume, record, named=True)
+    assert one.name == f"{name}_regdb-v2i-trial-2-trained-on-trial-1.json"
 
 
 def test_results_are_compared_side_by_side(tmp_path):
-    paths = [save(tmp_path / "a.json", make_record()), save(tmp_path / "b.json", make_record((0.2, 0.2), ["flip"]))]
+    paths = [save(tmp_path / "a.json", make_record()),
+             save(tmp_path / "b.json", make_record((0.2, 0.2), ["flip"]))]
     rows = results.compare(paths)
     assert rows[0] == "SYSU-MM01 all-search, i2v"
-    assert rows[1].startswith(f"[1] {paths[0]}: agw, a.t") and rows[2].startswith(f"[2] {paths[1]}: agw + flip, a.t")
+    assert rows[1].startswith(f"[1] {paths[0]}: agw, a.t")
+    assert rows[2].startswith(f"[2] {paths[1]}: agw + flip, a.t")
     line = next(row for row in rows if row.startswith("rank-1 "))
     assert line.split() == ["rank-1", "60.00", "±", "10.00", "20.00", "±", "0.00"]
     assert sum(row.startswith("mINP") for row in rows) == len(FEATURES)
     assert len({len(row) for row in rows[3:]}) == 1
 
 
-@pytest.mark.parametrize("key, value", [("name", "SYSU-MM01 indoor-search, i2v"), ("trials", [0]), ("images", "cd" * 32)])
+@pytest.mark.parametrize("key, value",
+                         [("name", "SYSU-MM01 indoor-search, i2v"), ("trials", [0]), ("images", "cd" * 32)])
 def test_different_protocols_are_not_compared(tmp_path, key, value):
     other = make_record()
     other["protocol"][key] = value
@@ -101,7 +108,7 @@ def test_different_protocols_are_not_compared(tmp_path, key, value):
 
 
 def save_with_queries(path, ap, seed=0, settings=None, extras=()):
-    """A record of two draws whose 40 queries have an AP of about `ap`, and the file of its queries; the record's path."""
+    """A record of two draws whose 40 queries have an AP of about `ap`, and their file; the record's path."""
     rng = np.random.default_rng(seed)
     pids, draws = np.tile(np.repeat(np.arange(10), 4), 2), np.repeat([0, 1], 40)
     values = (ap + rng.normal(0, 0.02, 80)).clip(0, 1).astype(np.float32)
@@ -121,8 +128,10 @@ def test_a_file_of_queries_holds_what_was_written(tmp_path):
     path = save_with_queries(tmp_path / "a.json", 0.4)
     found = results.read_queries(tmp_path / "a.json")
     assert found.draws.tolist() == [0] * 40 + [1] * 40 and found.pids.dtype == np.int32
-    assert found.first_ranks.keys() == found.ap.keys() == set(FEATURES) and found.ap["pool"].dtype == np.float32
-    assert found.ap["bnneck"][:40].mean(dtype=float) == pytest.approx(json.loads(open(path).read())["trials"][0]["bnneck"]["mAP"])
+    assert found.first_ranks.keys() == found.ap.keys() == set(FEATURES)
+    assert found.ap["pool"].dtype == np.float32
+    assert found.ap["bnneck"][:40].mean(dtype=float) == pytest.approx(
+        json.loads(open(path).read())["trials"][0]["bnneck"]["mAP"])
     assert results.read_queries(tmp_path / "b.json") is None
 
 
@@ -132,7 +141,8 @@ def test_differences_come_with_an_interval_and_are_told_apart_or_not(tmp_path):
     rows = results.compare([a, b, c])
     assert rows[-10].startswith("[2] less [1], with 95 % intervals (10,000 bootstrap samples")
     assert rows[-5].startswith("[3] less [1]")
-    assert [row.split()[:2] for row in rows[-9:-5]] == [[feature, name] for feature in FEATURES for name in ("rank-1", "mAP")]
+    assert [row.split()[:2] for row in rows[-9:-5]] == [
+        [feature, name] for feature in FEATURES for name in ("rank-1", "mAP")]
     assert rows[-9].split()[2] == "+100.00" and not any("not told apart" in row for row in rows[-9:-5])
     value, low, high = (float(part.strip("[],")) for part in rows[-8].replace("[", " ").split()[2:5])
     assert 38 < low < value < high < 42
@@ -146,7 +156,8 @@ def test_records_that_differ_by_their_seed_are_one_group(tmp_path):
     assert sum("less" in row for row in rows) == 1 and "[4] [5] [6] less [1] [2] [3], with" in "\n".join(rows)
     (line,) = (row for row in rows if row.startswith("pool    mAP  ") and "±" not in row)
     value, low, high = (float(part.strip("[],")) for part in line.replace("[", " ").split()[2:5])
-    assert value == pytest.approx(40, abs=1) and high - low > 8  # seeds differ by 5 points, persons by less than 1
+    # seeds differ by 5 points, persons by less than 1
+    assert value == pytest.approx(40, abs=1) and high - low > 8
     alone = results.compare(made[:2])  # all of one group: each by itself
     assert any(row.startswith("[2] less [1]") for row in alone)
 
@@ -155,7 +166,8 @@ def test_without_files_of_queries_nothing_is_tested_and_a_line_says_so(tmp_path,
     paths = [save_with_queries(tmp_path / "a.json", 0.3), save(tmp_path / "b.json", make_record())]
     assert not any("less" in row for row in results.compare(paths))
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: --compare: ") and "b.queries.npz is not there" in warning and warning.count("\n") == 1
+    assert warning.startswith("warning: --compare: ") and "b.queries.npz is not there" in warning
+    assert warning.count("\n") == 1
 
 
 @pytest.mark.parametrize("spoil", [
@@ -185,7 +197,8 @@ def test_a_record_of_one_feature(tmp_path):
     with open(tmp_path / "results.csv", newline="") as file:
         assert {row["feature"] for row in csv.DictReader(file)} == {"sum"}
     rows = results.compare([save(tmp_path / "a.json", make_record()), str(tmp_path / "results.json")])
-    assert [row.split()[0] for row in rows if "[1]" in row and "±" not in row][1:] == ["pool", "bnneck", "sum"]
+    assert [row.split()[0] for row in rows if "[1]" in row and "±" not in row][1:] == [
+        "pool", "bnneck", "sum"]
     assert next(row for row in rows if row.startswith("rank-1 ")).split()[-1] == "-"
 
 
@@ -234,7 +247,8 @@ def make_protocol(root, trial=0):
 
 
 def test_a_protocol_is_known_by_its_images_and_persons_not_by_their_folder(tmp_path):
-    one, other = (results.describe_protocol([make_protocol(root)], str(root)) for root in (tmp_path / "a", tmp_path / "b c"))
+    one, other = (results.describe_protocol([make_protocol(root)], str(root))
+                  for root in (tmp_path / "a", tmp_path / "b c"))
     assert one == other and one["name"] == "SYSU-MM01 all-search" and one["trials"] == [0]
     changed = make_protocol(tmp_path)
     changed.gallery.pids[0] = 2
@@ -242,7 +256,8 @@ def test_a_protocol_is_known_by_its_images_and_persons_not_by_their_folder(tmp_p
 
 
 def test_counts(tmp_path):
-    assert results.count(make_protocol(tmp_path)) == {"query_images": 2, "query_ids": 2, "gallery_images": 1, "gallery_ids": 1}
+    assert results.count(make_protocol(tmp_path)) == {"query_images": 2, "query_ids": 2, "gallery_images": 1,
+                                                      "gallery_ids": 1}
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path):

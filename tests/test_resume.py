@@ -1,4 +1,4 @@
-"""A run that was killed and resumed ends as the run left alone: the same bits in weights, optimiser and log."""
+"""A run killed and resumed ends as the run left alone: the same bits in weights, optimiser and log."""
 import os
 import re
 import shutil
@@ -67,8 +67,8 @@ utils.run(train.main)
 
 
 def flags(data):
-    return ("--dataset", "regdb", "--data-path", str(data), "--epochs", "3", "--method", "cgrnet", *SMALL, "--eval-every", "1",
-            "--seed", "5")
+    return ("--dataset", "regdb", "--data-path", str(data), "--epochs", "3", "--method", "cgrnet", *SMALL,
+            "--eval-every", "1", "--seed", "5")
 
 
 def drive(cwd, *words):
@@ -106,25 +106,27 @@ def require_same(cwd, left_alone):
     _, last, logged, best = left_alone
     found = weights(cwd)
     assert all(torch.equal(value, found["net"][name]) for name, value in last["net"].items())
-    assert [g["lr"] for g in found["optimiser"]["param_groups"]] == [g["lr"] for g in last["optimiser"]["param_groups"]]
+    assert [g["lr"] for g in found["optimiser"]["param_groups"]] == [
+        g["lr"] for g in last["optimiser"]["param_groups"]]
     for key, state in last["optimiser"]["state"].items():
         assert torch.equal(state["momentum_buffer"], found["optimiser"]["state"][key]["momentum_buffer"])
     assert (found["epoch"], found["step"], found["best"]) == (3, 0, last["best"])
     assert figures(cwd) == logged
     again = weights(cwd, "best")
-    assert again["epoch"] == best["epoch"] and all(torch.equal(value, again["net"][name]) for name, value in best["net"].items())
+    assert again["epoch"] == best["epoch"]
+    assert all(torch.equal(value, again["net"][name]) for name, value in best["net"].items())
 
 
 NAME = "save_model/regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_trial_1_last.t"
 
 
-@pytest.mark.parametrize("kind, "
-                         "number", [("step", 8), ("write", 4), ("before", 3), ("after", 2), ("evaluation", 2)])
+@pytest.mark.parametrize("kind, number",
+                         [("step", 8), ("write", 4), ("before", 3), ("after", 2), ("evaluation", 2)])
 def test_kill_9_anywhere(kind, number, left_alone, tmp_path):
     killed = drive(tmp_path / "run", kind, number, 9, *flags(left_alone[0]))
     assert killed.returncode == -9
-    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu", "cpu",
-                    "--eval-every", 1, "--workers", 1)
+    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu",
+                    "cpu", "--eval-every", 1, "--workers", 1)
     assert resumed.returncode == 0, resumed.stderr
     require_same(tmp_path / "run", left_alone)
 
@@ -136,8 +138,8 @@ def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_al
     assert stopped.returncode == status
     line = stopped.stderr.strip().splitlines()[-1]
     assert "go on with: python train.py --resume" in line and "Traceback" not in stopped.stderr
-    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu", "cpu",
-                    "--eval-every", 1, "--workers", 1)
+    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu",
+                    "cpu", "--eval-every", 1, "--workers", 1)
     assert resumed.returncode == 0, resumed.stderr
     require_same(tmp_path / "run", left_alone)
 
@@ -149,8 +151,10 @@ def test_resume_refuses_another_run(left_alone, killed, script, regdb):
                             (("--data-path", left_alone[0], "--arch", "resnet50"), "--arch resnet50"),
                             (("--data-path", left_alone[0], "--batch-size", "3"), "--batch-size 3")):
         done = script(*base, *words)
-        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
-    best = script("train.py", "--resume", NAME.replace("last", "best"), "--data-path", left_alone[0], "--gpu", "cpu")
+        assert done.returncode == 2 and expected in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+    best = script("train.py", "--resume", NAME.replace("last", "best"), "--data-path",
+                  left_alone[0], "--gpu", "cpu")
     assert best.returncode == 2 and "weights only" in best.stderr
 
 
@@ -175,44 +179,39 @@ def change(path, **changes):
 def test_resume_believes_nothing_that_a_flag_could_not_say(left_alone, killed, script):
     path = script.cwd / NAME
     whole = path.read_bytes()
-    for changes, expected in (({"lr": float("nan")}, "--lr nan found in "
-                                                     "it"), ({"batch_size": 0}, "--batch-size "
-                                                                                                  "0 found "
-                                                                                                  "in it"),
-                              ({"optim": "foo"}, "--optim foo found in "
-                                                 "it"), ({"schedule": "foo"}, "--schedule "
-                                                                                                   "foo "
-                                                                                                   "found in "
-                                                                                                   "it"),
-                              ({"seed": -3}, "--seed -3 found in it"), ({"epoch": -1}, "does not fit this "
-                                                                                       "run"),
-                              ({"step": 99}, "does not fit this run"),
-                              ({"processes": 2}, "a run of 2 process(es) found, 1 started; go on with "
-                                                 "torchrun")):
+    for changes, expected in (
+            ({"lr": float("nan")}, "--lr nan found in it"), ({"batch_size": 0}, "--batch-size 0 found in it"),
+            ({"optim": "foo"}, "--optim foo found in it"), ({"seed": -3}, "--seed -3 found in it"),
+            ({"schedule": "foo"}, "--schedule foo found in it"),
+            ({"epoch": -1}, "does not fit this run"), ({"step": 99}, "does not fit this run"),
+            ({"processes": 2}, "a run of 2 process(es) found, 1 started; go on with torchrun")):
         path.write_bytes(whole)
         change(path, **changes)
         done = script("train.py", "--resume", NAME, "--gpu", "cpu", "--data-path", left_alone[0])
-        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, (changes, done.stderr)
+        assert done.returncode == 2 and expected in done.stderr, (changes, done.stderr)
+        assert "Traceback" not in done.stderr, (changes, done.stderr)
 
 
 def test_init_from_another_trial_is_refused(left_alone, killed, script):
     done = script("train.py", "--init", NAME, *flags(left_alone[0]), "--trial", 2)
-    assert done.returncode == 2 and "--init" in done.stderr and "trained on trial 1, whose training persons" in done.stderr
+    assert done.returncode == 2 and "--init" in done.stderr
+    assert "trained on trial 1, whose training persons" in done.stderr
 
 
 def test_a_new_run_of_the_same_name_knows_what_is_of_the_earlier_one(left_alone, script):
-    """It warns of it, keeps its own newest epoch files, clears half-written ones, and calls no other's
-    checkpoint its own.
+    """It warns of it, keeps its newest epoch files, clears half-written ones, claims no other's checkpoint.
     """
     common = ("train.py", *flags(left_alone[0]), "--method", "base", "--save_epoch", 1, "--keep", 1)
-    models, name = script.cwd / "save_model", "regdb_base_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_1_trial_1"
+    models = script.cwd / "save_model"
+    name = "regdb_base_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_1_trial_1"
     models.mkdir()
     for kind in ("last.t", "epoch_9.t"):
         (models / f"{name}_{kind}").write_text("junk")
     (models / f".{name}_last.t.123.tmp").write_text("half")
     done = script(*common, "--epochs", 1)
     assert done.returncode == 0 and f"{name}_last.t: a run of this name is there" in done.stderr, done.stderr
-    assert sorted(path.name for path in models.glob("*.t")) == [f"{name}_{kind}.t" for kind in ("best", "epoch_1", "epoch_9", "last")]
+    assert sorted(path.name for path in models.glob("*.t")) == [
+        f"{name}_{kind}.t" for kind in ("best", "epoch_1", "epoch_9", "last")]
     again = script(*common, "--epochs", 1, "--model_path", "elsewhere")
     assert f"{name}.jsonl: a run of this name is there" in again.stderr
     (models / f"{name.replace('0.02', '1e+30').replace('epochs_1', 'epochs_3')}_last.t").write_text("junk")
@@ -225,9 +224,11 @@ def test_init_takes_weights_and_says_what_came_and_what_not(left_alone, killed, 
     done = script(*common)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "--init" in line and "tensors" in line)
-    assert re.search(r": (\d+) of \1 tensors and 100 % of the backbone's parameters came from the file; every key used", line)
+    assert re.search(r": (\d+) of \1 tensors and 100 % of the backbone's parameters came from the file; "
+                     "every key used", line)
     refused = script(*common, "--method", "base")  # whose stage 1 the file has twice
-    assert refused.returncode == 2 and "without shared.layer1.0.conv1.weight of shape" in refused.stderr, refused.stderr
+    assert refused.returncode == 2, refused.stderr
+    assert "without shared.layer1.0.conv1.weight of shape" in refused.stderr, refused.stderr
 
 
 def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tmp_path):
@@ -241,16 +242,16 @@ def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tm
 
 def test_init_refuses_another_architecture_by_the_first_layer_that_is_missing(tmp_path):
     torch.save(TwoStream("base", "resnet18", 3).state_dict(), tmp_path / "small.t")
-    with pytest.raises(UserError, match=r"small.t: .* without shared.layer1.0.conv1.weight of shape .64, 64, 1, 1. found"):
+    with pytest.raises(UserError, match="small.t: .* without shared.layer1.0.conv1.weight of shape .64, "
+                       "64, 1, 1. found"):
         load_init(TwoStream("base", "resnet50", 3), str(tmp_path / "small.t"), "sysu", 1)
 
 
 def test_init_of_cgrnet_from_base_starts_as_that_base(tmp_path):
-    """With all gammas at 0 the network is the base that it comes from, whose shared stage 1 goes to both
-    streams.
-    """
+    """With all gammas at 0 the network is its first one, a base; both streams get its shared stage 1."""
     torch.manual_seed(0)
-    base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval() for method in ("base", "cgrnet"))
+    base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval()
+                 for method in ("base", "cgrnet"))
     torch.save({"net": base.state_dict()}, tmp_path / "base.t")
     left_out = load_init(net, str(tmp_path / "base.t"), "sysu", 1).partition("left out: ")[2].split(", ")
     assert left_out and all(name.startswith(("graph.", "similarity.")) for name in left_out)
@@ -263,7 +264,8 @@ def test_a_run_in_use_is_refused(left_alone, tmp_path, script):
     import filelock
     folder = script.cwd / "save_model"
     folder.mkdir()
-    with filelock.FileLock(folder / ".regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_trial_1.lock"):
+    with filelock.FileLock(folder
+                           / ".regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_trial_1.lock"):
         done = script("train.py", *flags(left_alone[0]))
     assert done.returncode == 2 and "a living process is training" in done.stderr
 

@@ -1,4 +1,4 @@
-"""search.py: the order of a full sort, verdicts, hits.csv, the page in a browser, and the hand-over to Qdrant."""
+"""search.py: the order of a full sort, verdicts, hits.csv, the page in a browser, the hand-over to Qdrant."""
 import csv
 import json
 import os
@@ -16,7 +16,8 @@ from PIL import Image
 from retrieval import gallery as galleries
 from retrieval import hits
 from datasets.images import read_image
-from retrieval.gallery import Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of, write_gallery
+from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of,
+                               write_gallery)
 from utils import UserError
 
 RECORD = Record("a" * 64, "base", 32, 16, False, "visible")
@@ -33,7 +34,8 @@ def full_sort(query, gallery, top, seen=None):
     """Rows by a full stable sort of every similarity, each computed by itself in float64."""
     wide = gallery.astype(np.float64)
     similarity = np.stack([(wide * row).sum(1) for row in query.astype(np.float64)])
-    order = np.argsort(-np.where(True if seen is None else seen, similarity, -np.inf), axis=1, kind="stable")[:, :top]
+    order = np.argsort(-np.where(True if seen is None else seen, similarity, -np.inf), axis=1,
+                       kind="stable")[:, :top]
     return order, np.take_along_axis(similarity, order, 1)
 
 
@@ -43,7 +45,7 @@ def make_gallery(feats, record=RECORD, names=None):
     return Gallery(names, names, feats[:, ::-1].copy(), feats, record)
 
 
-# ---------------------------------------------------------------------------------------------------------- the order
+# -------------------------------------------------------------------------------------------------- the order
 @pytest.mark.parametrize("seed", range(12))
 def test_order_is_that_of_a_full_stable_sort(seed, monkeypatch):
     rng = np.random.default_rng(seed)
@@ -52,7 +54,8 @@ def test_order_is_that_of_a_full_stable_sort(seed, monkeypatch):
     monkeypatch.setattr(galleries, "QUERIES", int(rng.integers(1, 20)))
     values = rng.integers(-1, 2, (count, width)) if seed % 2 else rng.standard_normal((count, width))
     gallery = unit(values + 1e-3 * (values == 0).all(1, keepdims=True))
-    gallery[rng.integers(0, count, count // 2)] = gallery[rng.integers(0, count, count // 2)]  # images that are there twice
+    # images that are there twice
+    gallery[rng.integers(0, count, count // 2)] = gallery[rng.integers(0, count, count // 2)]
     query = np.concatenate([gallery[rng.integers(0, count, 17)], unit(rng.standard_normal((17, width)))])
     found = find_nearest(query, gallery, top)
     rows, similarities = full_sort(query, gallery, top)
@@ -66,7 +69,8 @@ def test_rounding_of_the_product_does_not_decide():
     query = unit(1 + 1e-4 * rng.standard_normal((3, 64)))
     found, (rows, _) = find_nearest(query, gallery, 10), full_sort(query, gallery, 10)
     np.testing.assert_array_equal(found.rows, rows)
-    assert not np.array_equal(np.argsort(-(query @ gallery.T), axis=1, kind="stable")[:, :10], rows)  # float32 alone fails
+    float32 = np.argsort(-(query @ gallery.T), axis=1, kind="stable")[:, :10]
+    assert not np.array_equal(float32, rows)  # which alone fails
 
 
 def test_float16_and_the_files_on_disk(tmp_path):
@@ -76,7 +80,8 @@ def test_float16_and_the_files_on_disk(tmp_path):
     gallery = read_gallery(tmp_path / "g.npz")
     assert gallery.bnneck.dtype == np.float16 and isinstance(gallery.bnneck, np.memmap)
     query = unit(rng.standard_normal((5, 32)))
-    np.testing.assert_array_equal(find_nearest(query, gallery.bnneck, 7).rows, full_sort(query, feats.astype(np.float32), 7)[0])
+    np.testing.assert_array_equal(find_nearest(query, gallery.bnneck, 7).rows,
+                                  full_sort(query, feats.astype(np.float32), 7)[0])
 
 
 def test_memory_beyond_the_gallery_is_a_few_blocks(tmp_path):
@@ -113,26 +118,30 @@ def test_features_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("name, camera, moment", [
-    ("data/cam3/0001/0007.jpg", 3, None), ("cam1/x/cam6_b.png", 6, None), ("0002_c1s1_000451_03.jpg", 1, None),
-    ("nir/0351/0351_c06_s200656_f4830_nir.jpg", 6, None), ("camera-12/a.png", 12, None), ("Visible/1/v_1_2.bmp", -1, None),
-    ("cameras3/a.jpg", -1, None), ("pic3.jpg", -1, None), ("C04/20260131_235958.jpg", 4, "2026-01-31T23:59:58"),
-    ("gate/2026-01-31T10:20:30.png", -1, "2026-01-31T10:20:30"), ("cam2/f.jpg#xywh=1,2,3,4", 2, None), ("a/1234567.jpg", -1, None)])
+    ("data/cam3/0001/0007.jpg", 3, None), ("cam1/x/cam6_b.png", 6, None),
+    ("0002_c1s1_000451_03.jpg", 1, None), ("nir/0351/0351_c06_s200656_f4830_nir.jpg", 6, None),
+    ("camera-12/a.png", 12, None), ("Visible/1/v_1_2.bmp", -1, None), ("cameras3/a.jpg", -1, None),
+    ("pic3.jpg", -1, None), ("C04/20260131_235958.jpg", 4, "2026-01-31T23:59:58"),
+    ("gate/2026-01-31T10:20:30.png", -1, "2026-01-31T10:20:30"), ("cam2/f.jpg#xywh=1,2,3,4", 2, None),
+    ("a/1234567.jpg", -1, None)])
 def test_what_a_name_tells(name, camera, moment):
     assert (camera_of(name), time_of(name)) == (camera, moment)
 
 
-# ------------------------------------------------------------------------------------------------------- the verdicts
+# ----------------------------------------------------------------------------------------------- the verdicts
 def calibrated(path, record=RECORD, **changes):
-    content = {"checkpoint": {"sha256": [record.checkpoint]}, "image_size": [32, 16], "extras": [], "calibration": "a test set",
-               "thresholds": {"bnneck": {"i2v": {"0.001": {"threshold": 0.5, "true_accept_rate": 0.9, "impostor_pairs": 99999},
-                                                 "0.01": {"threshold": 0.25, "true_accept_rate": 0.9, "impostor_pairs": 99999}}}}}
+    content = {"checkpoint": {"sha256": [record.checkpoint]}, "image_size": [32, 16], "extras": [],
+               "calibration": "a test set", "thresholds": {"bnneck": {
+                   "i2v": {"0.001": {"threshold": 0.5, "true_accept_rate": 0.9, "impostor_pairs": 99999},
+                           "0.01": {"threshold": 0.25, "true_accept_rate": 0.9, "impostor_pairs": 99999}}}}}
     path.write_text(json.dumps({**content, **changes}))
     return path
 
 
 def test_verdicts():
     names = make_gallery(unit(np.eye(4)))
-    found = Hits(np.array([[0, 1, 2], [3, 2, 1], [2, 1, -1]]), np.array([[0.9, 0.6, 0.2], [0.5, 0.4, 0.3], [0.7, 0.1, -np.inf]]))
+    found = Hits(np.array([[0, 1, 2], [3, 2, 1], [2, 1, -1]]),
+                 np.array([[0.9, 0.6, 0.2], [0.5, 0.4, 0.3], [0.7, 0.1, -np.inf]]))
     threshold = hits.Threshold(0.5, "0.001", "a test set")
     answers = hits.judge(names, names, found, threshold, None)
     assert [[hit.verdict for hit in answer.hits] for answer in answers] == [
@@ -155,22 +164,24 @@ def test_a_threshold_is_read_with_its_calibration(tmp_path):
     ({}, 1e-3, (RECORD, NIGHT), "not a results.json of test.py with thresholds"),
     ({"checkpoint": {"sha256": ["b"]}}, 1e-3, (NIGHT, RECORD), "its checkpoint is not that of the features"),
     ({"image_size": [64, 16]}, 1e-3, (NIGHT, RECORD), "its image_size is not"),
-    ({"extras": ["flip"]}, 1e-3, (NIGHT, RECORD), "its flip is not"), ({"thresholds": []}, 1e-3, (NIGHT, RECORD), "not a results.json")])
+    ({"extras": ["flip"]}, 1e-3, (NIGHT, RECORD), "its flip is not"),
+    ({"thresholds": []}, 1e-3, (NIGHT, RECORD), "not a results.json")])
 def test_a_threshold_that_does_not_fit_is_refused(changes, far, sides, words, tmp_path):
     with pytest.raises(UserError, match=words):
         hits.read_threshold(str(calibrated(tmp_path / "r.json", **changes)), far, "bnneck", *sides)
 
 
-# ---------------------------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------------- the command line
 @pytest.fixture(scope="module")
 def world(once):
-    """Two galleries with their images, one of them under an odd name, a calibration and the checkpoint; only read."""
+    """Two galleries with images, one under an odd name, a calibration and the checkpoint; only read."""
     def make(folder):
         os.chdir(folder)
         make_checkpoint(folder / "a.t")
         for number in range(5):
             save_image(folder / f"night/cam3/{number}.png", [number])
-            Image.open(folder / f"night/cam3/{number}.png").convert("L").save(folder / f"night/cam3/{number}.png")
+            grey = Image.open(folder / f"night/cam3/{number}.png").convert("L")
+            grey.save(folder / f"night/cam3/{number}.png")
         for number in range(30):
             save_image(folder / f"day/cam{number % 3 + 1}/{number}.png", [100 + number])
         os.rename(folder / "day/cam1/0.png", folder / "day/cam1" / ODD.replace("/", "∕"))
@@ -181,7 +192,8 @@ def world(once):
         for side, modality in (("night", "infrared"), ("day", "visible")):
             found = embedding.embed(net, embedding.find_images([str(folder / side)]), modality, 32, 16)
             record = replace(RECORD, checkpoint=sha256(folder / "a.t"), modality=modality)
-            write_gallery(folder / f"{side}.npz", [Gallery(found.paths, found.paths, found.pool, found.bnneck, record)])
+            write_gallery(folder / f"{side}.npz",
+                          [Gallery(found.paths, found.paths, found.pool, found.bnneck, record)])
         similarity = read_gallery(folder / "night.npz").bnneck @ read_gallery(folder / "day.npz").bnneck.T
         best = np.sort(similarity.max(1))
         threshold = {"threshold": float(best[1:3].mean()), "true_accept_rate": 0.5, "impostor_pairs": 99999}
@@ -210,34 +222,39 @@ def rows_of(path):
 def test_hits_csv_is_the_full_sort(search, world, feature):
     done = search(world / "night.npz", world / "day.npz", "--top", 7, "--out", "hits", "--feature", feature)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert sorted(path.name for path in (search.cwd / "hits").iterdir()) == ["hits.csv", "hits.html", "hits.png"]
+    assert sorted(path.name for path in (search.cwd / "hits").iterdir()) == [
+        "hits.csv", "hits.html", "hits.png"]
     night, day = read_gallery(world / "night.npz"), read_gallery(world / "day.npz")
     rows, similarities = full_sort(getattr(night, feature), getattr(day, feature), 7)
     lines = rows_of(search.cwd / "hits/hits.csv")
     assert list(lines[0]) == ["query", "rank", "hit", "similarity", "verdict"] and len(lines) == 35
     for line, (query, rank) in zip(lines, np.ndindex(5, 7)):
-        assert (line["query"], line["rank"], line["hit"]) == (night.paths[query], str(rank + 1), day.paths[rows[query, rank]])
+        assert (line["query"], line["rank"]) == (night.paths[query], str(rank + 1))
+        assert line["hit"] == day.paths[rows[query, rank]]
         assert abs(float(line["similarity"]) - similarities[query, rank]) < 1e-6 and line["verdict"] == ""
 
 
 def test_search_needs_no_torch(search, world, tmp_path):
     (tmp_path / "none/torch").mkdir(parents=True)
     (tmp_path / "none/torch/__init__.py").write_text("raise ImportError('there is none')\n")
-    done = search(world / "night.npz", world / "day.npz", "--out", "hits", env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
+    done = search(world / "night.npz", world / "day.npz", "--out", "hits",
+                  env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_calibration_is_named_in_every_output(search, world):
-    done = search(world / "night.npz", world / "day.npz", "--top", 3, "--out", "hits", "--far", "1e-3", "--calibration",
-                  world / "results.json", "--min-similarity", -1)
+    done = search(world / "night.npz", world / "day.npz", "--top", 3, "--out", "hits", "--far", "1e-3",
+                  "--calibration", world / "results.json", "--min-similarity", -1)
     assert done.returncode == 0, done.stderr
     lines = rows_of(search.cwd / "hits/hits.csv")
     assert all(line["calibration"].endswith("calibrated on a test set") for line in lines)
-    threshold = json.loads((world / "results.json").read_text())["thresholds"]["bnneck"]["i2v"]["0.001"]["threshold"]
+    threshold = json.loads((world / "results.json").read_text())["thresholds"]["bnneck"]["i2v"][
+        "0.001"]["threshold"]
     for query in {line["query"] for line in lines}:
         own = [line for line in lines if line["query"] == query]
         above = [float(line["similarity"]) > threshold for line in own]
-        assert [line["verdict"] for line in own] == (["above" if yes else "below" for yes in above] if any(above) else ["no one here"] * 3)
+        assert [line["verdict"] for line in own] == (["above" if yes else "below" for yes in above]
+                                                     if any(above) else ["no one here"] * 3)
     assert len({line["verdict"] for line in lines}) >= 2
     assert "calibrated on a test set" in done.stdout
     assert "calibrated on a test set" in (search.cwd / "hits/hits.html").read_text(encoding="utf-8")
@@ -246,32 +263,41 @@ def test_calibration_is_named_in_every_output(search, world):
 def test_cameras_on_the_command_line(search, world):
     done = search(world / "day.npz", world / "day.npz", "--out", "hits", "--exclude-same-camera")
     assert done.returncode == 0, done.stderr
-    assert all(camera_of(line["query"]) != camera_of(line["hit"]) for line in rows_of(search.cwd / "hits/hits.csv"))
+    assert all(camera_of(line["query"]) != camera_of(line["hit"])
+               for line in rows_of(search.cwd / "hits/hits.csv"))
     write_gallery(search.cwd / "plain.npz", [make_gallery(unit(np.eye(4)))])
     done = search("plain.npz", "plain.npz", "--out", "none", "--exclude-same-camera")
-    assert done.returncode == 2 and "no name in plain.npz tells a camera" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "no name in plain.npz tells a camera" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (search.cwd / "none").exists()
 
 
-@pytest.mark.parametrize("change, words", [({"checkpoint": "b" * 64}, "checkpoint aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb found"),
-                                           ({"height": 64}, "height 32 and 64 found"), ({"flip": True}, "flip False and True"),
-                                           ({"precision": "int8"}, "precision float32 and int8")])
+@pytest.mark.parametrize("change, words",
+                         [({"checkpoint": "b" * 64},
+                           "checkpoint aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb found"),
+                          ({"height": 64}, "height 32 and 64 found"), ({"flip": True}, "flip False and True"),
+                          ({"precision": "int8"}, "precision float32 and int8")])
 def test_sides_of_different_models_are_refused(search, change, words):
     feats = unit(np.eye(4))
     write_gallery(search.cwd / "q.npz", [make_gallery(feats, NIGHT)])
     write_gallery(search.cwd / "g.npz", [make_gallery(feats, replace(RECORD, **change))])
     done = search("q.npz", "g.npz", "--out", "hits")
-    assert done.returncode == 2 and done.stderr.startswith("search.py: error: q.npz and g.npz: " + words), done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("search.py: error: q.npz and g.npz: " + words), done.stderr
     assert done.stderr.count("\n") == 1 and not (search.cwd / "hits").exists()
 
 
 @pytest.mark.parametrize("words, said", [
-    (("no.npz", "day.npz", "--out", "hits"), "no.npz: no such file"), (("day.npz", ".", "--out", "hits"), ".: a folder found"),
-    (("a.t", "day.npz", "--out", "hits"), "a.t: not a whole gallery file"), (("night.npz", "day.npz", "--out", "a.t"), "--out a.t: cannot be written"),
+    (("no.npz", "day.npz", "--out", "hits"), "no.npz: no such file"),
+    (("day.npz", ".", "--out", "hits"), ".: a folder found"),
+    (("a.t", "day.npz", "--out", "hits"), "a.t: not a whole gallery file"),
+    (("night.npz", "day.npz", "--out", "a.t"), "--out a.t: cannot be written"),
     (("night.npz", "day.npz", "--out", "hits", "--far", "1e-3"), "--calibration: missing"),
     (("night.npz", "day.npz", "--out", "hits", "--min-similarity", "nan"), "a number from -1 to 1 expected"),
-    (("night.npz", "day.npz", "--out", "hits", "--far", "1e-3", "--calibration", "a.t"), "--calibration a.t: not a results.json"),
-    (("night.npz", "day.npz", "--out", "hits", "--resume", "night.npz"), "--resume night.npz: not the checkpoint of night.npz")])
+    (("night.npz", "day.npz", "--out", "hits", "--far", "1e-3", "--calibration", "a.t"),
+     "--calibration a.t: not a results.json"),
+    (("night.npz", "day.npz", "--out", "hits", "--resume", "night.npz"),
+     "--resume night.npz: not the checkpoint of night.npz")])
 def test_mistakes_are_one_line(search, world, words, said):
     for name in ("night.npz", "day.npz", "a.t"):
         shutil.copy(world / name, search.cwd)
@@ -287,7 +313,7 @@ def test_images_that_have_gone_are_empty_frames(search):
     assert (search.cwd / "hits/hits.html").read_text().count("no image</span>") == 20
 
 
-# ----------------------------------------------------------------------------------------------------------- the page
+# --------------------------------------------------------------------------------------------------- the page
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium that notes every request."""
@@ -297,7 +323,8 @@ def browser():
         pytest.skip("no Chromium")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,900"):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--window-size=1300,900"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -308,8 +335,8 @@ def browser():
 @pytest.fixture
 def page(browser, search, world):
     """The page of a search with verdicts and evidence, open."""
-    done = search(world / "night.npz", world / "day.npz", "--top", 4, "--out", "hits", "--far", "1e-3", "--calibration",
-                  world / "results.json", "--resume", world / "a.t")
+    done = search(world / "night.npz", world / "day.npz", "--top", 4, "--out", "hits", "--far", "1e-3",
+                  "--calibration", world / "results.json", "--resume", world / "a.t")
     assert done.returncode == 0, done.stderr
     browser.get_log("performance")
     browser.get((search.cwd / "hits/hits.html").as_uri())
@@ -323,11 +350,13 @@ def shown(page, selector):
 def test_the_page_makes_no_request_and_has_no_error(page, search):
     time.sleep(0.3)
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = [event["params"]["request"]["url"] for event in events
+             if event["method"] == "Network.requestWillBeSent"]
     own = (search.cwd / "hits/hits.html").as_uri()
     assert own in asked and all(url == own or url.startswith("data:") for url in asked)
     assert page.get_log("browser") == []
-    assert all(page.execute_script("return arguments[0].naturalWidth", image) == 96 for image in shown(page, "section img"))
+    assert all(page.execute_script("return arguments[0].naturalWidth", image) == 96
+               for image in shown(page, "section img"))
     assert len(shown(page, ".hit")) == 20 and len(shown(page, ".query")) == 5
 
 
@@ -337,9 +366,11 @@ def test_a_click_shows_the_maps_and_escape_closes_them(page):
     pictures = shown(page, "#pair img")
     assert len(pictures) == 4 and "blue speaks for the pair" in page.find_element("id", "legend").text
     captions = [element.text for element in shown(page, "#pair figcaption")]
-    assert captions[1:3] == ["evidence on the query", "evidence on the hit"] and captions[0].endswith("night/cam3/1.png")
+    assert captions[1:3] == ["evidence on the query", "evidence on the hit"]
+    assert captions[0].endswith("night/cam3/1.png")
     sources = [picture.get_attribute("src") for picture in pictures]
-    assert len(set(sources)) == 4 and all(page.execute_script("return arguments[0].naturalWidth", p) == 96 for p in pictures)
+    assert len(set(sources)) == 4
+    assert all(page.execute_script("return arguments[0].naturalWidth", p) == 96 for p in pictures)
     page.find_element("css selector", "dialog").send_keys("\ue014")  # right: the next pair
     assert [picture.get_attribute("src") for picture in shown(page, "#pair img")] != sources
     page.switch_to.active_element.send_keys("\ue00c")
@@ -358,7 +389,9 @@ def test_the_map_is_the_evidence_of_the_pair(page, search, world):
     found = find_evidence(load_network(world / "a.t")[0], pair, ("infrared", "visible"), 32, 16)
     assert abs(float(line["similarity"]) - found.similarity) < 1e-5
     limit = max(abs(values).max() for values in found.maps)
-    for path, values, uri in zip(pair, found.maps, page.find_element("css selector", ".hit button").get_attribute("data-maps").split(" ")):
+    for path, values, uri in zip(pair, found.maps,
+                                 page.find_element("css selector",
+                                                   ".hit button").get_attribute("data-maps").split(" ")):
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), float)
         expected = overlay(read_image(path, 192, 96), values, limit)
         assert pixels.shape == (192, 96, 3) and np.abs(pixels - expected).mean() < 6
@@ -406,7 +439,8 @@ def test_the_keyboard_moves(page):
 
 def test_a_name_is_shown_and_not_run(browser, search, world):
     day = read_gallery(world / "day.npz")
-    names = [ODD, "</script><script>document.title='run'</script>", '"><img src=x onerror="document.title=1">', "{{rows}}", "a\nb\x1b[31m",
+    names = [ODD, "</script><script>document.title='run'</script>",
+             '"><img src=x onerror="document.title=1">', "{{rows}}", "a\nb\x1b[31m",
              "\udce9.png", "javascript:alert(1)"]
     write_gallery(search.cwd / "g.npz", [make_gallery(day.bnneck[:7], day.record, names)])
     assert search("g.npz", "g.npz", "--out", "hits").returncode == 0
@@ -421,7 +455,8 @@ def test_a_name_is_shown_and_not_run(browser, search, world):
 
 def test_light_and_dark(page):
     def background(scheme):
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia",
+                             {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
         script = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
         return [sum(map(int, colour[4:-1].split(","))) / 765 for colour in page.execute_script(script)]
 
@@ -429,7 +464,7 @@ def test_light_and_dark(page):
     assert light > 0.95 and ink < 0.2 and dark < 0.2 and chalk > 0.85
 
 
-# ------------------------------------------------------------------------------------------------------------- Qdrant
+# ----------------------------------------------------------------------------------------------------- Qdrant
 def test_qdrant_finds_the_same(tmp_path, monkeypatch, capsys):
     client = pytest.importorskip("qdrant_client")
     from tools import qdrant
@@ -438,7 +473,8 @@ def test_qdrant_finds_the_same(tmp_path, monkeypatch, capsys):
     names = [f"cam{number % 4}/20260131_{number // 60:02d}{number % 60:02d}00.png" for number in range(400)]
     gallery = make_gallery(feats, names=names)
     write_gallery(tmp_path / "day.npz", [gallery])
-    words = ["qdrant", str(tmp_path / "day.npz"), "--collection", "day", "--path", str(tmp_path / "engine"), "--batch", "64"]
+    words = ["qdrant", str(tmp_path / "day.npz"), "--collection", "day", "--path", str(tmp_path / "engine"),
+             "--batch", "64"]
     monkeypatch.setattr(sys, "argv", words)
     for _ in range(2):  # again: the same points
         qdrant.main()
@@ -449,7 +485,8 @@ def test_qdrant_finds_the_same(tmp_path, monkeypatch, capsys):
         points = store.query_points("day", query=vector.tolist(), limit=10).points
         assert [point.payload["row"] for point in points] == row.tolist()
         np.testing.assert_allclose([point.score for point in points], similarities, atol=1e-5)
-    assert points[0].payload == {"path": names[row[0]], "row": int(row[0]), "camera": int(row[0]) % 4, "time": time_of(names[row[0]]),
+    assert points[0].payload == {"path": names[row[0]], "row": int(row[0]), "camera": int(row[0]) % 4,
+                                 "time": time_of(names[row[0]]),
                                  "modality": "visible", "checkpoint": "a" * 64, "feature": "bnneck"}
     assert time_of(names[row[0]]) is not None
     for other in (make_gallery(feats, replace(RECORD, checkpoint="b" * 64)), make_gallery(feats[:, :16])):

@@ -1,4 +1,4 @@
-"""test.py through the real command line: where its record goes, what it says of forced trials, and what it refuses."""
+"""test.py on the real command line: where its record goes, what it says of forced trials, what it refuses."""
 from __future__ import annotations
 
 import csv
@@ -25,8 +25,8 @@ def checkpoint(path, dataset, trial=1, best=False):
     """A file as train.py writes it, of an untrained network; returns its path."""
     torch.manual_seed(0)
     facts = {"dataset": dataset, "method": METHOD, "arch": ARCH, "img_w": 16, "img_h": 32, "trial": trial}
-    content = {"format": 1, "net": TwoStream(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1, "trial": trial,
-               "args": facts}
+    content = {"format": 1, "net": TwoStream(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1,
+               "trial": trial, "args": facts}
     torch.save(content if best else {**content, "optimiser": {}}, path)
     return path
 
@@ -35,8 +35,10 @@ def checkpoint(path, dataset, trial=1, best=False):
 def world(tmp_path_factory):
     """Small data sets and a checkpoint of each, only read."""
     folder = tmp_path_factory.mktemp("world")
-    return SimpleNamespace(regdb=make_regdb(folder / "RegDB", images=2), sysu=make_sysu(folder / "SYSU-MM01", 2, 1, 2, 1),
-                           last=checkpoint(folder / "regdb_trial_1_last.t", "regdb"), of_sysu=checkpoint(folder / "s.t", "sysu"))
+    return SimpleNamespace(regdb=make_regdb(folder / "RegDB", images=2),
+                           sysu=make_sysu(folder / "SYSU-MM01", 2, 1, 2, 1),
+                           last=checkpoint(folder / "regdb_trial_1_last.t", "regdb"),
+                           of_sysu=checkpoint(folder / "s.t", "sysu"))
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def warnings(done, words):
     return [line for line in done.stderr.splitlines() if words in line]
 
 
-# ------------------------------------------------------------------------------------------------------ the record
+# ------------------------------------------------------------------------------------------------- the record
 def test_the_record_is_written_without_out(tested, script, world):
     done = tested("--resume", world.last)
     assert done.returncode == 0, done.stderr
@@ -73,7 +75,8 @@ def test_out_takes_everything(tested, script, world):
     done = tested("--resume", world.last, "--out", "found", "--flip")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in script.cwd.iterdir()} == {"found"}
-    pictures = {f"{name}.png" for name in ("cmc", "distances", "ranking", "verification", "evidence", "embedding")}
+    pictures = {f"{name}.png" for name in ("cmc", "distances", "ranking", "verification",
+                                           "evidence", "embedding")}
     left_out = {"embedding.png"} if "embedding.png: left out" in done.stderr else set()
     found = {path.name for path in (script.cwd / "found").iterdir()}
     assert found == {"results.json", "results.csv", "results.queries.npz"} | pictures - left_out
@@ -83,19 +86,22 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tes
     (script.cwd / "results").write_text("a file")
     done = tested("--resume", world.last)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("test.py: error: --out results: cannot be written") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("test.py: error: --out results: cannot be written")
+    assert done.stderr.count("\n") == 1
     assert "choose a folder that can" in done.stderr
 
 
-# ---------------------------------------------------------------------------------------------------- forced trials
+# ---------------------------------------------------------------------------------------------- forced trials
 def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script, world):
     done = tested("--resume", world.last, "--trial", 2, "--force-trial", "--flip", "--out", "found")
     assert done.returncode == 0, done.stderr
     (line,) = warnings(done, "--force-trial")
-    assert line.startswith("warning: --force-trial: ") and "trained on trial 1" in line and "test persons of trial 2" in line
+    assert line.startswith("warning: --force-trial: ") and "trained on trial 1" in line
+    assert "test persons of trial 2" in line
     rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
     assert len(rows) == 4 and all(row.endswith(" + flip + trained on trial 1") for row in rows)
-    assert json.loads((script.cwd / "found/results.json").read_text())["extras"] == ["flip", "trained on trial 1"]
+    extras = json.loads((script.cwd / "found/results.json").read_text())["extras"]
+    assert extras == ["flip", "trained on trial 1"]
     with open(script.cwd / "found/results.csv", newline="") as file:
         assert {row["extras"] for row in csv.DictReader(file)} == {"flip + trained on trial 1"}
     assert "base + flip + trained on trial 1" in script("test.py", "--compare", "found/results.json").stdout
@@ -109,9 +115,11 @@ def test_a_trial_that_need_not_be_forced_leaves_no_trace(tested, world):
 
 
 def test_sysu_has_no_trial_to_force(script, world):
-    done = script("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu, "--force-trial")
+    done = script("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu,
+                  "--force-trial")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("test.py: error: --force-trial belongs to RegDB, but the data set is sysu; leave it out")
+    assert done.stderr.startswith("test.py: error: --force-trial belongs to RegDB, "
+                                  "but the data set is sysu; leave it out")
 
 
 def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested, script, tmp_path):
@@ -125,12 +133,14 @@ def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested,
     (path,) = (script.cwd / "results").glob("*.json")
     assert path.name == "ten_all_regdb-v2i-trial-2-5-trained-on-trial-5-2.json"
     record = json.loads(path.read_text())
-    assert record["extras"] == ["trial 2, 5 trained on trial 5, 2"] and record["protocol"]["trials"] == list(range(1, 11))
+    assert record["extras"] == ["trial 2, 5 trained on trial 5, 2"]
+    assert record["protocol"]["trials"] == list(range(1, 11))
 
 
-# ----------------------------------------------------------------------------------------------- features and queries
+# --------------------------------------------------------------------------------------- features and queries
 def test_the_sum_of_both_cosines_is_scored_and_named_in_every_line(script, world):
-    flags = ("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu, "--save-features", "f.npz")
+    flags = ("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu,
+             "--save-features", "f.npz")
     done = script(*flags, "--feature", "sum", "--out", "found")
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck ", "sum "))]
@@ -138,7 +148,8 @@ def test_the_sum_of_both_cosines_is_scored_and_named_in_every_line(script, world
     record = json.loads((script.cwd / "found/results.json").read_text())
     feats = np.load(script.cwd / "f.npz")
     cosines = sum(feats[f"query_{name}"] @ feats[f"gallery_{name}"].T for name in ("feats", "feats_pool"))
-    cmc, mean_ap, _ = eval_sysu(-cosines, *(feats[f"{side}_{ids}"] for ids in ("pids", "camids") for side in ("query", "gallery")))
+    cmc, mean_ap, _ = eval_sysu(-cosines, *(feats[f"{side}_{ids}"] for ids in ("pids", "camids")
+                                            for side in ("query", "gallery")))
     assert record["trials"][0]["sum"]["cmc"] == pytest.approx(cmc.tolist())
     assert record["trials"][0]["sum"]["mAP"] == pytest.approx(mean_ap)
     assert record["extras"] == ["feature sum"] and record["mean"].keys() == {"sum"}
@@ -147,9 +158,11 @@ def test_the_sum_of_both_cosines_is_scored_and_named_in_every_line(script, world
 @pytest.mark.parametrize("feature", ["pool", "bnneck"])
 def test_one_feature_alone_has_the_scores_that_it_has_beside_the_other(tested, script, world, feature):
     both, alone = (tested("--resume", world.last, *words) for words in ([], ["--feature", feature]))
-    assert alone.stdout.splitlines()[-1] == f"results: results/regdb_trial_1_last_regdb-v2i-feature-{feature}.json"
+    assert alone.stdout.splitlines()[
+        -1] == f"results: results/regdb_trial_1_last_regdb-v2i-feature-{feature}.json"
     rows = [line for line in alone.stdout.splitlines() if line.startswith(f"{feature} ")]
-    assert rows == [line + f" + feature {feature}" for line in both.stdout.splitlines() if line.startswith(f"{feature} ")]
+    assert rows == [line + f" + feature {feature}" for line in both.stdout.splitlines()
+                    if line.startswith(f"{feature} ")]
 
 
 def test_queries_keep_their_average_precision_and_first_rank(script, world):
@@ -163,7 +176,8 @@ def test_queries_keep_their_average_precision_and_first_rank(script, world):
             mine = queries.draws == trial["trial"]
             first, ap = queries.first_ranks[feature][mine], queries.ap[feature][mine]
             matched = first > 0
-            assert [np.mean(first[matched] <= k) for k in range(1, 21)] == pytest.approx(trial[feature]["cmc"])
+            cmc = [np.mean(first[matched] <= k) for k in range(1, 21)]
+            assert cmc == pytest.approx(trial[feature]["cmc"])
             assert ap[matched].mean() == pytest.approx(trial[feature]["mAP"])
     settings = record["checkpoint"]["settings"]
     assert settings["img_h"] == 32 and settings["init"] is False and "seed" not in settings
@@ -172,21 +186,25 @@ def test_queries_keep_their_average_precision_and_first_rank(script, world):
 def test_two_tests_are_compared_with_an_interval(tested, script, world):
     for words in ([], ["--flip"]):
         assert tested("--resume", world.last, *words).returncode == 0
-    done = script("test.py", "--compare", *sorted(str(path) for path in (script.cwd / "results").glob("*.json")))
+    done = script("test.py", "--compare",
+                  *sorted(str(path) for path in (script.cwd / "results").glob("*.json")))
     assert done.returncode == 0 and done.stderr == "" and "[2] less [1], with 95 % intervals" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------------------- comparing
-@pytest.mark.parametrize("words, flag", [(["--flip", "--rerank", "k-reciprocal"], "--flip"), (["--mode=indoor"], "--mode"),
-                                         (["--force-trial"], "--force-trial"), (["-r", "a.t"], "-r"), (["--gpu", "0"], "--gpu"),
+# -------------------------------------------------------------------------------------------------- comparing
+@pytest.mark.parametrize("words, flag", [(["--flip", "--rerank", "k-reciprocal"], "--flip"),
+                                         (["--mode=indoor"], "--mode"), (["--force-trial"], "--force-trial"),
+                                         (["-r", "a.t"], "-r"), (["--gpu", "0"], "--gpu"),
                                          (["--img_w", "144"], "--img_w"), (["--out", "found"], "--out")])
 @pytest.mark.parametrize("first", [True, False])
 def test_compare_goes_with_no_other_flag(words, flag, first, monkeypatch):
-    spec = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")  # Python has a package of the name `test`
+    # Python has a package of the name `test`
+    spec = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "test_script", module)
     spec.loader.exec_module(module)
     compare = ["--compare", "a.json", "b.json"]
     monkeypatch.setattr("sys.argv", ["test.py", *(words + compare if first else compare + words)])
-    with pytest.raises(UserError, match=f"^{flag}: --compare reads results and tests nothing; leave one of the two out$"):
+    with pytest.raises(UserError, match=f"^{flag}: --compare reads results and tests nothing; "
+                       "leave one of the two out$"):
         module.parse_arguments(options.test_parser())

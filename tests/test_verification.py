@@ -1,4 +1,4 @@
-"""Yes or no: thresholds against counting, on persons held out, in the record; ROC, modality gap, embedding."""
+"""Yes or no: thresholds against counting, on persons held out, in the record; ROC, gap, embedding."""
 import itertools
 import json
 
@@ -30,7 +30,8 @@ def pairs_of(visible, infrared):
 
 
 def test_a_threshold_lets_through_as_many_impostors_as_the_rate_says():
-    pairs = Pairs(np.linspace(0.3, 0.9, 50, dtype=np.float32), np.random.default_rng(0).random(123_456, dtype=np.float32) / 2)
+    pairs = Pairs(np.linspace(0.3, 0.9, 50, dtype=np.float32),
+                  np.random.default_rng(0).random(123_456, dtype=np.float32) / 2)
     for rate in RATES:
         found = thresholds(pairs)["i2v"][f"{rate:g}"]
         for shift in (-2e-8, 0, 2e-8):  # as another order of the same sums would
@@ -40,14 +41,16 @@ def test_a_threshold_lets_through_as_many_impostors_as_the_rate_says():
     assert thresholds(pairs)["i2v"] == thresholds(pairs)["v2i"]
 
 
-@pytest.mark.parametrize("count, kept", [(999, []), (1000, ["0.01"]), (9999, ["0.01"]), (10_000, ["0.01", "0.001"]),
-                                         (100_000, ["0.01", "0.001", "0.0001"])])
+@pytest.mark.parametrize("count, kept",
+                         [(999, []), (1000, ["0.01"]), (9999, ["0.01"]), (10_000, ["0.01", "0.001"]),
+                          (100_000, ["0.01", "0.001", "0.0001"])])
 def test_rates_with_fewer_than_ten_impostors_to_accept_are_left_out_and_named(count, kept):
     pairs = Pairs(np.ones(3, np.float32), np.linspace(-1, 1, count, dtype=np.float32))
     found = thresholds(pairs)
     assert list(found["v2i"]) == kept
     rows = verification.lines({"calibration": "X", "thresholds": {"pool": found}}, {"pool": pairs})
-    assert sum("threshold 0." in row for row in rows) == len(kept) and any("left out" in row for row in rows) == (len(kept) < 3)
+    assert sum("threshold 0." in row for row in rows) == len(kept)
+    assert any("left out" in row for row in rows) == (len(kept) < 3)
     assert not thresholds(Pairs(np.ones(0, np.float32), pairs.impostor))["v2i"]
 
 
@@ -65,7 +68,7 @@ def test_pairs_that_a_search_does_not_see_do_not_count():
 
 
 def held_out(seed, factor=1):
-    """For each rate, whether the share that the other half of the persons accepts lies in its 99 % interval."""
+    """For each rate, whether the share that the other half of persons accepts is in its 99 % interval."""
     visible, infrared = make_features(800, seed=seed)
     half = np.random.default_rng(seed).permutation(800) < 400
     found = thresholds(pairs_of(visible[half], infrared[half]))["v2i"]
@@ -104,7 +107,8 @@ def test_the_curve_is_the_roc_and_its_mark_the_equal_error():
         error = each.equal_error()
         np.testing.assert_allclose(mark.get_xydata(), [[error, 1 - error]])
         assert f"EER {error:.2%}" in line.get_label()
-    assert figures.draw_verification("title", {"pool": Pairs(np.ones(0, np.float32), np.ones(4, np.float32))}).axes
+    assert figures.draw_verification("title",
+                                     {"pool": Pairs(np.ones(0, np.float32), np.ones(4, np.float32))}).axes
 
 
 def test_the_modality_gap_equals_loops_over_pairs():
@@ -113,7 +117,8 @@ def test_the_modality_gap_equals_loops_over_pairs():
     found = modality_gap(visible, infrared)
     assert found["across"] == pytest.approx(np.mean([1 - a @ b for a in visible for b in infrared]), abs=1e-6)
     for name, side in (("visible", visible), ("infrared", infrared)):
-        assert found[name] == pytest.approx(np.mean([1 - a @ b for a, b in itertools.permutations(side, 2)]), abs=1e-6)
+        assert found[name] == pytest.approx(np.mean([1 - a @ b for a, b in itertools.permutations(side, 2)]),
+                                            abs=1e-6)
     assert found["centroids"] == pytest.approx(np.linalg.norm(visible.mean(0) - infrared.mean(0)), abs=1e-6)
     assert modality_gap(visible[:1], infrared)["visible"] == 0
 
@@ -135,26 +140,28 @@ def test_the_embedding_shows_persons_by_colour_and_modalities_by_marker(persons,
     assert len({each.get_paths()[0].vertices.shape for each in shown}) == 2
 
 
-# -------------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------------------- command line
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A RegDB of ten test persons, and a checkpoint of an untrained network."""
     folder = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     facts = {"dataset": "regdb", "method": "base", "arch": "resnet18", "img_w": 16, "img_h": 32, "trial": 1}
-    torch.save({"format": 1, "net": TwoStream("base", "resnet18", 4).state_dict(), "num_classes": 4, "epoch": 1, "trial": 1,
-                "args": facts, "optimiser": {}}, folder / "last.t")
+    torch.save({"format": 1, "net": TwoStream("base", "resnet18", 4).state_dict(), "num_classes": 4,
+                "epoch": 1, "trial": 1, "args": facts, "optimiser": {}}, folder / "last.t")
     make_regdb(folder / "RegDB", persons=20, images=5)
     return folder
 
 
 def test_the_record_holds_what_the_saved_features_give(script, world):
-    done = script("test.py", "--data-path", world / "RegDB", "--gpu", "cpu", "--resume", world / "last.t", "--rerank",
-                  "k-reciprocal", "--save-features", "features.npz", "--out", "found")
+    done = script("test.py", "--data-path", world / "RegDB", "--gpu", "cpu", "--resume", world / "last.t",
+                  "--rerank", "k-reciprocal", "--save-features", "features.npz", "--out", "found")
     assert done.returncode == 0, done.stderr
-    assert "calibrated on RegDB, v2i, trial 1, 10 persons" in done.stdout and "0.001, 0.0001 pool left out" in done.stdout
+    assert "calibrated on RegDB, v2i, trial 1, 10 persons" in done.stdout
+    assert "0.001, 0.0001 pool left out" in done.stdout
     assert done.stdout.count("modality gap ") == 2
-    record, saved = json.loads((script.cwd / "found/results.json").read_text()), np.load(script.cwd / "features.npz")
+    record = json.loads((script.cwd / "found/results.json").read_text())
+    saved = np.load(script.cwd / "features.npz")
     assert record["calibration"] == "RegDB, v2i, trial 1, 10 persons"
     same = saved["query_pids"][:, None] == saved["gallery_pids"]
     for feature, ending in (("pool", "_pool"), ("bnneck", "")):
@@ -165,15 +172,17 @@ def test_the_record_holds_what_the_saved_features_give(script, world):
             assert np.count_nonzero(similarity[~same] > found["threshold"]) == 22
             assert found["true_accept_rate"] == pytest.approx((similarity[same] > found["threshold"]).mean())
     assert {path.name for path in (script.cwd / "found").iterdir()} == {
-        "results.json", "results.csv", "results.queries.npz", *(f"{name}.png" for name in ("cmc", "distances", "ranking", "verification", "evidence"))} | (
-        {"embedding.png"} if "embedding.png: left out" not in done.stderr else set())
+        "results.json", "results.csv", "results.queries.npz",
+        *(f"{name}.png" for name in ("cmc", "distances", "ranking", "verification", "evidence"))} | (
+            {"embedding.png"} if "embedding.png: left out" not in done.stderr else set())
 
 
 def test_without_scikit_learn_the_rest_is_drawn(script, world, tmp_path):
     (tmp_path / "hidden/sklearn").mkdir(parents=True)
     (tmp_path / "hidden/sklearn/__init__.py").write_text("raise ImportError")
-    done = script("test.py", "--data-path", world / "RegDB", "--gpu", "cpu", "--resume", world / "last.t", "--out", "found",
-                  env={"PYTHONPATH": str(tmp_path / "hidden")}, fresh=True)
+    done = script("test.py", "--data-path", world / "RegDB", "--gpu", "cpu", "--resume", world / "last.t",
+                  "--out", "found", env={"PYTHONPATH": str(tmp_path / "hidden")}, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert "embedding.png: left out, as scikit-learn is not installed; run: pip install -r requirements-figures.txt" in done.stderr
+    assert ("embedding.png: left out, as scikit-learn is not installed; "
+            "run: pip install -r requirements-figures.txt") in done.stderr
     assert not (script.cwd / "found/embedding.png").exists() and (script.cwd / "found/evidence.png").exists()
