@@ -346,8 +346,8 @@ def make_folder(path: str | Path, flag: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file, which stays (removal races); raises `UserError(taken)` if another process does.
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file, which stays (removal races); raises `UserError(message)` if another process does.
 
     Where the file system has no locks, one warning, and on without.
     """
@@ -355,7 +355,7 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(taken) from None
+        raise UserError(message) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

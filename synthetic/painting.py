@@ -235,9 +235,9 @@ class Figure:
         return math.hypot(width * math.cos(self.canvas.yaw), depth * math.sin(self.canvas.yaw))
 
     def add(self, near: float, a: Point, b: Point, widths: Sequence[float], texture: Texture | np.ndarray,
-            **how: Any) -> None:
+            **options: Any) -> None:
         """Queue a strip."""
-        self.parts.append((near, partial(strip, self.canvas, a, b, widths, texture, **how)))
+        self.parts.append((near, partial(strip, self.canvas, a, b, widths, texture, **options)))
 
     def tone(self, piece: Piece, which: int = 0) -> np.ndarray:
         """One of a piece's two tones in the camera's spectrum, (channels,)."""

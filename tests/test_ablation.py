@@ -40,8 +40,8 @@ def test_a_run_is_that_of_train_py_and_is_not_run_again(run, regdb, script, caps
 def test_the_table_pairs_runs_of_one_seed():
     figures = ("pool/rank-1", "pool/mAP", "bnneck/rank-1", "bnneck/mAP")
     values = {"a": (10.0, 20.0, 30.0), "b": (12.0, 21.0, 33.0)}
-    runs = {(row, seed): dict.fromkeys(figures, value) for row, of in values.items()
-            for seed, value in enumerate(of)}
+    runs = {(row, seed): dict.fromkeys(figures, value) for row, scores in values.items()
+            for seed, value in enumerate(scores)}
     head, _, first, second = ablation.table(runs)
     assert head == "| | seeds | pool/rank-1 | pool/mAP | bnneck/rank-1 | bnneck/mAP |"
     assert first == "| a | 3 |" + " 20.0 ± 5.8 |" * 4

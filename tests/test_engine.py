@@ -83,8 +83,8 @@ def test_every_precision_trains(method, bf16, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("compiled", [COMPILED])
 def test_a_compiled_network_trains_as_an_eager_one(compiled, device):
-    eager, found = (train("cgrnet", device, False, how, on_device=False, epochs=2)
-                    for how in (False, compiled))
+    eager, found = (train("cgrnet", device, False, fused, on_device=False, epochs=2)
+                    for fused in (False, compiled))
     np.testing.assert_allclose(found[0], eager[0], rtol=0.05)
     assert found[-1] < found[0]
 

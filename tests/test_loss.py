@@ -39,7 +39,8 @@ def soft_margin_of_square(positive: float, negative: float) -> float:
     return math.log(1 + math.exp(-target * min((positive - negative) ** 2, 88)))
 
 
-def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor, of=softplus_of_difference) -> float:
+def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor,
+                               term=softplus_of_difference) -> float:
     """A loop over what AGW's code does: each kind's weights from distances with 0 for the other kind."""
     total = 0.0
     for i in range(len(feats)):
@@ -51,7 +52,7 @@ def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor, of=sof
             own = [value for j, value in enumerate(masked) if (labels[i] == labels[j]) == same]
             exponentials = [math.exp(value - largest) for value in own]
             kept += [sign * value * e / (sum(exponentials) + 1e-6) for value, e in zip(own, exponentials)]
-        total += of(sum(far), sum(near)) / len(feats)
+        total += term(sum(far), sum(near)) / len(feats)
     return total
 
 

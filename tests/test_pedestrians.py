@@ -258,11 +258,11 @@ def test_regdb_layout(regdb):
                 lines = (regdb / "idx" / f"{split}_{modality}_{trial}.txt").read_text().splitlines()
                 paths, labels = zip(*(line.split(" ") for line in lines))
                 assert all((regdb / path).is_file() for path in paths) and len(set(paths)) == len(paths)
-                of = {int(label): int(path.split("/")[1]) for path, label in zip(paths, labels)}
-                assert sorted(of) == list(range(IDS // 2))
-                assert [of[k] for k in sorted(of)] == sorted(of.values())
-                assert len(lines) == len(of) * REGDB_IMAGES
-                assert pids.setdefault(split, set(of.values())) == set(of.values())
+                persons = {int(label): int(path.split("/")[1]) for path, label in zip(paths, labels)}
+                assert sorted(persons) == list(range(IDS // 2))
+                assert [persons[label] for label in sorted(persons)] == sorted(persons.values())
+                assert len(lines) == len(persons) * REGDB_IMAGES
+                assert pids.setdefault(split, set(persons.values())) == set(persons.values())
         assert not pids["train"] & pids["test"] and len(pids["train"] | pids["test"]) == IDS
         splits.append(frozenset(pids["test"]))
     assert len(set(splits)) == 10

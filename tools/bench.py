@@ -99,8 +99,8 @@ def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf1
     rate = work / compare("", piece, piece, 3, 1, device)["variant"]["min"]
     share = amount / rate / result["variant"]["seconds"]
     return {**result, unit: amount, f"{unit}/s": rate, "floor_s": amount / rate, "share_of_floor": share,
-            "note": f"{result['note']}{'; ' * bool(result['note'])}floor {amount / 1e9:.2f} G{unit} at "
-                    f"{rate / 1e9:.1f} G{unit}/s, {share:.1%} of our time"}
+            "note": "; ".join(filter(None, [result["note"], f"floor {amount / 1e9:.2f} G{unit} at "
+                                            f"{rate / 1e9:.1f} G{unit}/s, {share:.1%} of our time"]))}
 
 
 def count_flops(piece: Callable[[], Any]) -> int:
@@ -146,7 +146,7 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     count = sampler.steps * args.step_images
     views = {modality: View(modality, names) for modality in MODALITIES}
     ours = TrainBatches(images, sampler, views, device, device.type == "cuda", 0)
-    result = compare("input" + (args.augment != "standard") * f" {args.augment}",
+    result = compare("input" if args.augment == "standard" else f"input {args.augment}",
                      lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
                      lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count,
                      plain_memory=True)
