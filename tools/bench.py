@@ -98,9 +98,9 @@ def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf1
         work, piece = 2 * one.numel(), lambda: one.copy_(other)
     rate = work / compare("", piece, piece, 3, 1, device)["variant"]["min"]
     share = amount / rate / result["variant"]["seconds"]
+    floor = f"floor {amount / 1e9:.2f} G{unit} at {rate / 1e9:.1f} G{unit}/s, {share:.1%} of our time"
     return {**result, unit: amount, f"{unit}/s": rate, "floor_s": amount / rate, "share_of_floor": share,
-            "note": "; ".join(filter(None, [result["note"], f"floor {amount / 1e9:.2f} G{unit} at "
-                                            f"{rate / 1e9:.1f} G{unit}/s, {share:.1%} of our time"]))}
+            "note": f"{result['note']}; {floor}" if result["note"] else floor}
 
 
 def count_flops(piece: Callable[[], Any]) -> int:
