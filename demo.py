@@ -240,8 +240,8 @@ def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
     for side in (search.query, search.gallery):
         names = out / f"{side.modality}.txt"
         names.write_text("\n".join(side.paths) + "\n", encoding="utf-8")
-        script("embed.py", names, "--modality", side.modality, "--resume", trained, "--out",
-               names.with_suffix(".npz"), "--gpu", "cpu",
+        script("embed.py", names, "--modality", side.modality, "--resume", trained,
+               "--out", names.with_suffix(".npz"), "--gpu", "cpu",
                "--workers", 2)
     # none from too few pairs
     known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]

@@ -484,15 +484,14 @@ def test_a_range_is_kept_by_the_checkpoint_and_used_again(folders, script):
 
 def test_a_model_of_another_data_set_takes_a_range(folders, regdb, script):
     deepen(folders)
-    assert script("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs",
-                  1).returncode == 0
+    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
     last, there = last_of(script, "regdb"), ("--dataset", "folders", "--data-path", folders, "--gpu", "cpu")
     done = script("test.py", "--resume", last, *there, "--range", 30000, 32550, "--out", "found")
     assert done.returncode == 0 and "trained on RegDB" in done.stdout, done.stderr
     assert "give --range LOW HIGH" in script("test.py", "--resume", last, *there).stderr
     embed = ("embed.py", folders / "test/infrared", "--resume", last, "--gpu", "cpu",
-             "--modality", "infrared",
-             "--out", "a.npz", "--strict")
+             "--modality", "infrared", "--out", "a.npz", "--strict")
     assert "in embed.py, give --range LOW HIGH" in script(*embed).stderr
     assert "--range 9 9: a LOW below HIGH expected" in script(*embed, "--range", 9, 9).stderr
     assert script(*embed, "--range", 30000, 32550).returncode == 0
@@ -513,8 +512,8 @@ def test_folders_give_the_figures_of_the_same_images_in_regdbs_layout(regdb, tmp
                       "--epochs", 2)
         assert done.returncode == 0, done.stderr
         last = last_of(script, name)
-        done = script("test.py", "--resume", last, "--data-path", folder, "--direction", "v2i", "--gpu",
-                      "cpu", "--out", name)
+        done = script("test.py", "--resume", last, "--data-path", folder, "--direction", "v2i",
+                      "--gpu", "cpu", "--out", name)
         assert done.returncode == 0, done.stderr
         record = json.loads((script.cwd / name / "results.json").read_text())
         records.append([{key: value for key, value in trial.items() if key != "trial"}
@@ -589,8 +588,7 @@ def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatc
                                           {"epoch": epochs[int(re.findall(r"trial_(\d+)", path)[0])]}))
     monkeypatch.setattr("sys.argv",
                         ["train.py", "--dataset", "regdb", "--trial", "all", "--method", "agw",
-                         "--workers", "1",
-                                     "--sync-bn", "--tvsearch"])
+                         "--workers", "1", "--sync-bn", "--tvsearch"])
     train.main()
     new = "train.py --dataset regdb --method agw --sync-bn --tvsearch --workers 1 --trial"
     name = "save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial"
@@ -612,8 +610,8 @@ def test_every_trial_is_refused_where_it_means_nothing(script, words, said):
 
 
 def test_every_trial_ends_with_the_mean_of_ten_models(regdb, script):
-    words = ("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1, "--method",
-             "base", "--trial")
+    words = ("train.py", "--dataset", "regdb", "--data-path", regdb, *SMALL, "--epochs", 1,
+             "--method", "base", "--trial")
     assert script(*words, 1).returncode == 0
     first = last_of(script, "regdb")
     for trial in range(2, 10):  # as if they had been trained, too

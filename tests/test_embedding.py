@@ -155,8 +155,8 @@ def test_without_torch(embed, world, tmp_path):
     for name in ("torch", "torchvision"):
         (tmp_path / "none" / name).mkdir(parents=True)
         (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('there is none')\n")
-    done = server.run([ROOT / "embed.py", world / "day", "--modality", "visible", "--resume",
-                       "model/visible.onnx", "--out", "day.npz"],
+    done = server.run([ROOT / "embed.py", world / "day", "--modality", "visible",
+                       "--resume", "model/visible.onnx", "--out", "day.npz"],
                       embed.cwd, env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
     assert done.returncode == 0, done.stderr
     gallery = read_gallery(embed.cwd / "day.npz")
@@ -164,8 +164,8 @@ def test_without_torch(embed, world, tmp_path):
     more = embed(world / "night/cam0/0", "--modality", "visible", "--out", "day.npz", "--append")
     assert more.returncode == 0, more.stderr  # of the same checkpoint
     assert len(read_gallery(embed.cwd / "day.npz")) == 14
-    other = server.run([ROOT / "embed.py", world / "night", "--modality", "infrared", "--resume",
-                        "model/visible.onnx", "--out", "n.npz"], embed.cwd)
+    other = server.run([ROOT / "embed.py", world / "night", "--modality", "infrared",
+                        "--resume", "model/visible.onnx", "--out", "n.npz"], embed.cwd)
     assert other.returncode == 2 and "is the network for visible images" in other.stderr
 
 
@@ -364,8 +364,8 @@ def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
     blocked.unlink()
     os.mkfifo(blocked)
     words = [tmp_path / "day", "--modality", "visible", "--out", "day.npz", "--test-batch", "1"]
-    run = server.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu", "--workers",
-                        "1"], embed.cwd)
+    run = server.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu",
+                        "--workers", "1"], embed.cwd)
     with open(blocked, "wb"):  # returns when the reader has come to it
         run.send_signal(signum)
         import time

@@ -491,8 +491,7 @@ CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*
      saved(lambda world: torch.nn.Linear(2, 2))),
     ("a number", "a int found, a checkpoint of train.py expected", saved(lambda world: 3)),
     ("a bare state dict", r"a bare state dict of \d+ tensors found, a checkpoint of train.py expected; use",
-     saved(
-         lambda world: world.content["net"])),
+     saved(lambda world: world.content["net"])),
     ("of a later version", "format 2 found, 1 expected; use the version of the code that wrote it",
      checkpoint(format=2)),
     ("NaN", "bottleneck.running_var holds NaN or infinite values; use an earlier", weights(

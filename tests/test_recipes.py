@@ -69,8 +69,8 @@ def test_log_and_checkpoint_name_the_recipe_and_a_run_goes_on_with_it(tmp_path, 
 @pytest.mark.parametrize("method", ["caj", "cgrnet-strong"])
 def test_methods_train_and_test(tmp_path, script, method):
     data = make_regdb(tmp_path / "RegDB")
-    done = script("train.py", "--dataset", "regdb", "--data-path", data, *SMALL, "--method",
-                  method, "--epochs", 1)
+    done = script("train.py", "--dataset", "regdb", "--data-path", data, *SMALL,
+                  "--method", method, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     (last,) = (script.cwd / "save_model").glob("*_last.t")
     done = script("test.py", "--data-path", data, "--gpu", "cpu", "--resume", last, "--feature", "sum",

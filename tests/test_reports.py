@@ -109,8 +109,8 @@ def test_non_local_blocks_from_scratch_keep_to_a_tenth():
     net = TwoStream("agw", "resnet18", 3)
     rates = {id(p): group["lr"] for group in net.parameter_groups(0.1, pretrained=False)
              for p in group["params"]}
-    assert [rates[id(p)] for p in net.non_local.parameters()] == pytest.approx(
-        [0.01] * len([*net.non_local.parameters()]))
+    tenths = [rates[id(p)] for p in net.non_local.parameters()]
+    assert tenths == pytest.approx([0.01] * len(tenths))
     assert rates[id(net.shared["layer4"][0].conv1.weight)] == 0.1
 
 
@@ -188,8 +188,8 @@ def test_the_record_of_another_checkpoint_of_the_same_name_stays(script, world, 
     torch.save({**content, "epoch": 7}, other)
     test = ("test.py", "--data-path", world.regdb, "--gpu", "cpu", "--resume")
     said = [script(*test, path).stdout.splitlines()[-1] for path in (world.last, other, world.last, other)]
-    assert said[0] == said[
-        2] == f"results: results/{RUN.replace('.', '-').replace('0-02', '0.02')}_last_regdb-v2i.json"
+    name = RUN.replace(".", "-").replace("0-02", "0.02")
+    assert said[0] == said[2] == f"results: results/{name}_last_regdb-v2i.json"
     assert said[1] == said[3] == said[0].replace(".json", "_2.json")
     hashes = {json.loads(path.read_text())["checkpoint"]["sha256"][0]
               for path in (script.cwd / "results").glob("*.json")}
@@ -200,8 +200,8 @@ def test_the_record_of_another_checkpoint_of_the_same_name_stays(script, world, 
 
 
 def test_a_run_that_goes_on_elsewhere_takes_its_best_file_along(script, world, tmp_path):
-    resume = ("train.py", "--data-path", world.regdb, "--gpu", "cpu", "--epochs", 1, "--model_path",
-              "new", "--resume")
+    resume = ("train.py", "--data-path", world.regdb, "--gpu", "cpu", "--epochs", 1,
+              "--model_path", "new", "--resume")
     done = script(*resume, world.last)
     assert done.returncode == 0, done.stderr
     named = done.stdout.splitlines()[-1].rpartition(": ")[2]
@@ -290,8 +290,8 @@ def test_files_of_a_name_from_before_go_on_under_it(script, world, tmp_path):
     (script.cwd / "save_model").mkdir()
     torch.save(content, script.cwd / f"save_model/{old}_last.t")
     shutil.copy(world.best, script.cwd / f"save_model/{old}_best.t")
-    done = script("train.py", "--resume", f"save_model/{old}_last.t", "--data-path", world.regdb, "--gpu",
-                  "cpu", "--epochs", 2)
+    done = script("train.py", "--resume", f"save_model/{old}_last.t", "--data-path", world.regdb,
+                  "--gpu", "cpu", "--epochs", 2)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (script.cwd / "save_model").glob("*.t")} == {
         f"{old}_{kind}.t" for kind in ("best", "last")}
@@ -328,8 +328,8 @@ def test_short_memory_is_one_line(said, world, changed):
 
 # --------------------------------------------------------------------------------------- asked for by several
 def test_a_model_of_one_data_set_on_another(script, world, tmp_path):
-    done = script("test.py", "--resume", world.best, "--dataset", "sysu", "--data-path",
-                  world.sysu, "--gpu", "cpu")
+    done = script("test.py", "--resume", world.best, "--dataset", "sysu",
+                  "--data-path", world.sysu, "--gpu", "cpu")
     assert done.returncode == 0 and "best file" not in done.stderr, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
     assert len(rows) == 22 and all(row.endswith(" + trained on RegDB") for row in rows)
@@ -337,8 +337,8 @@ def test_a_model_of_one_data_set_on_another(script, world, tmp_path):
     sysu = dict(torch.load(world.last, weights_only=True))
     sysu["args"] = {**sysu["args"], "dataset": "sysu"}
     torch.save(sysu, tmp_path / "sysu.t")
-    test = ("test.py", "--resume", tmp_path / "sysu.t", "--dataset", "regdb", "--data-path",
-            world.regdb, "--gpu", "cpu")
+    test = ("test.py", "--resume", tmp_path / "sysu.t", "--dataset", "regdb",
+            "--data-path", world.regdb, "--gpu", "cpu")
     done = script(*test)  # RegDB's rule does not apply: all ten test splits
     rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
     assert done.returncode == 0 and len(rows) == 22, done.stderr
@@ -393,8 +393,8 @@ def test_no_shared_memory_is_needed_without_workers(script, world, tmp_path):
     import subprocess
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
     inside = "mount -t tmpfs -o size=4k tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/full; exec \"$@\""
-    pre = [sys.executable, ROOT / "pre_process_sysu.py", "--data-path", root, "--img_w", "16", "--img_h",
-           "32", "--workers"]
+    pre = [sys.executable, ROOT / "pre_process_sysu.py", "--data-path", root, "--img_w", "16",
+           "--img_h", "32", "--workers"]
     done = {workers: subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", *pre, workers],
                                     capture_output=True, text=True) for workers in ("1", "0")}
     if "unshare" in done["0"].stderr or "mount" in done["0"].stderr:

@@ -130,8 +130,8 @@ def test_a_file_of_queries_holds_what_was_written(tmp_path):
     assert found.draws.tolist() == [0] * 40 + [1] * 40 and found.pids.dtype == np.int32
     assert found.first_ranks.keys() == found.ap.keys() == set(FEATURES)
     assert found.ap["pool"].dtype == np.float32
-    assert found.ap["bnneck"][:40].mean(dtype=float) == pytest.approx(
-        json.loads(open(path).read())["trials"][0]["bnneck"]["mAP"])
+    trial = json.loads(open(path).read())["trials"][0]
+    assert found.ap["bnneck"][:40].mean(dtype=float) == pytest.approx(trial["bnneck"]["mAP"])
     assert results.read_queries(tmp_path / "b.json") is None
 
 

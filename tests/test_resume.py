@@ -125,8 +125,8 @@ NAME = "save_model/regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_tri
 def test_kill_9_anywhere(kind, number, left_alone, tmp_path):
     killed = drive(tmp_path / "run", kind, number, 9, *flags(left_alone[0]))
     assert killed.returncode == -9
-    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu",
-                    "cpu", "--eval-every", 1, "--workers", 1)
+    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0],
+                    "--gpu", "cpu", "--eval-every", 1, "--workers", 1)
     assert resumed.returncode == 0, resumed.stderr
     require_same(tmp_path / "run", left_alone)
 
@@ -138,8 +138,8 @@ def test_signals_end_the_step_and_say_how_to_go_on(signum, status, kind, left_al
     assert stopped.returncode == status
     line = stopped.stderr.strip().splitlines()[-1]
     assert "go on with: python train.py --resume" in line and "Traceback" not in stopped.stderr
-    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0], "--gpu",
-                    "cpu", "--eval-every", 1, "--workers", 1)
+    resumed = drive(tmp_path / "run", "never", 0, 0, "--resume", NAME, "--data-path", left_alone[0],
+                    "--gpu", "cpu", "--eval-every", 1, "--workers", 1)
     assert resumed.returncode == 0, resumed.stderr
     require_same(tmp_path / "run", left_alone)
 
@@ -153,8 +153,8 @@ def test_resume_refuses_another_run(left_alone, killed, script, regdb):
         done = script(*base, *words)
         assert done.returncode == 2 and expected in done.stderr, done.stderr
         assert "Traceback" not in done.stderr, done.stderr
-    best = script("train.py", "--resume", NAME.replace("last", "best"), "--data-path",
-                  left_alone[0], "--gpu", "cpu")
+    best = script("train.py", "--resume", NAME.replace("last", "best"),
+                  "--data-path", left_alone[0], "--gpu", "cpu")
     assert best.returncode == 2 and "weights only" in best.stderr
 
 

@@ -248,8 +248,8 @@ def test_calibration_is_named_in_every_output(search, world):
     assert done.returncode == 0, done.stderr
     lines = rows_of(search.cwd / "hits/hits.csv")
     assert all(line["calibration"].endswith("calibrated on a test set") for line in lines)
-    threshold = json.loads((world / "results.json").read_text())["thresholds"]["bnneck"]["i2v"][
-        "0.001"]["threshold"]
+    thresholds = json.loads((world / "results.json").read_text())["thresholds"]
+    threshold = thresholds["bnneck"]["i2v"]["0.001"]["threshold"]
     for query in {line["query"] for line in lines}:
         own = [line for line in lines if line["query"] == query]
         above = [float(line["similarity"]) > threshold for line in own]

@@ -39,8 +39,8 @@ def test_regdb_from_images_to_rank_k(method, regdb, script):
     assert {p.name for p in (script.cwd / "save_model").glob("*.t")} == {f"{name}_best.t", f"{name}_last.t"}
     logged = records(script.cwd)
     assert [record["epoch"] for record in logged] == [0, 1] and logged[1]["bnneck/rank-1"] >= 0
-    tested = script("test.py", "--resume", f"save_model/{name}_last.t", "--data-path", regdb, "--out",
-                    "found", "--gpu", "cpu", "--amp", "off", fresh=method == "cgrnet")
+    tested = script("test.py", "--resume", f"save_model/{name}_last.t", "--data-path", regdb,
+                    "--out", "found", "--gpu", "cpu", "--amp", "off", fresh=method == "cgrnet")
     assert tested.returncode == 0, tested.stderr
     found = json.loads((script.cwd / "found/results.json").read_text())
     assert found["protocol"]["name"] == "RegDB, v2i" and found["protocol"]["trials"] == [3]
@@ -70,8 +70,8 @@ def test_sysu_from_images_to_rank_k(sysu, script):
     assert script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32).returncode == 0
     done = script("train.py", "--data-path", sysu, "--epochs", 1, *SMALL)
     assert done.returncode == 0, done.stderr
-    tested = script("test.py", "--mode", "all", "--resume",
-                    "save_model/sysu_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_best.t",
+    tested = script("test.py", "--mode", "all",
+                    "--resume", "save_model/sysu_cgrnet_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_1_best.t",
                     "--data-path", sysu, "--save-features", "feats.npz", "--out", "found", "--gpu", "cpu")
     assert tested.returncode == 0, tested.stderr
     assert len(re.findall(r"^(?:pool|bnneck) trial \d", tested.stdout, re.M)) == 20
@@ -178,8 +178,8 @@ def test_pretrained_file_and_what_is_said_without_one(regdb, script, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(regdb, script):
-    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 3, *SMALL, "--lr",
-                  "1e30", "--print-freq", 1)
+    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 3, *SMALL,
+                  "--lr", "1e30", "--print-freq", 1)
     assert done.returncode == 2
     line = done.stderr.strip().splitlines()[-1]
     assert re.search(r"epoch \d, step \d+: the loss is not finite \(loss \S+ id", line)
