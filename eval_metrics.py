@@ -302,7 +302,8 @@ def _rank_by_sorting(block: np.ndarray, hidden: np.ndarray | None, job: _Job, ga
     ranks = places - rows + 1
     first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
     if tied.any():
-        again, hidden = _Job(job.queries[tied], job.matches[:, tied]), None if hidden is None else hidden[tied]
+        again = _Job(job.queries[tied], job.matches[:, tied])
+        hidden = None if hidden is None else hidden[tied]
         ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], hidden, again, gallery, max_persons,
                                                        distinct=True)
     return ranks, first
