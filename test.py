@@ -21,7 +21,7 @@ import torch
 import options
 import results
 from bootstrap import QueryScores
-from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
+from checkpoint import as_checkpoint, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
 from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
@@ -134,7 +134,7 @@ def checkpoints(args: argparse.Namespace) -> list[str]:
 def load_model(path: str, parser: Parser) -> Model:
     """A checkpoint of this project, or one of the published AGW or CGRNet code, named as what it is."""
     content = load_file(path, "--resume")
-    if not is_own(content) and isinstance(content, dict) and is_published(content.get("net")):
+    if is_published(content):
         net, facts, report = load_published(content, path)
         print("\n".join(report))
         return Model(net, path, facts)
