@@ -19,7 +19,8 @@ from retrieval import hits
 from datasets.images import read_image
 from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from results import FEATURES
-from utils import Parser, UserError, filled, integer, make_folder, positive, require_matplotlib, run, sha256, warn
+from utils import (Parser, UserError, filled, integer, make_folder, positive, require_matplotlib, run, sha256,
+                   warn)
 
 COMPARABLE = ("checkpoint", "method", "height", "width", "flip", "range", "precision")  # of both sides
 

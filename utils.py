@@ -235,8 +235,9 @@ def require_matplotlib(flag: str, otherwise: str = "") -> None:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
     except Exception as error:  # of whatever Matplotlib and NumPy do to each other
-        raise UserError(f"{flag}: Matplotlib, which draws the figures, does not load ({type(error).__name__}: "
-                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib{otherwise}") from None
+        what = f"{type(error).__name__}: {one_line(error)[:120]}"
+        raise UserError(f"{flag}: Matplotlib, which draws the figures, does not load ({what}); run: pip "
+                        f"install --upgrade matplotlib{otherwise}") from None
 
 
 # -------------------------------------------------------------------------------------------------- arguments

@@ -49,7 +49,7 @@ def preprocess(data: DataSet) -> None:
 
 
 def arrays_folder(args: argparse.Namespace, data: DataSet) -> Path:
-    """The folder to write to; `UserError` if it cannot be written, or --arrays names that of another data set."""
+    """The folder to write to; `UserError` if it cannot be written, or holds arrays of another data set."""
     if not args.arrays:
         try:
             return make_folder(args.data_path, "--data-path")
@@ -58,8 +58,8 @@ def arrays_folder(args: argparse.Namespace, data: DataSet) -> Path:
     folder = make_folder(args.arrays, "--arrays")
     own = {f"{name}_img.npy" for name in data.arrays.names.values()}
     if others := sorted(path for path in folder.glob("train_*_resized_img.npy") if path.name not in own):
-        raise UserError(f"--arrays {folder}: {others[0].name} of another data set found, whose {MANIFEST} would be "
-                        "replaced; choose a folder for each data set")
+        raise UserError(f"--arrays {folder}: {others[0].name} of another data set found, whose "
+                        f"{MANIFEST} would be replaced; choose a folder for each data set")
     return folder
 
 
