@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones import BACKBONES, fetch_imagenet, weight_shapes
+from backbones import BACKBONES, fetch_imagenet, torchvision_state, weight_shapes
 from data_manager import DATASETS
 from model import METHODS, TwoStream
 from utils import UserError, atomic_path, one_line, sha256, warn
@@ -146,7 +146,7 @@ def load_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, d
     Raises `UserError` if it is neither.
     """
     content = load_file(path, flag)
-    if not is_own(content) and isinstance(content, dict) and is_published(content.get("net")):
+    if is_published(content):
         net, facts, report = load_published(content, str(path))
         print("\n".join(report))
         return net, facts
@@ -243,8 +243,7 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
             raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons "
                             f"are among the test persons of trial {trial}; take a file of the same trial, or "
                             "of another data set")
-    weights = content.get("net", content) if isinstance(content, dict) else {}
-    weights = without_prefix({name: value for name, value in weights.items() if isinstance(value, Tensor)})
+    weights = {name: value for name, value in state_dict(content).items() if isinstance(value, Tensor)}
     if is_published(weights):
         weights = translated(weights, path, "--init")[0]
     require_finite(weights, path, "--init")
@@ -259,7 +258,7 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
         raise UserError(f"--init {path}: {describe(content)} without {missing[0]} of shape "
                         f"{tuple(own[missing[0]].shape)} found ({len(missing)} such of {len(backbone)}); the "
                         "whole backbone of this network expected; take a file of the same architecture whose "
-                        "layers fit, or leave --init out")
+                        "layers fit, or leave --init out (torchvision's weights: --pretrained FILE)")
     net.load_state_dict(fitting, strict=False)
     left = sorted((own.keys() | weights.keys()) - fitting.keys() - {sources[name] for name in fitting})
     return (f"{len(fitting)} of {len(own)} tensors and 100 % of the backbone's parameters came from the "
@@ -267,6 +266,7 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- other code
+WRAPPERS = ("net", "state_dict", "model", "model_state_dict")  # keys that state dicts are saved under
 SIGNS = ("visible_module.visible.", "thermal_module.thermal.", "base_resnet.base.")  # of a published file
 AGW = {  # our modules -> theirs; the longest name that fits counts
     "streams.visible": "visible_module.visible", "streams.infrared": "thermal_module.thermal",
@@ -278,19 +278,25 @@ CGRNET_ONLY = {
     "streams.infrared.layer1": "thermal_block.base.layer1",
     "shared.layer2": "common_block.base.layer2", "similarity.visible": "cam1", "similarity.infrared": "cam2",
 }
-# Modules of published files that their forward pass does not use, whole or but for the layers that are taken.
-SPARE = ("visible_module.visible", "thermal_module.thermal", "base_resnet.base", "visible_block.base",
-         "thermal_block.base", "common_block.base", "local2local", "local2global", "global2local")
+# Modules of published files that hold a whole ResNet each, and those of CGRNet that no forward pass uses.
+BRANCH = re.compile(r"(visible_module\.visible|thermal_module\.thermal"
+                    r"|(base_resnet|(visible|thermal|common)_block)\.base)\.")
+UNUSED = ("local2local.", "local2global.", "global2local.")
 PUBLISHED = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=None, similarity="energy")}
 
 
-def is_published(weights: Any) -> bool:
-    """Whether this is a state dict with keys of the AGW line, with or without DataParallel's prefix."""
-    return isinstance(weights, dict) and any(name.startswith(SIGNS) for name in without_prefix(weights))
+def is_published(content: Any) -> bool:
+    """Whether a file's content is a state dict with keys of the AGW line, see `state_dict`."""
+    return any(name.startswith(SIGNS) for name in state_dict(content))
 
 
-def without_prefix(weights: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same state dict without the `module.` that DataParallel puts before every name."""
+def state_dict(content: Any) -> dict[str, Any]:
+    """The state dict that a file's content is, or holds under one of WRAPPERS, without the `module.` that
+    DataParallel puts before every name; empty if there is none.
+    """
+    if not isinstance(content, dict):
+        return {}
+    weights = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
     return {str(name).removeprefix("module."): value for name, value in weights.items()}
 
 
@@ -300,7 +306,7 @@ def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[
     Raises `UserError` for a key that the forward pass needs and that is missing, of another shape or not
     finite, and for keys of modules that it does not know.
     """
-    found = without_prefix(content["net"])
+    found = state_dict(content)
     weights, method, arch, classes = translated(found, path, "--resume")
     require_finite(weights, path, "--resume")
     net = TwoStream(PUBLISHED[method], arch, classes)
@@ -341,8 +347,10 @@ def translated(found: dict[str, Any], path: str, flag: str) -> tuple[dict[str, T
                 f"is a {type(found[name]).__name__}")
             raise UserError(f"{flag} {path}: {name} {what}, a tensor of shape {tuple(shape)} expected for "
                             f"{method} on {arch}; use another file")
+    layers, used = torchvision_state(arch), set(map(top, shapes))
     for name in unused_names(found, method, arch):
-        if not name.startswith(tuple(f"{spare}." for spare in SPARE)) or top(name) in map(top, shapes):
+        spare = name.startswith(UNUSED) or (BRANCH.match(name) and BRANCH.sub("", name, 1) in layers)
+        if not spare or top(name) in used:
             raise UserError(f"{flag} {path}: {name} found, which {method} on {arch} has no place for; a "
                             f"published file of AGW, CAJ or CGRNet on {' or '.join(BACKBONES)} expected: "
                             "this is another network")

@@ -80,8 +80,8 @@ def build_parser() -> Parser:
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
     parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
                         help="seed of the data; the same gives the same bytes")
-    parser.add_argument("--gpu", metavar="N|cpu",
-                        help="CUDA device number, or cpu, which is taken where there is no CUDA")
+    parser.add_argument("--gpu", metavar="N|cuda:N|mps|cpu",
+                        help="number of a CUDA device, mps, or cpu, which is taken where there is no CUDA")
     parser.add_argument("--data-only", action="store_true", help="stop after rendering")
     return parser
 

@@ -46,7 +46,8 @@ def build_parser() -> Parser:
                             help=f"image {side} (default: the checkpoint's)")
     parser.add_argument("--range", **{**RANGE.settings, "help": "raw values that become black and white in "
                                       "images of more than 8 bits (default: the checkpoint's)"})
-    parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
+    parser.add_argument("--gpu", default="0", metavar="N|cuda:N|mps|cpu",
+                        help="number of a CUDA device, mps, or cpu")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it natively")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", help="images a step")

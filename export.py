@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from retrieval import onnx_model
 import results
-from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published
+from checkpoint import as_checkpoint, is_published, load_file, load_published
 from data_loader import normalise
 from datasets.files import IMAGE_SUFFIXES
 from datasets.images import MEAN, STD, read_batches
@@ -114,7 +114,7 @@ def require_packages() -> None:
 def load_network(path: str) -> tuple[TwoStream, dict[str, Any]]:
     """The network of a checkpoint, ours or a published one, in eval mode, and what the file says of it."""
     content = load_file(path, "checkpoint")
-    if not is_own(content) and isinstance(content, dict) and is_published(content.get("net")):
+    if is_published(content):
         return load_published(content, path)[:2]
     checkpoint = as_checkpoint(content, path, "checkpoint")
     return checkpoint.network(path, "checkpoint").eval(), checkpoint.args

@@ -22,7 +22,7 @@ from PIL import Image
 from datasets.images import read_image
 from datasets.types import MODALITIES, Images, Search
 from results import scored
-from utils import UserError, atomic_path
+from utils import UserError, atomic_path, one_line
 from retrieval.verification import Pairs
 
 if TYPE_CHECKING:
@@ -291,14 +291,14 @@ def overlay(pixels: np.ndarray, evidence: np.ndarray, limit: float) -> np.ndarra
 def draw_embedding(title: str, images: Mapping[str, Images], feats: Mapping[str, np.ndarray]) -> Figure:
     """t-SNE (van der Maaten and Hinton, JMLR 2008) of some persons, evenly from those with both modalities.
 
-    images, feats (N, D): by modality. Colour tells the person, the marker the modality. Without scikit-learn,
-    raises `UserError` that says what to install.
+    images, feats (N, D): by modality. Colour tells the person, the marker the modality. Where scikit-learn
+    does not load, raises `UserError` that says what to install.
     """
     try:
         from sklearn.manifold import TSNE
-    except ImportError:
-        raise UserError("embedding.png: left out, as scikit-learn is not installed; run: pip install -r "
-                        "requirements-figures.txt") from None
+    except Exception as error:  # of whatever it and NumPy do to each other
+        raise UserError(f"embedding.png: left out, as scikit-learn does not load ({type(error).__name__}: "
+                        f"{one_line(error)[:120]}); run: pip install -r requirements-figures.txt") from None
     both = np.intersect1d(*(images[modality].pids for modality in MODALITIES))
     persons = both[np.linspace(0, len(both) - 1, min(EMBEDDED, len(both))).astype(int)]
     rows = {modality: np.concatenate([np.flatnonzero(images[modality].pids == pid)[:EACH] for pid in persons])

@@ -19,7 +19,8 @@ from retrieval import hits
 from datasets.images import read_image
 from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from results import FEATURES
-from utils import Parser, UserError, filled, integer, make_folder, positive, run, sha256, warn
+from utils import (Parser, UserError, filled, integer, make_folder, positive, require_matplotlib, run, sha256,
+                   warn)
 
 COMPARABLE = ("checkpoint", "method", "height", "width", "flip", "range", "precision")  # of both sides
 
@@ -65,6 +66,7 @@ def main() -> None:
     if (args.far is None) != (args.calibration is None):
         missing = "--far" if args.far is None else "--calibration"
         raise UserError(f"{missing}: missing; --far and --calibration go together")
+    require_matplotlib("--out")
     query, gallery = read_side(args.query), read_side(args.gallery)
     require_same(query.record, gallery.record, COMPARABLE, f"{args.query} and {args.gallery}")
     threshold = cameras = draw = None

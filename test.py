@@ -21,7 +21,7 @@ import torch
 import options
 import results
 from bootstrap import QueryScores
-from checkpoint import as_checkpoint, is_own, is_published, load_file, load_published, warn_of_best
+from checkpoint import as_checkpoint, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
 from datasets.types import MODALITIES, TRIALS, Search
 from devices import choose_device, prepare, use_bf16
@@ -31,8 +31,8 @@ from model import TwoStream
 from results import FEATURES
 from retrieval import verification
 from retrieval.evidence import find_evidence
-from utils import (Parser, UserError, atomic_path, make_folder, one_line, parse_given, run, sha256, warn,
-                   write_json)
+from utils import (Parser, UserError, atomic_path, make_folder, parse_given, require_matplotlib, run, sha256,
+                   warn, write_json)
 
 RERANKED = "k-reciprocal re-ranking"  # as records name it
 
@@ -64,9 +64,9 @@ def main() -> None:
     prepare(device)
     paths = checkpoints(args)
     target = args.dataset if "dataset" in given else None
-    make_folder(args.out or results.FOLDER, "--out")
     if args.out:
-        require_figures()
+        require_matplotlib("--out", ", or leave --out out")
+    make_folder(args.out or results.FOLDER, "--out")
     if args.save_features:
         make_folder(Path(args.save_features).parent, "--save-features")
     models, searches, rankings, first = [], [], [], None
@@ -134,7 +134,7 @@ def checkpoints(args: argparse.Namespace) -> list[str]:
 def load_model(path: str, parser: Parser) -> Model:
     """A checkpoint of this project, or one of the published AGW or CGRNet code, named as what it is."""
     content = load_file(path, "--resume")
-    if not is_own(content) and isinstance(content, dict) and is_published(content.get("net")):
+    if is_published(content):
         net, facts, report = load_published(content, path)
         print("\n".join(report))
         return Model(net, path, facts)
@@ -223,16 +223,6 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     bf16 = use_bf16(device, args.amp, args.img_w)
     return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip,
                       silent=False)
-
-
-def require_figures() -> None:
-    """Load what draws the figures, which takes a second; `UserError` where it cannot be had."""
-    try:
-        import figures  # noqa: F401
-    except Exception as error:  # of whatever Matplotlib and NumPy do to each other
-        raise UserError(f"--out: Matplotlib, which draws the figures, does not load ({type(error).__name__}: "
-                        f"{one_line(error)[:120]}); run: pip install --upgrade matplotlib, or leave --out "
-                        "out") from None
 
 
 def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:

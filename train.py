@@ -441,8 +441,7 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches
                  (f"gallery {search.gallery.modality}", search.gallery)]
     for name, images in rows:
         log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
-    for line in unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}
-                                for search in searches[:1]]):
+    for line in (line for search in searches[:1] for line in unmatched(search)):
         log(line)
     parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
     losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}
@@ -450,6 +449,11 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches
         f"{state.num_classes} classes, {sampler.steps} steps an epoch")
     log("best is chosen on the test images that it is reported on, as is usual in this field; last is not"
         if searches else "no test images: nothing is evaluated, and no best chosen")
+
+
+def unmatched(search: Search) -> list[str]:
+    """A line on the queries of a search that see no match, if there are such."""
+    return unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}])
 
 
 def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSplit, searches: list[Search],
@@ -498,7 +502,7 @@ def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search
     net = saved.network(args.resume).to(device, memory_format=torch.channels_last)
     found = search_features(net, searches, evaluation(args, device, silent=not processes.writes))
     if processes.writes:
-        print(searches[0].name)
+        print("\n".join([searches[0].name, *unmatched(searches[0])]))
         for kind in FEATURES:
             print(f"{kind:<7} " + show_percent(score(found, searches[0], kind).headline()))
     stop_processes()

@@ -226,6 +226,20 @@ def explain_os_error(error: Exception) -> str:
     return f"{where}{error.strerror}; free space, or mend the path or its permissions"
 
 
+def require_matplotlib(flag: str, otherwise: str = "") -> None:
+    """Load what draws figures, which takes a second, before the work that they show.
+
+    Raises `UserError` naming the flag that asks for them where it cannot be had.
+    """
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+    except Exception as error:  # of whatever Matplotlib and NumPy do to each other
+        what = f"{type(error).__name__}: {one_line(error)[:120]}"
+        raise UserError(f"{flag}: Matplotlib, which draws the figures, does not load ({what}); run: pip "
+                        f"install --upgrade matplotlib{otherwise}") from None
+
+
 # -------------------------------------------------------------------------------------------------- arguments
 def integer(minimum: int, maximum: int = 10 ** 6) -> Callable[[str], int]:
     """An argparse type: a whole number within [minimum, maximum]."""

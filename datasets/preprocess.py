@@ -1,6 +1,7 @@
 """Decode and resize the training images of a data set once, into .npy arrays that training memory-maps."""
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing.connection
 import os
@@ -37,7 +38,7 @@ def preprocess(data: DataSet) -> None:
     split = data.train_split(root)
     for line in data.surprises(root, split):
         warn(line)
-    folder = make_folder(args.arrays or root, "--arrays" if args.arrays else "--data-path")
+    folder = arrays_folder(args, data)
     if found := strays(split, folder):
         warn(f"{', '.join(map(str, found))}: without {MANIFEST}, so made by other code or cut short; "
              "will be replaced (--arrays DIR writes elsewhere)")
@@ -47,11 +48,26 @@ def preprocess(data: DataSet) -> None:
           f"persons in {folder}")
 
 
+def arrays_folder(args: argparse.Namespace, data: DataSet) -> Path:
+    """The folder to write to; `UserError` if it cannot be written, or holds arrays of another data set."""
+    if not args.arrays:
+        try:
+            return make_folder(args.data_path, "--data-path")
+        except UserError as error:
+            raise UserError(f"{error}, by --arrays DIR") from None
+    folder = make_folder(args.arrays, "--arrays")
+    own = {f"{name}_img.npy" for name in data.arrays.names.values()}
+    if others := sorted(path for path in folder.glob("train_*_resized_img.npy") if path.name not in own):
+        raise UserError(f"--arrays {folder}: {others[0].name} of another data set found, whose "
+                        f"{MANIFEST} would be replaced; choose a folder for each data set")
+    return folder
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, script: str) -> Iterator[None]:
     """Keep a second pre-processing off the same folder, and clear away what an interrupted one left."""
     with locked(folder / f".{Path(script).stem}.lock", (
-            f"--data-path {folder}: a living process is pre-processing this folder; wait for it")):
+            f"{folder}: a living process is pre-processing this folder; wait for it")):
         clear(folder)
         try:
             yield

@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoint import is_published, load_file, load_published
+from checkpoint import is_published, load_file, load_init, load_network, load_published
+from model import TwoStream
 from utils import UserError
 
 WORDS = {"visible": "visible", "infrared": "thermal"}
@@ -300,11 +301,27 @@ def test_counts_of_batches_need_not_be_there(content, cgrnet):
     # the third block of a ResNet-34
     ("base_resnet.base.layer3.2.conv1.weight", torch.zeros(1), "layer3.2.conv1.weight found"),
     ("NL_1.0.theta.weight", torch.zeros(1), "NL_1.0.theta.weight found"),
+    ("MFA1.conv.weight", torch.zeros(1), "MFA1.conv.weight found, which cgrnet on resnet18 has no place for"),
+    ("visible_module.visible.attention.weight", torch.zeros(1), "visible.attention.weight found"),
+    ("thermal_block.base.layer2.0.extra.weight", torch.zeros(1), "layer2.0.extra.weight found"),
 ])
 def test_refuses_weights_that_would_give_other_features(content, name, value, message):
     content["net"][name] = value
     with pytest.raises(UserError, match=f"a.t: .*{message}"):
         load_published(content, "a.t")
+
+
+@pytest.mark.parametrize("wrapper", ["", "net", "state_dict", "model", "model_state_dict"])
+def test_resume_and_init_read_the_same_files(wrapper, tmp_path, cgrnet):
+    weights = as_file(cgrnet, "module.")["net"]
+    torch.save({wrapper: weights, "epoch": 42} if wrapper else weights, tmp_path / "a.t")
+    assert_same_features(load_network(tmp_path / "a.t")[0], cgrnet)
+    net = TwoStream("cgrnet", "resnet18", 3)
+    line = load_init(net, str(tmp_path / "a.t"), "sysu", 1)
+    assert "157 of 173 tensors and 100 % of the backbone's parameters" in line
+    assert "left out: classifier.weight" in line
+    ours, theirs = net.streams["infrared"].layer1, cgrnet.thermal_block.base.layer1
+    assert torch.equal(ours[0].conv1.weight, theirs[0].conv1.weight)
 
 
 @pytest.mark.parametrize("weights", [None, [], {}, {"conv1.weight": 1, 3: 4}])

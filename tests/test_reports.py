@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import server
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, make_llcm
 from test_faults import RUN, make_world
 
 from devices import choose_device
@@ -159,6 +159,10 @@ def test_a_broken_matplotlib_is_found_before_a_test_and_out_stays_away(world, ch
     done = changed(source, *test, "--out", "found")
     assert done.returncode == 2 and len(errors(done)) == 1, done.stderr
     assert "--out: Matplotlib, which draws the figures, does not load" in errors(done)[0]
+    assert not (tmp_path / "cwd/found").exists()
+    done = changed(source, "search.py", "a.npz", "b.npz", "--out", "found")
+    assert done.returncode == 2, done.stderr
+    assert "Matplotlib, which draws the figures, does not load" in errors(done)[0]
     assert changed(source, *test).returncode == 0  # draws nothing
 
 
@@ -237,6 +241,9 @@ def test_arrays_in_a_folder_of_their_own(script, world, tmp_path):
                         errors(lacking)[0])[1].split()
     assert lacking.returncode == 2 and script(*command).returncode == 0
     assert not list(root.glob("*.npy")) and len(list((tmp_path / "arrays").glob("*.npy"))) == 4
+    other = make_llcm(tmp_path / "LLCM")
+    mixed = script("pre_process_llcm.py", "--data-path", other, "--arrays", tmp_path / "arrays")
+    assert mixed.returncode == 2 and "of another data set found" in errors(mixed)[0], mixed.stderr
     for image in root.glob("cam1/0001/*"):  # training reads none: marks come from the manifest
         os.chmod(image, 0)
     assert script(*train).returncode == 0
@@ -310,6 +317,9 @@ def test_queries_that_see_no_match_are_counted(script, world, tmp_path):
                   "--gpu", "cpu", "--out", "found")
     assert done.returncode == 0, done.stderr
     assert "queries that see no match, left out of the mean: 2 of 8" in done.stdout
+    done = script("train.py", "--test-only", "--resume", tmp_path / "sysu.t", "--data-path", root, "--mode",
+                  "indoor", "--direction", "i2v", "--gpu", "cpu")
+    assert "queries that see no match, left out of the mean: 2 of 8" in done.stdout, done.stderr
     record = json.loads((script.cwd / "found/results.json").read_text())
     assert {trial["queries_without_match"] for trial in record["trials"]} == {2}
 

@@ -179,10 +179,10 @@ def test_the_record_holds_what_the_saved_features_give(script, world):
 
 def test_without_scikit_learn_the_rest_is_drawn(script, world, tmp_path):
     (tmp_path / "hidden/sklearn").mkdir(parents=True)
-    (tmp_path / "hidden/sklearn/__init__.py").write_text("raise ImportError")
+    (tmp_path / "hidden/sklearn/__init__.py").write_text("raise ValueError('numpy.dtype size changed')")
     done = script("test.py", "--data-path", world / "RegDB", "--gpu", "cpu", "--resume", world / "last.t",
                   "--out", "found", env={"PYTHONPATH": str(tmp_path / "hidden")}, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert ("embedding.png: left out, as scikit-learn is not installed; "
+    assert ("embedding.png: left out, as scikit-learn does not load (ValueError: numpy.dtype size changed); "
             "run: pip install -r requirements-figures.txt") in done.stderr
     assert not (script.cwd / "found/embedding.png").exists() and (script.cwd / "found/evidence.png").exists()

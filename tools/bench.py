@@ -373,7 +373,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Time this repository's ways against the plain ones.")
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
     add_data_arguments(parser)
-    parser.add_argument("--gpu", default="0", metavar="N|cpu", help="CUDA device number, or cpu")
+    parser.add_argument("--gpu", default="0", metavar="N|cuda:N|mps|cpu",
+                        help="number of a CUDA device, mps, or cpu")
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", help="backbone")
     parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
     parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")),
