@@ -25,14 +25,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrieval import onnx_model
 import results
-from checkpoint import as_checkpoint, is_published, load_file, load_published
+from checkpoint import load_network
 from data_loader import normalise
 from datasets.files import IMAGE_SUFFIXES
 from datasets.images import MEAN, STD, read_batches
 from datasets.types import MODALITIES, VISIBLE
 from model import TwoStream, folded, pool
+from retrieval import onnx_model
 from retrieval.onnx_model import Facts
 from utils import Parser, UserError, filled, integer, make_folder, run, sha256, warn, write_json
 
@@ -70,7 +70,8 @@ def main() -> None:
     """Export from the arguments of the command line."""
     args = build_parser().parse_args()
     require_packages()
-    net, known = load_network(args.checkpoint)
+    net, known = load_network(args.checkpoint, "checkpoint")
+    net.eval()
     digest = sha256(Path(args.checkpoint))
     record = find_record(digest, args.results)
     if args.dynamic and net.method.stripes:
@@ -109,15 +110,6 @@ def require_packages() -> None:
             __import__(name)
         except ImportError:
             raise UserError(f"{name} is not installed; run: {EXTRAS}") from None
-
-
-def load_network(path: str) -> tuple[TwoStream, dict[str, Any]]:
-    """The network of a checkpoint, ours or a published one, in eval mode, and what the file says of it."""
-    content = load_file(path, "checkpoint")
-    if is_published(content):
-        return load_published(content, path)[:2]
-    checkpoint = as_checkpoint(content, path, "checkpoint")
-    return checkpoint.network(path, "checkpoint").eval(), checkpoint.args
 
 
 def find_record(digest: str, path: str | None) -> dict[str, Any] | None:
