@@ -71,7 +71,8 @@ def check_person(folder: str, report: Report, name: str, form: str) -> list[str]
     for entry in entries:
         if not entry.name.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(entry.path):
             report.add(FAULT, "not images",
-                       f"{entry.path}: only {', '.join(IMAGE_SUFFIXES)} files expected; move it elsewhere")
+                       f"{entry.path}: only {', '.join(IMAGE_SUFFIXES)} files expected; convert it to .png, "
+                       "or move it elsewhere")
         elif has_bytes(entry.path, "", report):
             images.append(entry.path)
             if not re.fullmatch(name, entry.name):

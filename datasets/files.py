@@ -19,7 +19,8 @@ def list_images(folder: str | Path) -> list[str]:
             continue
         if not entry.name.lower().endswith(IMAGE_SUFFIXES) or entry.is_dir():
             raise UserError(f"{entry.path}: found among the images of a person, only "
-                            f"{', '.join(IMAGE_SUFFIXES)} files expected; move it elsewhere")
+                            f"{', '.join(IMAGE_SUFFIXES)} files expected; convert it to .png, or move it "
+                            "elsewhere")
         paths.append(entry.path)
     return paths
 
