@@ -288,9 +288,12 @@ def train_every_trial(args: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"--trial {EVERY}: {os.environ['WORLD_SIZE']} processes started; "
                         "give torchrun one trial at a time")
+    data = DATASETS[args.dataset]
+    data.searches(args.data_path, direction=args.direction, trials=data.trials(EVERY),
+                  **data.keywords("searches", vars(args)))  # a missing list is said now, not after hours
     name = run_name(argparse.Namespace(**{**vars(args), "trial": "{}"}))
     pattern = str(Path(args.model_path) / f"{name}_last.t")
-    for trial in DATASETS[args.dataset].trials(EVERY):
+    for trial in data.trials(EVERY):
         last = pattern.replace("{}", str(trial))
         epoch = load_checkpoint(last).epoch if Path(last).exists() else None
         if epoch is None:

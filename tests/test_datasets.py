@@ -582,6 +582,7 @@ def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatc
         path = tmp_path / f"save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial_{trial}_last.t"
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    monkeypatch.setattr(train.DATASETS["regdb"], "searches", lambda root, **_: [])
     monkeypatch.setattr(train, "run_script", lambda *words: ran.append(" ".join(words)))
     monkeypatch.setattr(train, "load_checkpoint",
                         lambda path: type("", (),
@@ -607,6 +608,15 @@ def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatc
 def test_every_trial_is_refused_where_it_means_nothing(script, words, said):
     done = script("train.py", *words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_every_trial_asks_for_all_lists_before_the_first_model(regdb, script, tmp_path):
+    shutil.copytree(regdb / "idx", tmp_path / "idx")
+    for side in ("Visible", "Thermal"):
+        (tmp_path / side).symlink_to(regdb / side)
+    (tmp_path / "idx/test_thermal_4.txt").unlink()
+    done = script("train.py", "--dataset", "regdb", "--data-path", tmp_path, *SMALL, "--trial", "all")
+    assert done.returncode == 2 and "test_thermal_4.txt: no such file" in done.stderr and not done.stdout
 
 
 def test_every_trial_ends_with_the_mean_of_ten_models(regdb, script):
