@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from backbones import BACKBONES
 from data_loader import AUGMENTATIONS, COMBINED
 from data_manager import DATASETS, add_dataset_flags, resolve_arguments
 from datasets.types import View
-from model import METHODS
+from model import METHODS, Method
 from results import FEATURES, SUM
 from utils import Parser, UserError, add_data_arguments, choices, filled, integer, not_negative, positive
 
@@ -145,6 +146,19 @@ def apply_recipe(args: argparse.Namespace, given: set[str]) -> None:
     for name, value in RECIPES[args.recipe].items():
         if name not in given and not (own and name == "augment"):
             setattr(args, name, value)
+
+
+def with_flags(method: Method, args: argparse.Namespace) -> Method:
+    """A method with the parameters that the command line sets."""
+    if args.margin is not None:
+        losses = {name: replace(loss, parameters={**loss.parameters, "margin": args.margin})
+                  if "margin" in loss.parameters else loss for name, loss in method.losses.items()}
+        method = replace(method, losses=losses)
+    if args.augment is not None:
+        names = tuple(args.augment.split(","))
+        method = replace(method,
+                         views={name: replace(view, augment=names) for name, view in method.views.items()})
+    return method
 
 
 def reconcile(parser: Parser, args: argparse.Namespace, given: set[str], saved: Mapping[str, Any],

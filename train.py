@@ -217,32 +217,19 @@ def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles
         state.best = Checkpoint({}, {}, 0).best
 
 
-def method_of(args: argparse.Namespace) -> Method:
-    """The row of METHODS that is trained, with the parameters that the command line sets."""
-    method = METHODS[args.method]
-    if args.margin is not None:
-        losses = {name: replace(loss, parameters={**loss.parameters, "margin": args.margin})
-                  if "margin" in loss.parameters else loss for name, loss in method.losses.items()}
-        method = replace(method, losses=losses)
-    if args.augment is not None:
-        names = tuple(args.augment.split(","))
-        method = replace(method,
-                         views={name: replace(view, augment=names) for name, view in method.views.items()})
-    return method
-
-
 def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: int,
                   device: torch.device) -> tuple[TwoStream, str]:
     """A new network with the arguments' first weights, or a checkpoint's; a line on those weights."""
+    method = options.with_flags(METHODS[args.method], args)
     if saved is not None:
         net, line = saved.network(args.resume), saved.first_weights
-        net.method = method_of(args)
+        net.method = method
     elif args.init:
-        net = TwoStream(method_of(args), args.arch, classes)
+        net = TwoStream(method, args.arch, classes)
         line = f"--init {args.init}: {load_init(net, args.init, args.dataset, args.trial)}"
     else:
         weights, line = pretrained_weights(args.pretrained, args.arch)
-        net, line = TwoStream(method_of(args), args.arch, classes, weights), f"--pretrained {line}"
+        net, line = TwoStream(method, args.arch, classes, weights), f"--pretrained {line}"
     if args.sync_bn:
         if device.type != "cuda":
             raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the "

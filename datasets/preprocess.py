@@ -42,7 +42,7 @@ def preprocess(data: DataSet) -> None:
     if found := strays(split, folder):
         warn(f"{', '.join(map(str, found))}: without {MANIFEST}, so made by other code or cut short; "
              "will be replaced (--arrays DIR writes elsewhere)")
-    with exclusive(folder, data.arrays.script):
+    with exclusive("--arrays" if args.arrays else "--data-path", folder, data.arrays.script):
         write_arrays(root, folder, split, args.img_h, args.img_w, min(args.workers, os.cpu_count() or 1))
     print(f"{len(split.visible)} visible and {len(split.infrared)} infrared images of {len(split.pids)} "
           f"persons in {folder}")
@@ -64,10 +64,10 @@ def arrays_folder(args: argparse.Namespace, data: DataSet) -> Path:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, script: str) -> Iterator[None]:
+def exclusive(flag: str, folder: Path, script: str) -> Iterator[None]:
     """Keep a second pre-processing off the same folder, and clear away what an interrupted one left."""
     with locked(folder / f".{Path(script).stem}.lock", (
-            f"{folder}: a living process is pre-processing this folder; wait for it")):
+            f"{flag} {folder}: a living process is pre-processing this folder; wait for it")):
         clear(folder)
         try:
             yield

@@ -3,8 +3,10 @@ import json
 
 import pytest
 from conftest import SMALL
+from torch import nn
 
-from model import METHODS
+from engine import build_optimiser
+from model import METHODS, TwoStream
 from tools import ablation
 
 
@@ -50,6 +52,32 @@ def test_the_table_pairs_runs_of_one_seed():
 
 
 def test_rows_are_steps_from_base_to_cgrnet():
-    assert ablation.ROWS["own stage 1, similarity"] != METHODS["cgrnet"] == ablation.ROWS["cgrnet"]
-    assert all(method.losses["triplet"].weight == 2 for row, method in ablation.ROWS.items()
-               if "stage 1" in row)
+    methods = {name: row.method for name, row in ablation.ROWS.items()}
+    assert methods["own stage 1, similarity"] != methods["cgrnet"] and METHODS.items() <= methods.items()
+    assert all(method.losses["triplet"].weight == 2 for row, method in methods.items() if "stage 1" in row)
+
+
+def test_a_relation_alone_leaves_the_other_gammas_at_0(run, script):
+    rows = ("local to local", "global to local", "local to global")
+    run(*(f"shared stage 1, {row} alone" for row in rows), "--epochs", 1, "--json", "runs.jsonl")
+    for index, record in enumerate(ablation.read_runs(script.cwd / "runs.jsonl").values()):
+        assert [number for number, gamma in enumerate(record["gammas"]["graph.gamma"]) if gamma] == [index]
+
+
+def test_a_row_sets_the_rate_of_its_gammas_alone():
+    for row, expected in (("cgrnet, gammas at a fiftieth", 0.01), ("cgrnet, gammas at the full rate", 0.5)):
+        net = TwoStream("cgrnet", "resnet18", 4)
+        optimiser = build_optimiser(net, nn.Identity(), 0.5, True, "sgd")
+        before = {id(group["params"][0]): group["initial_lr"] for group in optimiser.param_groups}
+        ablation.ROWS[row].set_up(net, optimiser, 0.5)
+        changed = {id(group["params"][0]): group["initial_lr"] for group in optimiser.param_groups}
+        gammas = id(net.similarity["visible"].gamma)
+        assert changed == before | {gammas: pytest.approx(expected)}
+
+
+def test_the_flags_of_train_py_reach_a_row(run, script):
+    run("base", "--augment", "standard,erase", "--epochs", 1, "--json", "erased.jsonl")
+    run("base", "--epochs", 1, "--json", "plain.jsonl")
+    plain, erased = (ablation.read_runs(script.cwd / f"{name}.jsonl")["base", 0]
+                     for name in ("plain", "erased"))
+    assert plain["loss"] != erased["loss"]

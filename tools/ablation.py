@@ -13,7 +13,7 @@ import math
 import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,31 +29,61 @@ from devices import choose_device, prepare, seed_everything, use_bf16
 from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features,
                     set_learning_rate, train_steps)
 from loss import Criterion
-from model import METHODS, Loss, TwoStream
+from model import METHODS, Loss, Method, TwoStream
 from results import FEATURES
 from utils import integer, run
 
 BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
 SIMILARITY = replace(CGRNET, graph=None)
-ROWS = {
-    "base": BASE,
-    "base, triplet x 2": replace(BASE, losses=DOUBLE),
-    "own stage 1": replace(BASE, losses=DOUBLE, own_stages=1),
-    "own stage 1, similarity without its loss": replace(SIMILARITY, losses=DOUBLE),
-    "own stage 1, similarity": SIMILARITY,
-    "shared stage 1, graph": replace(BASE, losses=DOUBLE, graph="normalised"),
-    "cgrnet": CGRNET,
-    "cgrnet, energy": replace(CGRNET, similarity="energy"),
-    "cgrnet, plain": replace(CGRNET, graph="plain"),
-    "cgrnet, energy and plain": replace(CGRNET, similarity="energy", graph="plain"),
-    "agw": AGW,
-    "agw, average pooling": replace(AGW, pooling="average"),
-    "agw, no non-local": replace(AGW, non_local=()),
-    "agw, batch-hard triplet": replace(AGW, losses=BASE.losses),
-    "base, GeM": replace(BASE, pooling="gem"),
-    "base, non-local": replace(BASE, non_local=AGW.non_local),
-    "base, weighted triplet": replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()}),
+GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row trains: a method, and what no method says.
+
+    relation: the one of the graph's three gammas that learns, the others stay at 0; None: all learn.
+    gamma_rate: the factor on the gammas' learning rate; None: that of GAMMA_RATES.
+    """
+
+    method: Method
+    relation: int | None = None
+    gamma_rate: float | None = None
+
+    def set_up(self, net: TwoStream, optimiser: torch.optim.Optimizer, lr: float) -> None:
+        """Keep the gammas of other relations at 0, and give all gammas their rate."""
+        if self.relation is not None:
+            alone = torch.zeros_like(net.graph.gamma)
+            alone[self.relation] = 1
+            net.graph.gamma.register_hook(lambda gradient: gradient * alone)
+        if self.gamma_rate is not None:
+            gammas = {parameter for name, parameter in net.named_parameters() if name.endswith("gamma")}
+            for group in optimiser.param_groups:
+                if gammas.issuperset(group["params"]):
+                    group["initial_lr"] = lr * self.gamma_rate
+
+
+ROWS = {name: Row(method) for name, method in METHODS.items()} | {
+    "base, triplet x 2": Row(replace(BASE, losses=DOUBLE)),
+    "own stage 1": Row(replace(BASE, losses=DOUBLE, own_stages=1)),
+    "own stage 1, similarity without its loss": Row(replace(SIMILARITY, losses=DOUBLE)),
+    "own stage 1, similarity": Row(SIMILARITY),
+    "shared stage 1, graph": Row(GRAPH),
+    "shared stage 1, local to local alone": Row(GRAPH, relation=0),
+    "shared stage 1, global to local alone": Row(GRAPH, relation=1),
+    "shared stage 1, local to global alone": Row(GRAPH, relation=2),
+    "cgrnet, energy": Row(replace(CGRNET, similarity="energy")),
+    "cgrnet, plain": Row(replace(CGRNET, graph="plain")),
+    "cgrnet, energy and plain": Row(replace(CGRNET, similarity="energy", graph="plain")),
+    "cgrnet, gammas at a fiftieth": Row(CGRNET, gamma_rate=1 / 50),
+    "cgrnet, gammas at the full rate": Row(CGRNET, gamma_rate=1.0),
+    "agw, average pooling": Row(replace(AGW, pooling="average")),
+    "agw, no non-local": Row(replace(AGW, non_local=())),
+    "agw, batch-hard triplet": Row(replace(AGW, losses=BASE.losses)),
+    "base, GeM": Row(replace(BASE, pooling="gem")),
+    "base, non-local": Row(replace(BASE, non_local=AGW.non_local)),
+    "base, weighted triplet": Row(replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()})),
 }
 FIGURES = ("rank-1", "mAP")
 
@@ -103,10 +133,12 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
     """Train a row from a seed as train.py does; its means over all trials, as test.py's, and its gammas."""
     weights, _ = pretrained_weights(args.pretrained, args.arch)
     seed_everything(seed)
-    net = TwoStream(ROWS[row], args.arch, len(split.pids), weights)
+    method = options.with_flags(ROWS[row].method, args)
+    net = TwoStream(method, args.arch, len(split.pids), weights)
     net.to(device, memory_format=torch.channels_last)
     criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
     optimiser = build_optimiser(net, criterion, args.lr, weights is not None, args.optim)
+    ROWS[row].set_up(net, optimiser, args.lr)
     sampler = IdentitySampler({m: split.labels(m) for m in MODALITIES}, args.batch_size, args.num_pos, seed)
     batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", seed)
     bf16 = use_bf16(device, args.amp, args.img_w)
