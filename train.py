@@ -275,22 +275,38 @@ def train_every_trial(args: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"--trial {EVERY}: {os.environ['WORLD_SIZE']} processes started; "
                         "give torchrun one trial at a time")
-    data = DATASETS[args.dataset]
-    data.searches(args.data_path, direction=args.direction, trials=data.trials(EVERY),
-                  **data.keywords("searches", vars(args)))  # a missing list is said now, not after hours
+    data, fixed = DATASETS[args.dataset], options.train_parser().fixed
     name = run_name(argparse.Namespace(**{**vars(args), "trial": "{}"}))
     pattern = str(Path(args.model_path) / f"{name}_last.t")
-    for trial in data.trials(EVERY):
+    epochs: dict[int, int | None] = {}
+    for trial in data.trials(EVERY):  # a fault of any is said before the first is trained
+        data.train_split(args.data_path, trial)
+        data.searches(args.data_path, direction=args.direction, trials=[trial])
         last = pattern.replace("{}", str(trial))
-        epoch = load_checkpoint(last).epoch if Path(last).exists() else None
+        saved = load_checkpoint(last) if Path(last).exists() else None
+        if saved is not None:
+            require_same_run(args, saved, fixed - {"trial"}, last)
+        epochs[trial] = saved and saved.epoch
+    for trial, epoch in epochs.items():
+        last = pattern.replace("{}", str(trial))
         if epoch is None:
             run_script("train.py", *given_words({"trial"}), "--trial", str(trial))
         elif epoch < args.epochs:
-            run_script("train.py", *given_words(options.train_parser().fixed), "--resume", last)
+            run_script("train.py", *given_words(fixed), "--resume", last)
         else:
             print(f"trial {trial}: {last} is complete", flush=True)
     run_script("test.py", "--resume", pattern, "--data-path", args.data_path, "--direction", args.direction,
                "--gpu", args.gpu, "--workers", str(args.workers), "--test-batch", str(args.test_batch))
+
+
+def require_same_run(args: argparse.Namespace, saved: Checkpoint, names: set[str], path: str) -> None:
+    """Raise `UserError` where a checkpoint of the run's name is one of other settings."""
+    for name in sorted(names & saved.args.keys()):
+        own, other = getattr(args, name), saved.args[name]
+        if own != other:
+            flag = options.train_parser().flag(name)
+            raise UserError(f"--trial {EVERY}: {path} was trained with {flag} {other}, not {own}; "
+                            "give the same flags, or another --model_path")
 
 
 def given_words(leave_out: set[str]) -> list[str]:

@@ -574,29 +574,40 @@ def test_each_script_of_pre_processing_is_called_after_its_data_set():
 
 
 # ---------------------------------------------------------------------------------------- all trials of RegDB
-def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
+def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatch, tmp_path, regdb):
     import train
     monkeypatch.chdir(tmp_path)
-    ran, epochs = [], {1: 80, 3: 12}
+    ran, epochs, optim = [], {1: 80, 3: 12}, "sgd"
     for trial in epochs:
         path = tmp_path / f"save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial_{trial}_last.t"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    monkeypatch.setattr(train.DATASETS["regdb"], "searches", lambda root, **_: [])
     monkeypatch.setattr(train, "run_script", lambda *words: ran.append(" ".join(words)))
     monkeypatch.setattr(train, "load_checkpoint",
                         lambda path: type("", (),
-                                          {"epoch": epochs[int(re.findall(r"trial_(\d+)", path)[0])]}))
+                                          {"epoch": epochs[int(re.findall(r"trial_(\d+)", path)[0])],
+                                           "args": {"method": "agw", "optim": optim}}))
     monkeypatch.setattr("sys.argv",
-                        ["train.py", "--dataset", "regdb", "--trial", "all", "--method", "agw",
-                         "--workers", "1", "--sync-bn", "--tvsearch"])
+                        ["train.py", "--dataset", "regdb", "--data-path", str(regdb), "--trial", "all",
+                         "--method", "agw", "--workers", "1", "--sync-bn", "--tvsearch"])
     train.main()
-    new = "train.py --dataset regdb --method agw --sync-bn --tvsearch --workers 1 --trial"
+    new = (f"train.py --data-path {regdb} --dataset regdb --method agw --sync-bn --tvsearch --workers 1 "
+           "--trial")
     name = "save_model/regdb_agw_p4_n8_lr_0.1_seed_0_trial"
-    assert ran[:2] == [f"{new} 2", f"train.py --tvsearch --workers 1 --resume {name}_3_last.t"]
+    assert ran[:2] == [f"{new} 2",
+                       f"train.py --data-path {regdb} --tvsearch --workers 1 --resume {name}_3_last.t"]
     assert ran[2:9] == [f"{new} {trial}" for trial in range(4, 11)]
-    assert ran[9:] == [f"test.py --resume {name}_{{}}_last.t --data-path data/RegDB --direction i2v --gpu 0 "
+    assert ran[9:] == [f"test.py --resume {name}_{{}}_last.t --data-path {regdb} --direction i2v --gpu 0 "
                        "--workers 1 --test-batch 64"]
+    optim = "adam"  # the name of a run does not tell
+    with pytest.raises(UserError, match="trial_1_last.t was trained with --optim adam, not sgd"):
+        train.main()
+    optim = "sgd"
+    (regdb / "idx/test_thermal_4.txt").unlink()  # said before hours of training
+    ran.clear()
+    with pytest.raises(UserError, match="test_thermal_4.txt: no such file"):
+        train.main()
+    assert not ran
 
 
 @pytest.mark.parametrize("words, said", [
@@ -608,15 +619,6 @@ def test_every_trial_is_trained_once_and_goes_on_where_it_was_stopped(monkeypatc
 def test_every_trial_is_refused_where_it_means_nothing(script, words, said):
     done = script("train.py", *words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_every_trial_asks_for_all_lists_before_the_first_model(regdb, script, tmp_path):
-    shutil.copytree(regdb / "idx", tmp_path / "idx")
-    for side in ("Visible", "Thermal"):
-        (tmp_path / side).symlink_to(regdb / side)
-    (tmp_path / "idx/test_thermal_4.txt").unlink()
-    done = script("train.py", "--dataset", "regdb", "--data-path", tmp_path, *SMALL, "--trial", "all")
-    assert done.returncode == 2 and "test_thermal_4.txt: no such file" in done.stderr and not done.stdout
 
 
 def test_every_trial_ends_with_the_mean_of_ten_models(regdb, script):

@@ -425,7 +425,8 @@ IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, ch
     ("a text", "0001.jpg: a file of 5 bytes in no known image format found, an image expected",
      write(FIRST, "hello")),
     ("a folder", "0003.jpg: found among the images of a person, only .jpg, .jpeg, .png, .bmp files expected; "
-     "move it elsewhere", lambda place, world: (place / "SYSU-MM01/cam1/0001/0003.jpg").mkdir()),
+     "convert it to .png, or move it elsewhere",
+     lambda place, world: (place / "SYSU-MM01/cam1/0001/0003.jpg").mkdir()),
     ("another format", r"0003.gif: found among", image("SYSU-MM01/cam1/0001/0003.gif")),
     ("a link to nowhere", r"0001.jpg: No such file or directory", link(FIRST, "/nowhere")),
 )] + [
