@@ -6,7 +6,7 @@ report.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +61,20 @@ class Report:
 def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: set[int],
                      report: Report) -> None:
     """Report persons without a modality: training refuses them, testing leaves their queries out."""
-    for modality, present in sides.items():
-        for pid in sorted(pids - present):
-            report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",
-                       f"{source}: person {pid} has no {modality} image")
+    check_lone(source, split, sides, sorted(pids), report)
     if split == "test" and pids and not set.intersection(*sides.values()):
         report.add(FAULT, "no search", f"{source}: no test person has images in both modalities; restore "
                                        "the test persons")
+
+
+def check_lone(source: object, split: str, sides: Mapping[str, Collection], persons: Iterable,
+               report: Report) -> None:
+    """Report each of the persons, in their order, whom one of the modalities does not show."""
+    for modality, present in sides.items():
+        for person in persons:
+            if person not in present:
+                report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",
+                           f"{source}: person {person} has no {modality} image")
 
 
 def has_bytes(path: str, why: str, report: Report) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.cameras import check_person
-from datasets.check import FAULT, NOTE, SPLITS, Report, scan
+from datasets.check import FAULT, NOTE, SPLITS, Report, check_lone, scan
 from datasets.files import is_system_file, list_images
 from datasets.types import (DIRECTIONS, MODALITIES, DataSet, Flag, Images, Search, TrainSplit,
                             make_train_split)
@@ -105,7 +105,7 @@ class Folders(DataSet):
             names[split] = set().union(*sides.values())
             report.table.append(f"{SPLITS[split]:<16}" + "".join("{:>18}{:>8}{:>9}".format(*sizes(persons))
                                                                  for persons in sides.values()))
-            check_sides(root / split, split, sides, report)
+            check_lone(root / split, split, sides, sorted(names[split], key=natural), report)
         for split in SPLITS.keys() - present:
             report.add(NOTE, "nothing to " + ("train on" if split == "train" else "test on"),
                        f"{root / split}: no such folder")
@@ -219,11 +219,3 @@ def sizes(persons: Persons) -> tuple[int, int, int]:
     """Persons, images and named cameras."""
     paths = [path for images in persons.values() for path in images]
     return len(persons), len(paths), len({camera_of(path) for path in paths} - {None})
-
-
-def check_sides(folder: Path, split: str, sides: Mapping[str, Persons], report: Report) -> None:
-    """Report persons without a modality: training refuses them, testing leaves their queries out."""
-    for modality, other in (MODALITIES, MODALITIES[::-1]):
-        for name in sorted(sides[other].keys() - sides[modality].keys(), key=natural):
-            report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",
-                       f"{folder}: person {name} has no {modality} image")
