@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from backbones import fetch_imagenet
 from data_manager import DATASETS
-from datasets.images import read_image
+from datasets.images import read_image, read_images
 from datasets.types import Search
 from eval_metrics import evaluate
 from synthetic.pedestrians import render_llcm, render_regdb, render_sysu
@@ -49,15 +49,13 @@ class Course:
     chained: bool = False
 
 
-# A few minutes ask for many persons a step, and for another schedule than the paper's, which is made for
-# hours.
+# A few minutes ask for many persons a step, and for another schedule than the paper's, made for hours.
 RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 PRETRAINED = Course(
     1020, 128, 64, 16, ("--arch", "mobilenet_v2", *RECIPE),
     (("sysu", "base", 3, 0.0035), ("sysu", "cgrnet", 3, 0.0035), ("regdb", "cgrnet", 3, 0.0035),
      ("llcm", "cgrnet", 3, 0.0035)))
-# `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, those of a trained one do
-# not.
+# `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, of a trained one not.
 FROM_SCRATCH = Course(
     216, 64, 32, 8, ("--arch", "resnet18", *RECIPE),
     (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004),
@@ -225,9 +223,8 @@ def train_and_test(name: str, method: str, course: Course, length: tuple, start:
     identities = min(course.identities, len(DATASETS[name].train_split(str(root), 1).pids))
     script("train.py", "--dataset", name, "--method", method, *length, *begin, *course.flags, *where,
            "--batch-size", identities, "--img_h", course.height, "--img_w", course.width, "--amp", "off",
-           "--eval-every", 100,
-           "--print-freq", 1000, "--model_path", models, "--log_path", out / "log", "--vis_log_path",
-           out / "log" / "vis_log")
+           "--eval-every", 100, "--print-freq", 1000, "--model_path", models, "--log_path", out / "log",
+           "--vis_log_path", out / "log" / "vis_log")
     trained = max(models.glob("*_last.t"), key=os.path.getmtime)
     script("test.py", "--resume", trained, *where, "--out", figures)
     return trained, json.loads((figures / "results.json").read_text(encoding="utf-8"))
@@ -242,9 +239,8 @@ def search_page(root: Path, models: Path, results: Path, out: Path) -> Path:
         names = out / f"{side.modality}.txt"
         names.write_text("\n".join(side.paths) + "\n", encoding="utf-8")
         script("embed.py", names, "--modality", side.modality, "--resume", trained,
-               "--out", names.with_suffix(".npz"), "--gpu", "cpu",
-               "--workers", 2)
-    # none from too few pairs
+               "--out", names.with_suffix(".npz"), "--gpu", "cpu", "--workers", 2)
+    # no threshold comes from too few pairs
     known = json.loads(results.read_text(encoding="utf-8"))["thresholds"]["bnneck"]["i2v"]
     verdicts = ("--far", "0.01", "--calibration", results) if "0.01" in known else ()
     script("search.py", out / "infrared.npz", out / "visible.npz", "--resume", trained, "--out", out,
@@ -271,8 +267,7 @@ def baselines(root: Path, name: str) -> dict[str, dict[str, float]]:
     chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values())
                       for _ in range(20)], 0)
     rows = {"chance": dict(zip(MEASURES, chance))}
-    images = [np.stack([read_image(path, 48, 24, side.levels) for path in side.paths])
-              for side in (search.query, search.gallery)]
+    images = [read_images(side.paths, 48, 24, levels=side.levels) for side in (search.query, search.gallery)]
     for title, view in views.items():
         query, gallery = map(view, images)
         rows[title] = scores(cdist(query, gallery), search)

@@ -211,7 +211,7 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
             images = next(self.batches, None)
             if images is None:
                 return None
-            return {"images": np.stack(images) if facts.uint8 else onnx_model.normalise(np.stack(images))}
+            return {"images": images if facts.uint8 else onnx_model.normalise(images)}
 
     quant_pre_process(path, path, skip_symbolic_shape=True)
     # 7 of the bits: without VNNI, processors add products of bytes in 16 bits, which could overflow

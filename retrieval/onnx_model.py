@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.images import MEAN, STD, read_batches
+from embedding import features_of
 from utils import UserError, one_line
 
 FORMAT = 1
@@ -65,12 +66,7 @@ class OnnxModel:
         total = -(-len(paths) // batch)
         for images in tqdm(reading, self.facts.modality, total, unit="batch", leave=False,
                            disable=silent or None):
-            pixels = np.stack(images)
-            feats = np.stack(self.features(pixels))
-            if flip:
-                feats += np.stack(self.features(np.ascontiguousarray(pixels[:, :, ::-1])))
-                feats /= np.linalg.norm(feats, axis=2, keepdims=True)
-            found.append(feats)
+            found.append(np.stack(features_of(self.features, images, flip)))
         pool, bnneck = np.concatenate(found, 1)
         return pool, bnneck
 
