@@ -281,7 +281,8 @@ def train_every_trial(args: argparse.Namespace) -> None:
     epochs: dict[int, int | None] = {}
     for trial in data.trials(EVERY):  # a fault of any is said before the first is trained
         data.train_split(args.data_path, trial)
-        data.searches(args.data_path, direction=args.direction, trials=[trial])
+        data.searches(args.data_path, direction=args.direction, trials=[trial],
+                      **data.keywords("searches", vars(args)))
         last = pattern.replace("{}", str(trial))
         saved = load_checkpoint(last) if Path(last).exists() else None
         if saved is not None:

@@ -8,6 +8,7 @@ from torch import nn
 from engine import build_optimiser
 from model import METHODS, TwoStream
 from tools import ablation
+from utils import UserError
 
 
 @pytest.fixture
@@ -73,6 +74,11 @@ def test_a_row_sets_the_rate_of_its_gammas_alone():
         changed = {id(group["params"][0]): group["initial_lr"] for group in optimiser.param_groups}
         gammas = id(net.similarity["visible"].gamma)
         assert changed == before | {gammas: pytest.approx(expected)}
+
+
+def test_a_recipe_is_refused(run):
+    with pytest.raises(UserError, match="--recipe short: rows of many methods have no recipe in common"):
+        run("base", "--recipe", "short", "--json", "runs.jsonl")
 
 
 def test_the_flags_of_train_py_reach_a_row(run, script):

@@ -31,7 +31,7 @@ from engine import (Extraction, build_optimiser, learning_rate_factor, score, se
 from loss import Criterion
 from model import METHODS, Loss, Method, TwoStream
 from results import FEATURES
-from utils import integer, run
+from utils import UserError, integer, run
 
 BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
@@ -95,7 +95,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED",
                         help="one run each")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
-    return options.resolve(parser.parse_args())
+    args = parser.parse_args()
+    if args.recipe != parser.get_default("recipe"):
+        raise UserError(f"--recipe {args.recipe}: rows of many methods have no recipe in common; "
+                        "give its flags by themselves (train.py --help says them)")
+    return options.resolve(args)
 
 
 def main() -> None:
@@ -109,8 +113,9 @@ def main() -> None:
         data = DATASETS[args.dataset]
         searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial),
                                  **data.keywords("searches", vars(args)))
-        split = data.train_split(args.data_path, args.trial)
-        images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, silent=True)
+        split = data.train_split(args.data_path, **data.keywords("train_split", vars(args)))
+        images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers,
+                                   folder=args.arrays, silent=True)
     for row, seed in missing:
         begun = time.perf_counter()
         figures = train(row, seed, args, split, images, searches, device)
