@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ def save_image(path: Path, seed: list[int], size: tuple[int, int] = (24, 48)) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (6, 3, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BILINEAR).save(path)
+
+
+def published_draw(trial: int, folders: Iterable[Path]) -> list[str]:
+    """An image of each folder as published code draws it, from the global generator, which is put back."""
+    before = random.getstate()
+    random.seed(trial)
+    drawn = [random.choice([str(folder / name) for name in sorted(os.listdir(folder))]) for folder in folders]
+    random.setstate(before)
+    return drawn
 
 
 def make_sysu(root: Path, train: int = 4, val: int = 1, test: int = 3, images: int = 4) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLCM_SIDES as SIDES
-from conftest import ROOT, SMALL, make_llcm, save_image
+from conftest import ROOT, SMALL, make_llcm, published_draw, save_image
 from PIL import Image
 
 import data_manager
@@ -103,15 +103,10 @@ def test_llcms_gallery_is_the_draw_of_the_global_generator(llcm, mode, name, cam
     before = random.getstate()
     paths, pids, camids = process_gallery_llcm(str(llcm), mode, trial)
     assert random.getstate() == before
-    random.seed(trial)
-    expected = []
-    for pid in (2, 4, 6):
-        for camera in cameras:
-            folder = llcm / f"test_{name}/cam{camera}/{pid:04d}"
-            if folder.is_dir():
-                expected.append((random.choice([str(folder / file) for file in sorted(os.listdir(folder))]),
-                                 pid, camera))
-    random.setstate(before)
+    folders = {llcm / f"test_{name}/cam{camera}/{pid:04d}": (pid, camera)
+               for pid in (2, 4, 6) for camera in cameras}
+    there = [folder for folder in folders if folder.is_dir()]
+    expected = [(path, *folders[folder]) for path, folder in zip(published_draw(trial, there), there)]
     assert list(zip(paths, pids.tolist(), camids.tolist())) == expected
     queries = process_query_llcm(str(llcm), mode)
     assert len(queries[0]) == 2 * len(expected) and set(paths) <= set(queries[0])
