@@ -20,8 +20,8 @@ import numpy as np
 from datasets.folders import RANGE, require_range
 from datasets.types import MODALITIES, Features
 from embedding import Rows, average, embed_batches, find_images, find_tracklets, join, read_boxes
-from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
 from results import FEATURES
+from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
 from utils import Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
 
 

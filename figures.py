@@ -22,8 +22,8 @@ from PIL import Image
 from datasets.images import read_image
 from datasets.types import MODALITIES, Images, Search
 from results import scored
-from utils import UserError, atomic_path, one_line
 from retrieval.verification import Pairs
+from utils import UserError, atomic_path, one_line
 
 if TYPE_CHECKING:
     from retrieval.evidence import Evidence

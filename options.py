@@ -133,10 +133,9 @@ def add_shared_arguments(parser: Parser, script: str) -> None:
                         help="bfloat16 autocast; auto: where the device has it natively")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", machine=True,
                         help="images a step in evaluation")
+    directions = ", ".join(f"{data.direction} for {name}" for name, data in DATASETS.items())
     parser.add_argument("--direction", choices=("i2v", "v2i"),
-                        help="infrared query in visible gallery, or the reverse (default: " +
-                             ", ".join(f"{data.direction} for "
-                                       f"{name}" for name, data in DATASETS.items()) + ")")
+                        help=f"infrared query in visible gallery, or the reverse (default: {directions})")
     add_dataset_flags(parser, script)
 
 

@@ -1,6 +1,6 @@
 """Decode and resize the training images of LLCM once, into .npy arrays that training memory-maps.
 
-    python pre_process_llcm.py [--data-path data/LLCM] [--img_w 144 --img_h 288] [--workers N]
+    python pre_process_llcm.py [--data-path DIR] [--arrays DIR] [--img_w 144 --img_h 288] [--workers N]
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Decode and resize the training images of SYSU-MM01 once, into .npy arrays that training memory-maps.
 
-python pre_process_sysu.py [--data-path data/SYSU-MM01] [--arrays DIR] [--img_w 144 --img_h 288] [--workers N]
+    python pre_process_sysu.py [--data-path DIR] [--arrays DIR] [--img_w 144 --img_h 288] [--workers N]
 """
 from __future__ import annotations
 

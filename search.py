@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import hits
 from datasets.images import read_image
-from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from results import FEATURES
+from retrieval import hits
+from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
 from utils import (Parser, UserError, filled, integer, make_folder, positive, require_matplotlib, run, sha256,
                    warn)
 

@@ -393,8 +393,8 @@ def sha256(path: Path) -> str:
 def git_commit() -> str:
     """The commit of the code that runs, with `+` if files were changed; `unknown` outside a checkout."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).resolve().parent),
-                               *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):

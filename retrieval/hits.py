@@ -40,7 +40,6 @@ class Threshold:
                 f"{self.calibration}")
 
 
-
 @dataclass(frozen=True)
 class Hit:
     """A gallery image that a query found: its name, an image that shows it, and what is said of the pair."""

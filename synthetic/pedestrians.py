@@ -54,8 +54,8 @@ NOT_IN_TEST = ("nir", 3)  # LLCM's camera 3 has no infrared test images
 EVERYWHERE = (1, 2, 3, 4, 5, 6)
 # which SYSU-MM01 cameras met a person; dealt in turn, so that even a handful of persons fills every camera
 PRESENCE = EVERYWHERE, (4, 5, 6), (1, 2, 3), EVERYWHERE, (1, 3, 4, 5, 6), EVERYWHERE, (2, 3, 4, 6)
-LLCM_PRESENCE = (1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8), (1, 4, 7), (2, 5, 8), (3, 6,
-                                                                                                        9)
+LLCM_PRESENCE = ((1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8), (1, 4, 7), (2, 5, 8),
+                 (3, 6, 9))
 
 
 # ------------------------------------------------------------------------------------------------------ shots

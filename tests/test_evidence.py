@@ -9,9 +9,9 @@ import figures
 from backbones import BACKBONES
 from datasets.images import read_image
 from engine import Extraction, extract_features
-from retrieval.evidence import Evidence, evidence_maps, find_evidence
 from model import METHODS
 from results import FEATURES
+from retrieval.evidence import Evidence, evidence_maps, find_evidence
 
 HEIGHT, WIDTH = 64, 32
 

@@ -13,12 +13,12 @@ from conftest import ROOT, make_network, save_image
 
 import checkpoint
 import export
-from retrieval import onnx_model
 from backbones import BACKBONES
 from checkpoint import Checkpoint
 from datasets.types import MODALITIES
 from engine import Extraction, extract_features
 from model import METHODS
+from retrieval import onnx_model
 from retrieval.onnx_model import Facts
 from utils import UserError
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import make_checkpoint, save_image
 from PIL import Image
 
+from datasets.images import read_image
 from retrieval import gallery as galleries
 from retrieval import hits
-from datasets.images import read_image
 from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of,
                                write_gallery)
 from utils import UserError

@@ -9,10 +9,10 @@ from conftest import make_regdb
 from scipy.stats import binom, norm
 
 import figures
-from retrieval import verification
 from datasets.types import MODALITIES, Images
 from eval_metrics import modality_gap
 from model import TwoStream
+from retrieval import verification
 from retrieval.verification import RATES, Pairs, make_pairs, thresholds
 
 

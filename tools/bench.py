@@ -27,16 +27,16 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from retrieval import onnx_model
 from backbones import BACKBONES
 from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
 from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
-from retrieval.gallery import BLOCK, find_nearest
 from loss import Criterion
 from model import METHODS, MODALITIES, Method, TwoStream, View
+from retrieval import onnx_model
+from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
 from utils import Parser, add_data_arguments, choices, integer, run, versions, write_json
 
@@ -166,8 +166,8 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
             settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, device, bf16)
             sides = (functools.partial(plain.features, plain_net, loader, device),
                      functools.partial(extract_features, net, paths, "visible", settings))
-            result = compare(f"extract {args.arch} "
-                             f"{name}", *sides, args.repeats, args.warmup, device, count, plain_memory=True)
+            result = compare(f"extract {args.arch} {name}", *sides, args.repeats, args.warmup, device, count,
+                             plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
 
 
@@ -275,8 +275,8 @@ def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
     for name, bf16 in precisions(device):
         pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
                   for method in (without, METHODS["cgrnet"])]
-        result = compare(f"graph {args.arch} "
-                         f"{name}", *pieces, args.repeats, args.warmup, device, args.step_images)
+        result = compare(f"graph {args.arch} {name}", *pieces, args.repeats, args.warmup, device,
+                         args.step_images)
         extra = 100 / result["ratio"] - 100
         result = {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
         yield with_floor(result, count_flops(pieces[1]), "FLOP", device, bf16)

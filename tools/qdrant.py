@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
 from results import FEATURES
+from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
 from utils import Parser, UserError, filled, integer, one_line, run
 
 
