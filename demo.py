@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-from backbones import fetch_imagenet
 from data_manager import DATASETS
 from datasets.images import read_image, read_images
 from datasets.types import Search
@@ -71,7 +69,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=filled, default="data/demo", metavar="DIR",
                         help="folder for data, models and figures")
     parser.add_argument("--ids", type=integer(12, 9999), metavar="N", help="persons in SYSU-MM01's layout; "
-                        "the others have a third of them, at least 16 and at most 96 (default: "
+                        "the others have a third of them, at least 16 and at most 64 (default: "
                         f"{PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first weights)")
     parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
                         help="images of a person in each camera (RegDB: 10 in each modality)")
@@ -86,9 +84,8 @@ def build_parser() -> Parser:
 
 def main() -> None:
     """Run the demonstration."""
-    args = build_parser().parse_args()
-    args.gpu = args.gpu or ("0" if torch.cuda.is_available() else "cpu")
     begun = time.perf_counter()
+    args = build_parser().parse_args()
     out = make_folder(args.out, "--out")
     roots = {name: out / Path(DATASETS[name].path).name for name in RENDERERS}
     course = PRETRAINED if args.data_only else choose_course()
@@ -106,6 +103,7 @@ def main() -> None:
         if data := DATASETS[name].arrays:
             script(data.script, "--data-path", root, "--img_h", course.height, "--img_w", course.width)
     table, start = {name: baselines(root, name) for name, root in roots.items()}, None
+    args.gpu = args.gpu or default_device()
     for name, method, epochs, rate in course.trainings:
         length = ("--epochs", epochs, "--lr", rate, "--seed", args.seed)
         trained, record = train_and_test(name, method, course, length, start, roots[name], out, args.gpu)
@@ -119,8 +117,17 @@ def main() -> None:
     print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
 
 
+def default_device() -> str:
+    """The first CUDA device, or cpu where there is none."""
+    import torch  # not above: each process that renders imports this file too
+
+    return "0" if torch.cuda.is_available() else "cpu"
+
+
 def choose_course() -> Course:
     """The course from ImageNet weights where they are within reach, else from scratch; says which."""
+    from backbones import fetch_imagenet  # not above: it imports torch
+
     try:
         print(f"First weights: {fetch_imagenet('mobilenet_v2')}")
         return PRETRAINED
@@ -184,7 +191,7 @@ def read_record(path: Path, out: Path) -> object:
 def render_one(name: str, root: Path, args: argparse.Namespace) -> None:
     """Render one data set."""
     images = 10 if name == "regdb" else args.images
-    ids = args.ids if name == "sysu" else max(16, min(96, args.ids // 3))
+    ids = args.ids if name == "sysu" else max(16, min(64, args.ids // 3))
     with tqdm(desc=f"rendering {root.name}", unit="person", total=ids, disable=None) as bar:
         RENDERERS[name](root, ids, images, args.data_seed, workers=os.cpu_count() or 1,
                         progress=lambda done, total, bar=bar: bar.update(done - bar.n))

@@ -395,9 +395,10 @@ def played(monkeypatch, tmp_path):
             for name, make in (("sysu", make_sysu), ("regdb", make_regdb), ("llcm", make_llcm)):
                 make(roots[name])
 
-        for name, value in (("script", script), ("fetch_imagenet", fetch), ("render", render),
-                            ("baselines", lambda *_: {}), ("search_page", lambda *_: "hits.html")):
+        for name, value in (("script", script), ("render", render), ("baselines", lambda *_: {}),
+                            ("search_page", lambda *_: "hits.html")):
             monkeypatch.setattr(demo, name, value)
+        monkeypatch.setattr("backbones.fetch_imagenet", fetch)
         monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
         demo.main()
         return calls
