@@ -25,7 +25,7 @@ from datasets.images import read_image, read_images
 from datasets.types import Search
 from eval_metrics import evaluate
 from synthetic.pedestrians import render_llcm, render_regdb, render_sysu
-from utils import Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
+from utils import GPU, Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
 
 HERE = Path(__file__).resolve().parent
 
@@ -76,8 +76,8 @@ def build_parser() -> Parser:
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
     parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
                         help="seed of the data; the same gives the same bytes")
-    parser.add_argument("--gpu", metavar="N|cuda:N|mps|cpu",
-                        help="number of a CUDA device, mps, or cpu, which is taken where there is no CUDA")
+    parser.add_argument("--gpu", **{**GPU, "default": None,
+                                    "help": f"{GPU['help']} (default: 0 where there is CUDA, else cpu)"})
     parser.add_argument("--data-only", action="store_true", help="stop after rendering")
     return parser
 

@@ -22,7 +22,7 @@ from datasets.types import MODALITIES, Features
 from embedding import Rows, average, embed_batches, find_images, find_tracklets, join, read_boxes
 from results import FEATURES
 from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
-from utils import Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
+from utils import GPU, Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
 
 
 def build_parser() -> Parser:
@@ -46,8 +46,7 @@ def build_parser() -> Parser:
                             help=f"image {side} (default: the checkpoint's)")
     parser.add_argument("--range", **{**RANGE.settings, "help": "raw values that become black and white in "
                                       "images of more than 8 bits (default: the checkpoint's)"})
-    parser.add_argument("--gpu", default="0", metavar="N|cuda:N|mps|cpu",
-                        help="number of a CUDA device, mps, or cpu")
+    parser.add_argument("--gpu", **GPU)
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it natively")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", help="images a step")

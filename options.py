@@ -17,7 +17,7 @@ from data_manager import DATASETS, add_dataset_flags, resolve_arguments
 from datasets.types import View
 from model import METHODS, Method
 from results import FEATURES, SUM
-from utils import Parser, UserError, add_data_arguments, choices, filled, integer, not_negative, positive
+from utils import GPU, Parser, UserError, add_data_arguments, choices, filled, integer, not_negative, positive
 
 # Defaults of other flags in one word, each open to its flag. `paper`: the declared ones.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -127,8 +127,7 @@ def add_shared_arguments(parser: Parser, script: str) -> None:
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", fixed=True, help="backbone")
     parser.add_argument("--resume", "-r", type=filled, metavar="PATH", machine=True,
                         help="checkpoint to go on from, or to test")
-    parser.add_argument("--gpu", default="0", metavar="N|cuda:N|mps|cpu", machine=True,
-                        help="number of a CUDA device, mps, or cpu")
+    parser.add_argument("--gpu", **GPU, machine=True)
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
                         help="bfloat16 autocast; auto: where the device has it natively")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", machine=True,

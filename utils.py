@@ -33,6 +33,7 @@ from tqdm import tqdm
 NO_MEMORY = ("(?i)out of memory|can't allocate memory|not enough memory|alloc_failed|bad_alloc|"
              "could not create a (primitive|memory)|can't start new thread")
 # What a file system without locks answers, as those of clusters may be.
+GPU = {"default": "0", "metavar": "N|cuda:N|mps|cpu", "help": "number of a CUDA device, mps, or cpu"}
 NO_LOCKS = {getattr(errno, name, None) for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP")}
 
 
@@ -48,6 +49,14 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds its default to the help of each argument whose help does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or "(default: " in (action.help or "")
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and exit status 2, and which takes no abbreviated flags.
 
@@ -59,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         self.declared: dict[str, argparse.Action] = {}
         self.fixed: set[str] = set()
         self.machine: set[str] = set()
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
 
     def add_argument(self, *names: Any, fixed: bool = False, machine: bool = False,
                      **kwargs: Any) -> argparse.Action:

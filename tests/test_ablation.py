@@ -76,9 +76,12 @@ def test_a_row_sets_the_rate_of_its_gammas_alone():
         assert changed == before | {gammas: pytest.approx(expected)}
 
 
-def test_a_recipe_is_refused(run):
-    with pytest.raises(UserError, match="--recipe short: rows of many methods have no recipe in common"):
-        run("base", "--recipe", "short", "--json", "runs.jsonl")
+@pytest.mark.parametrize("words, message", [
+    (("--recipe", "short"), "--recipe short: rows of many methods have no recipe in common"),
+    (("--dataset", "regdb", "--trial", "all"), "--trial all: a row is one model")])
+def test_what_no_row_can_follow_is_refused(words, message, run):
+    with pytest.raises(UserError, match=message):
+        run("base", *words, "--json", "runs.jsonl")
 
 
 def test_the_flags_of_train_py_reach_a_row(run, script):

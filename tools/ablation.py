@@ -24,7 +24,7 @@ import options
 from checkpoint import pretrained_weights
 from data_loader import IdentitySampler, TrainBatches, TrainImages, load_train_images
 from data_manager import DATASETS
-from datasets.types import MODALITIES, Search, TrainSplit
+from datasets.types import EVERY, MODALITIES, Search, TrainSplit
 from devices import choose_device, prepare, seed_everything, use_bf16
 from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features,
                     set_learning_rate, train_steps)
@@ -99,6 +99,8 @@ def parse_arguments() -> argparse.Namespace:
     if args.recipe != parser.get_default("recipe"):
         raise UserError(f"--recipe {args.recipe}: rows of many methods have no recipe in common; "
                         "give its flags by themselves (train.py --help says them)")
+    if args.trial == EVERY:
+        raise UserError(f"--trial {EVERY}: a row is one model; give the number of a split")
     return options.resolve(args)
 
 

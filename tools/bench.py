@@ -38,7 +38,7 @@ from model import METHODS, MODALITIES, Method, TwoStream, View
 from retrieval import onnx_model
 from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
-from utils import Parser, add_data_arguments, choices, integer, run, versions, write_json
+from utils import GPU, Parser, add_data_arguments, choices, integer, run, versions, write_json
 
 CLASSES = 395  # training persons of SYSU-MM01
 STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`
@@ -373,8 +373,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Time this repository's ways against the plain ones.")
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
     add_data_arguments(parser)
-    parser.add_argument("--gpu", default="0", metavar="N|cuda:N|mps|cpu",
-                        help="number of a CUDA device, mps, or cpu")
+    parser.add_argument("--gpu", **GPU)
     parser.add_argument("--arch", choices=BACKBONES, default="resnet50", help="backbone")
     parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
     parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")),
