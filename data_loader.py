@@ -120,7 +120,7 @@ def augment(images: Tensor, names: Sequence[str], modality: str, generator: torc
     if "standard" not in names:
         images = normalise(images)
     for name in sorted(names, key=lambda name: name != "standard"):  # the one that works on bytes
-        images = AUGMENTATIONS[name](images, modality, generator)
+        images = IN_PLACE.get(name, AUGMENTATIONS[name])(images, modality, generator)
     return images
 
 
@@ -140,10 +140,15 @@ def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tenso
 
 def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
     """Random erasing (Zhong et al., AAAI 2020): with probability p, a rectangle becomes the mean colour."""
+    return erase_(images.clone(), modality, generator, p)
+
+
+def erase_(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """`erase` in place."""
     places = draw_rectangles(images, p, generator)
     if images.device.type == "cpu":
         return erase_one_by_one(images, places)
-    return images.masked_fill(inside(places, images), 0)
+    return images.masked_fill_(inside(places, images), 0)
 
 
 def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float = 2 / 3) -> Tensor:
@@ -193,6 +198,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
     "standard": standard, "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
     "radiance": radiance, "exchanged": functools.partial(channel, p=1.0),
 }
+IN_PLACE = {"erase": erase_}  # the same on a batch that no one else has
 COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
 
 
@@ -230,8 +236,7 @@ def inside(places: Tensor, images: Tensor) -> Tensor:
 
 
 def erase_one_by_one(images: Tensor, places: Tensor) -> Tensor:
-    """`images.masked_fill(inside(places, images), 0)` for the CPU, which touches the rectangles alone."""
-    images = images.clone()
+    """`images.masked_fill_(inside(places, images), 0)` for the CPU, which touches the rectangles alone."""
     for image, (top, bottom, left, right) in zip(images, places.t().tolist()):
         image[:, top:bottom, left:right] = 0
     return images

@@ -79,7 +79,8 @@ def test_ways_for_the_cpu_and_for_a_gpu_agree():
     generator = torch.Generator().manual_seed(0)
     images = one_image().expand(40, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     places = torch.stack([draw_rectangles(images, 0.9, generator) for _ in range(4)])
-    assert torch.equal(erase_one_by_one(images, places[0]), images.masked_fill(inside(places[0], images), 0))
+    erased = erase_one_by_one(images.clone(), places[0])
+    assert torch.equal(erased, images.masked_fill(inside(places[0], images), 0))
     weights = torch.cat([torch.eye(3)[torch.arange(20) % 3], torch.rand(20, 3)])
     chosen = torch.arange(40) % 4 > 0
     sums = torch.einsum("bchw,bc->bhw", images, weights)[:, None]
@@ -130,6 +131,18 @@ def test_strong_is_standard_exchange_and_erase():
     assert single_names(("strong", "erase", "standard")) == ("standard", "exchange", "erase")
     assert torch.equal(augment(images, ("strong",), "visible", seeded()),
                        augment(images, ("standard", "exchange", "erase"), "visible", seeded()))
+
+
+@pytest.mark.parametrize("modality", ("visible", "infrared"))
+@pytest.mark.parametrize("first", ("standard", None))
+def test_a_batch_is_what_the_rows_make_of_it_in_turn(first, modality):
+    before = torch.randint(256, (8, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    images, one, other = before.clone(), *(torch.Generator().manual_seed(3) for _ in range(2))
+    expected = AUGMENTATIONS["standard"](images, modality, one) if first else normalise(images)
+    for name in ("exchange", "erase"):
+        expected = AUGMENTATIONS[name](expected, modality, one)
+    found = augment(images, (*([first] if first else []), "exchange", "erase"), modality, other)
+    assert torch.equal(found, expected) and torch.equal(images, before)
 
 
 def test_recolouring_with_certainty_takes_every_image():
