@@ -83,7 +83,7 @@ def main() -> None:
         warn(line)
     trials = [record_trial(*each) for each in zip(searches, rankings)]
     record = {"format": results.FORMAT, "protocol": results.describe_protocol(searches, args.data_path),
-              "extras": extras(args, models, searches),
+              "extras": extras(args, device, models, searches),
               "checkpoint": {"method": args.method, "arch": args.arch,
                              "files": [Path(path).name for path in paths],
                              "sha256": [sha256(Path(path)) for path in paths],
@@ -264,9 +264,11 @@ def find_gap(features: dict[str, Features], search: Search, kind: str) -> dict[s
 
 
 # ----------------------------------------------------------------------------------------------------- report
-def extras(args: argparse.Namespace, models: list[Model], searches: list[Search]) -> list[str]:
+def extras(args: argparse.Namespace, device: torch.device, models: list[Model],
+           searches: list[Search]) -> list[str]:
     """What was done beyond the protocol, in words."""
     words = ["flip"] if args.flip else []
+    words += ["bfloat16"] if use_bf16(device, args.amp, args.img_w) else []
     words += [f"feature {args.feature}"] if args.feature else []
     words += [RERANKED] if args.rerank == "k-reciprocal" else []
     words += sorted({f"trained on {model.home}" for model in models if model.home})

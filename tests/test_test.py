@@ -93,18 +93,20 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tes
 
 # ---------------------------------------------------------------------------------------------- forced trials
 def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script, world):
-    done = tested("--resume", world.last, "--trial", 2, "--force-trial", "--flip", "--out", "found")
+    done = tested("--resume", world.last, "--trial", 2, "--force-trial", "--flip", "--amp", "bf16",
+                  "--out", "found")
     assert done.returncode == 0, done.stderr
     (line,) = warnings(done, "--force-trial")
     assert line.startswith("warning: --force-trial: ") and "trained on trial 1" in line
     assert "test persons of trial 2" in line
     rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
-    assert len(rows) == 4 and all(row.endswith(" + flip + trained on trial 1") for row in rows)
+    assert len(rows) == 4 and all(row.endswith(" + flip + bfloat16 + trained on trial 1") for row in rows)
     extras = json.loads((script.cwd / "found/results.json").read_text())["extras"]
-    assert extras == ["flip", "trained on trial 1"]
+    assert extras == ["flip", "bfloat16", "trained on trial 1"]
     with open(script.cwd / "found/results.csv", newline="") as file:
-        assert {row["extras"] for row in csv.DictReader(file)} == {"flip + trained on trial 1"}
-    assert "base + flip + trained on trial 1" in script("test.py", "--compare", "found/results.json").stdout
+        assert {row["extras"] for row in csv.DictReader(file)} == {"flip + bfloat16 + trained on trial 1"}
+    compared = script("test.py", "--compare", "found/results.json").stdout
+    assert "base + flip + bfloat16 + trained on trial 1" in compared
 
 
 def test_a_trial_that_need_not_be_forced_leaves_no_trace(tested, world):
