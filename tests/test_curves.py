@@ -41,6 +41,15 @@ def test_a_curve_is_accuracy_against_minutes(tmp_path):
     assert len(curves.draw({"a": [found, longer]}, "x").axes[0].lines) == 3
 
 
+@pytest.mark.parametrize("names, common, labels", [
+    (["sysu_base_p4_lr_0.1", "sysu_cgrnet-strong_p4_lr_0.1"], "sysu_*_p4_lr_0.1", ["base", "cgrnet-strong"]),
+    (["sysu_base_p4", "sysu_base_p4_epochs_9"], "sysu_base_p4_*", ["*", "epochs_9"]),
+    (["sysu_base_p4", "regdb_agw_p2"], "*", ["sysu_base_p4", "regdb_agw_p2"]),
+    (["sysu_base_p4"], "", ["sysu_base_p4"])])
+def test_a_legend_says_what_tells_runs_apart(names, common, labels):
+    assert curves.split_names(names) == (common, labels)
+
+
 @pytest.mark.parametrize("text, measure, words", [
     ("{", "x", "no JSON lines of a run"), ("[1]\n", "x", "no JSON lines of a run"),
     ('{"epoch": 0}\n', "x", "no JSON lines of a run"),

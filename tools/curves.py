@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -64,17 +65,31 @@ def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
     """One colour a group of runs: thin lines, and the mean over runs at as many minutes as all have."""
     figure = Figure(figsize=(6.4, 4.2), dpi=200, layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, curves) in enumerate(groups.items()):
+    common, labels = split_names(list(groups))
+    for number, (label, curves) in enumerate(zip(labels, groups.values())):
         colour = f"C{number % 10}"
         for curve in curves:
             axes.plot(*(curve * [[1], [100]]), color=colour, linewidth=0.6, alpha=0.6)
         axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8,
-                  label=f"{name} ({len(curves)})")
+                  label=f"{label} ({len(curves)})")
     axes.set(xlabel="minutes of training", ylabel=f"{measure} (%)", xlim=(0, None), ylim=(0, None))
+    axes.set_title(common, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
     axes.legend(fontsize=8)
     return figure
+
+
+def split_names(names: list[str]) -> tuple[str, list[str]]:
+    """Names of runs as what all of them begin and end with, and the words between, which tell them apart."""
+    if len(names) == 1:
+        return "", names
+    words = [name.split("_") for name in names]
+    first = len(os.path.commonprefix(words))
+    last = len(os.path.commonprefix([name[first:][::-1] for name in words]))
+    ends = [len(name) - last for name in words]
+    common = "_".join([*words[0][:first], "*", *words[0][ends[0]:]])
+    return common, ["_".join(name[first:end]) or "*" for name, end in zip(words, ends)]
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
