@@ -50,6 +50,12 @@ def test_the_table_pairs_runs_of_one_seed():
     assert first == "| a | 3 |" + " 20.0 ± 5.8 |" * 4
     # 1, 2, 3: mean 2, error 0.577, times 4.303
     assert second == "| b | 3 |" + " 22.0 ± 6.1; +2.0 [-0.5, +4.5] |" * 4
+    _, _, first, second = ablation.table(runs, "b")
+    assert first == "| a | 3 |" + " 20.0 ± 5.8; -2.0 [-4.5, +0.5] |" * 4
+    assert second == "| b | 3 |" + " 22.0 ± 6.1 |" * 4
+    alone = {("b", 1): runs["b", 1], ("a", 1): runs["a", 1]}
+    assert ablation.table(alone)[3] == "| a | 1 |" + " 20.0; -1.0 |" * 4
+    assert len(ablation.table({})) == 2
 
 
 def test_rows_are_steps_from_base_to_cgrnet():

@@ -94,6 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", choices=(*ROWS, []), metavar="ROW", help=f"of: {'; '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=integer(0), default=[0], metavar="SEED",
                         help="one run each")
+    parser.add_argument("--against", choices=ROWS, metavar="ROW",
+                        help="the row whose difference to each other is shown (default: the first)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
     args = parser.parse_args()
     if args.recipe != parser.get_default("recipe"):
@@ -125,8 +127,7 @@ def main() -> None:
         with open(args.json, "a", encoding="utf-8") as file:
             file.write(json.dumps({**record, "command": shlex.join(sys.argv[1:])}) + "\n")
         print(json.dumps(record), flush=True)
-    for line in table(read_runs(args.json)):
-        print(line)
+    print("\n".join(table(read_runs(args.json), args.against)))
 
 
 def read_runs(path: Path) -> dict[tuple[str, int], dict]:
@@ -162,9 +163,11 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
             "loss": float(last["loss"].detach()), "accuracy": float(last["accuracy"]), "gammas": gammas}
 
 
-def table(runs: dict[tuple[str, int], dict]) -> list[str]:
-    """A Markdown table: mean ± standard error; mean paired difference to the first row [95 % interval]."""
+def table(runs: dict[tuple[str, int], dict], against: str | None = None) -> list[str]:
+    """A Markdown table: mean ± standard error; mean paired difference to one row, the first of them if None
+    [95 % interval]."""
     rows = list(dict.fromkeys(row for row, _ in runs))
+    against = against or next(iter(rows), None)
     columns = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
     lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
     for row in rows:
@@ -172,20 +175,21 @@ def table(runs: dict[tuple[str, int], dict]) -> list[str]:
         cells = []
         for column in columns:
             values = np.array([runs[row, seed][column] for seed in seeds])
-            pairs = [runs[row, seed][column] - runs[rows[0], seed][column]
-                     for seed in seeds if (rows[0], seed) in runs]
-            difference = f"; {interval(pairs)}" if row != rows[0] and pairs else ""
+            pairs = [runs[row, seed][column] - runs[against, seed][column]
+                     for seed in seeds if (against, seed) in runs]
+            difference = f"; {interval(pairs)}" if row != against and pairs else ""
             cells.append(interval(values, "{0:.1f} ± {1:.1f}") + difference)
         lines.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
 
 
 def interval(values: np.ndarray | list[float], form: str = "{0:+.1f} [{2:+.1f}, {3:+.1f}]") -> str:
-    """Mean, standard error and the ends of Student's 95 % interval of some values."""
-    mean, error, reach = np.mean(values), math.nan, math.nan
-    if len(values) > 1:
-        error = np.std(values, ddof=1) / math.sqrt(len(values))
-        reach = stats.t.ppf(0.975, len(values) - 1) * error
+    """Mean, standard error and the ends of Student's 95 % interval of some values; of one, itself."""
+    mean = np.mean(values)
+    if len(values) == 1:
+        return form.split()[0].format(mean)
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    reach = stats.t.ppf(0.975, len(values) - 1) * error
     return form.format(mean, error, mean - reach, mean + reach)
 
 
