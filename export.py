@@ -94,6 +94,8 @@ def main() -> None:
         write_json(folder / "config.json", config)
         card = model_card(config, Path(args.checkpoint).name)
         (folder / "model_card.md").write_text(card, encoding="utf-8")
+        if holds_another(out / "config.json", digest):
+            warn(f"--out {out}: the networks of another checkpoint were there and are replaced")
         for path in sorted(folder.iterdir()):
             os.replace(path, out / path.name)
     print(f"{out}: {', '.join([*config['files'], 'config.json', 'model_card.md'])}")
@@ -321,6 +323,14 @@ def describe(facts: Facts, dim: int, files: dict[str, str], record: dict[str, An
             "input": pixels,
             "outputs": [{"name": name, "shape": ["batch", dim], "normalised": "L2"} for name in OUTPUTS],
             "files": files, "tested": tested}
+
+
+def holds_another(path: Path, digest: str) -> bool:
+    """Whether a config.json is there and of another checkpoint than that of this SHA-256."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["sha256"] != digest
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def model_card(config: dict[str, Any], checkpoint: str) -> str:

@@ -154,6 +154,15 @@ def test_the_script_writes_networks_config_and_card(script, world):
         assert word in card
 
 
+@pytest.mark.parametrize("text, another", [
+    ('{"sha256": "b"}', True), ('{"sha256": "a"}', False), ("{", False), ("[]", False), ("{}", False),
+    (None, False)])
+def test_a_folder_of_another_checkpoint_is_told(text, another, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert export.holds_another(tmp_path / "config.json", "a") == another
+
+
 def test_eight_bits_are_calibrated_on_images_of_the_user(world, tmp_path):
     folder, net, paths = world
     np.savez(tmp_path / "gallery.npz", paths=np.array(paths))
