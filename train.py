@@ -116,6 +116,7 @@ def main() -> None:
         files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
                   f"{files.path('best')}" if best["epoch"] >= 0
                   else f"done, without figures: {files.path('last')}")
+        stop.group = None  # else the handler of signals keeps its threads alive until Python has ended
     stop_processes()
 
 
