@@ -33,8 +33,9 @@ from tqdm import tqdm
 NO_MEMORY = ("(?i)out of memory|can't allocate memory|not enough memory|alloc_failed|bad_alloc|"
              "could not create a (primitive|memory)|can't start new thread")
 # What a file system without locks answers, as those of clusters may be.
-GPU = {"default": "0", "metavar": "N|cuda:N|mps|cpu", "help": "number of a CUDA device, mps, or cpu"}
 NO_LOCKS = {getattr(errno, name, None) for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP")}
+# How --gpu is declared.
+GPU = {"default": "0", "metavar": "N|cuda:N|mps|cpu", "help": "number of a CUDA device, mps, or cpu"}
 
 
 class UserError(Exception):

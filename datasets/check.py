@@ -6,7 +6,7 @@ report.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: 
                                        "the test persons")
 
 
-def check_lone(source: object, split: str, sides: Mapping[str, Collection], persons: Iterable,
+def check_lone(source: object, split: str, sides: Mapping[str, Collection], persons: Sequence,
                report: Report) -> None:
     """Report each of the persons, in their order, whom one of the modalities does not show."""
     for modality, present in sides.items():
