@@ -120,9 +120,14 @@ class Meters:
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM so that a run ends at the end of a step; a second signal ends it at once."""
+    """Notes SIGINT and SIGTERM so that a run ends at the end of a step; a second signal ends it at once.
+
+    noted: the signal that came to this process. signum: the one that all processes have agreed to stop for,
+    so that none stops alone while the others wait for it.
+    """
 
     def __init__(self) -> None:
+        self.noted: int | None = None
         self.signum: int | None = None
         # hosts agree among themselves: a word through NCCL would make each wait for its device
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -131,14 +136,15 @@ class StopRequest:
 
     def note(self, signum: int, frame: object) -> None:
         """Handle a signal."""
-        if self.signum is not None:
+        if self.noted is not None:
             raise Interrupted(signum, "interrupted twice: stopped at once; the last checkpoint stands")
-        self.signum = signum
+        self.noted = signum
 
     def asked(self) -> bool:
         """Whether to stop: a signal came to this process or, where several ask together, to any of them."""
+        self.signum = self.noted
         if self.group is not None:
-            signum = torch.tensor(self.signum or 0)
+            signum = torch.tensor(self.noted or 0)
             dist.all_reduce(signum, dist.ReduceOp.MAX, self.group)
             self.signum = int(signum) or None
         return self.signum is not None

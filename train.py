@@ -17,9 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +47,21 @@ from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_c
 SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained, how, and where it stands. state: all of its checkpoint but what net, criterion and
+    optimiser hold."""
+
+    args: argparse.Namespace
+    state: Checkpoint
+    files: RunFiles
+    device: torch.device
+    bf16: bool
+    net: TwoStream
+    criterion: Criterion
+    optimiser: torch.optim.Optimizer
+
+
 def main() -> None:
     """Train from the arguments of the command line."""
     args, saved = parse_arguments()
@@ -71,16 +85,8 @@ def main() -> None:
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
                               args.num_pos, args.seed, processes.count)
     with run_files(state.name, args, processes, saved) as files:
-        seed_everything(args.seed)
-        net, state.first_weights = first_network(args, saved, len(split.pids), device)
-        criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
-        optimiser = build_optimiser(net, criterion, args.lr,
-                                    args.pretrained != "none" or bool(args.init), args.optim)
-        if saved is not None:
-            go_on_from(saved, args.resume, criterion, optimiser, sampler)
-        bf16 = use_bf16(device, args.amp, args.img_w)
-        describe_run(state, files, split, searches, net, sampler,
-                     f"{device}, {'bf16' if bf16 else 'float32'}")
+        training = set_up(args, saved, state, files, sampler, device)
+        describe_run(training, split, searches, sampler)
         if files.writes:
             warn_of_surprises(args, files, split, searches, saved)
             take_best_along(args, state, files)
@@ -89,35 +95,40 @@ def main() -> None:
             require_compiler(device)
         images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, marks,
                                    args.arrays, silent=files.log.silent)
-        batches = TrainBatches(images, sampler, net.method.views, device,
-                               keep_on_device(args, images, device), args.seed, processes.rank)
-        stop = StopRequest()
-        save = partial(save_state, state=state, files=files, net=net, criterion=criterion,
-                       optimiser=optimiser)
-        trained, weighed = wrap(net, args.compile, device), wrap(criterion, False, device)
-        for epoch in range(state.epoch, args.epochs):
-            factor = learning_rate_factor(epoch, args.epochs, args.schedule)
-            set_learning_rate(optimiser, factor)
-            steps = train_steps(trained, weighed, batches, optimiser, epoch, state.step, bf16)
-            record = {"epoch": epoch, "lr": args.lr * factor,
-                      **train_epoch(steps, state, batches, stop, files, args.print_freq)}
-            if stop.signum is not None:
-                save("last")
-                raise stopped(stop, state, batches, files)
-            warn_of_stuck_triplet(record, net.method)
-            if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-                save("last")  # whatever happens to the evaluation, the epoch is not lost
-                try:
-                    record |= evaluate(net, searches, evaluation(args, device, files.log.silent), stop, epoch)
-                except Interrupted:
-                    raise stopped(stop, state, batches, files) from None
-            finish_epoch(record, state, files, save, args)
-        best = state.best
-        files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
-                  f"{files.path('best')}" if best["epoch"] >= 0
-                  else f"done, without figures: {files.path('last')}")
-        stop.group = None  # else the handler of signals keeps its threads alive until Python has ended
+        train(training, searches, TrainBatches(images, sampler, training.net.method.views, device,
+                                               keep_on_device(args, images, device), args.seed,
+                                               processes.rank))
     stop_processes()
+
+
+def train(training: Training, searches: list[Search], batches: TrainBatches) -> None:
+    """Train from where the run stands to its last epoch; raises `Interrupted` where a signal asks to stop."""
+    args, state, files = training.args, training.state, training.files
+    net, criterion = (wrap(training.net, args.compile, training.device),
+                      wrap(training.criterion, False, training.device))
+    stop = StopRequest()
+    for epoch in range(state.epoch, args.epochs):
+        factor = learning_rate_factor(epoch, args.epochs, args.schedule)
+        set_learning_rate(training.optimiser, factor)
+        steps = train_steps(net, criterion, batches, training.optimiser, epoch, state.step, training.bf16)
+        record = {"epoch": epoch, "lr": args.lr * factor,
+                  **train_epoch(steps, state, batches, stop, files, args.print_freq)}
+        if stop.signum is not None:
+            save("last", training)
+            raise stopped(stop, state, batches, files)
+        warn_of_stuck_triplet(record, training.net.method)
+        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+            save("last", training)  # whatever happens to the evaluation, the epoch is not lost
+            try:
+                record |= evaluate(training, searches, stop)
+            except Interrupted:
+                raise stopped(stop, state, batches, files) from None
+        finish_epoch(record, training)
+    best = state.best
+    files.log(f"done: best Rank-1 {best['rank-1']:.2%} mAP {best['mAP']:.2%} in epoch {best['epoch']}: "
+              f"{files.path('best')}" if best["epoch"] >= 0
+              else f"done, without figures: {files.path('last')}")
+    stop.group = None  # else the handler of signals keeps its threads alive until Python has ended
 
 
 # ---------------------------------------------------------------------------------------------- the beginning
@@ -216,6 +227,20 @@ def take_best_along(args: argparse.Namespace, state: Checkpoint, files: RunFiles
         warn(f"--resume {args.resume}: {source} is not there; "
              f"the best is counted anew from epoch {state.epoch}")
         state.best = Checkpoint({}, {}, 0).best
+
+
+def set_up(args: argparse.Namespace, saved: Checkpoint | None, state: Checkpoint, files: RunFiles,
+           sampler: IdentitySampler, device: torch.device) -> Training:
+    """Network, losses and optimiser as a run begins with them, or as its checkpoint left them."""
+    seed_everything(args.seed)
+    net, state.first_weights = first_network(args, saved, state.num_classes, device)
+    criterion = Criterion(net.method.losses, state.num_classes, net.dim).to(device)
+    optimiser = build_optimiser(net, criterion, args.lr, args.pretrained != "none" or bool(args.init),
+                                args.optim)
+    if saved is not None:
+        go_on_from(saved, args.resume, criterion, optimiser, sampler)
+    return Training(args, state, files, device, use_bf16(device, args.amp, args.img_w), net, criterion,
+                    optimiser)
 
 
 def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: int,
@@ -358,8 +383,7 @@ def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, bat
     return {**meters.means(), "seconds": round(seconds, 3), "images_per_s": round(images / seconds, 1)}
 
 
-def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop: StopRequest,
-             epoch: int) -> dict[str, float]:
+def evaluate(training: Training, searches: list[Search], stop: StopRequest) -> dict[str, float]:
     """Figures of the first search, as test.py finds them; processes take the first's running statistics.
 
     There are none without a search. What fails is a warning, and there are no figures; of several processes,
@@ -368,10 +392,11 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
     if not searches:
         return {}
     if dist.is_initialized():
-        for buffer in net.buffers():
+        for buffer in training.net.buffers():
             dist.broadcast(buffer, 0)
+    settings = evaluation(training.args, training.device, training.files.log.silent)
     try:
-        found = search_features(net, searches, settings, check=stop.raise_if_asked)
+        found = search_features(training.net, searches, settings, check=stop.raise_if_asked)
         return {f"{kind}/{name}": value for kind in FEATURES
                 for name, value in score(found, searches[0], kind).headline().items()}
     except Exception as error:
@@ -379,41 +404,44 @@ def evaluate(net: TwoStream, searches: list[Search], settings: Extraction, stop:
         if cause is None or (dist.is_initialized() and not isinstance(error, NotFinite)):
             raise
         if not settings.silent:
-            warn(f"epoch {epoch}: the evaluation failed, no figures of this epoch, the run goes on: {cause}")
+            warn(f"epoch {training.state.epoch}: the evaluation failed, no figures of this epoch, the run "
+                 f"goes on: {cause}")
         return {}
 
 
-def finish_epoch(record: dict[str, float], state: Checkpoint, files: RunFiles, save: Callable[..., None],
-                 args: argparse.Namespace) -> None:
+def finish_epoch(record: dict[str, float], training: Training) -> None:
     """Write logs, checkpoints, then what is looked at: what a kill in between loses is done again."""
+    args, state, files = training.args, training.state, training.files
     files.log_epoch(record)
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     if record.get("bnneck/rank-1", -1.0) > state.best["rank-1"]:
         state.best = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"],
                       "epoch": record["epoch"]}
-        save("best")
+        save("best", training)
     if state.epoch % args.save_epoch == 0:
-        save(f"epoch_{state.epoch}")
+        save(f"epoch_{state.epoch}", training)
         if args.keep and files.writes:
             remove_old_epochs(files.folder, files.name, args.keep, state.epoch)
-    save("last")
+    save("last", training)
     files.draw_epoch(record)
 
 
-def save_state(kind: str, state: Checkpoint, files: RunFiles, net: TwoStream, criterion: Criterion,
-               optimiser: torch.optim.Optimizer) -> None:
+def save(kind: str, training: Training) -> None:
     """Write `last` or `epoch_N` with all that going on needs, or `best` with the weights.
 
     Raises `UserError` rather than write weights that are not finite, which no script would read again.
     """
+    state, files = training.state, training.files
     if not files.writes:
         return
-    for name, value in net.state_dict().items():
+    weights = training.net.state_dict()
+    for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"after epoch {state.epoch}: {name} is not finite; {last_good(files)}; lower "
                             "--lr, or use --amp off")
-    save_checkpoint(files.path(kind), replace(state, net=net.state_dict(), criterion=criterion.state_dict(),
-                                              optimiser=None if kind == "best" else optimiser.state_dict()))
+    save_checkpoint(files.path(kind), replace(
+        state, net=weights, criterion=training.criterion.state_dict(),
+        optimiser=None if kind == "best" else training.optimiser.state_dict()))
     files.saved = files.saved or kind == "last"
 
 
@@ -434,11 +462,12 @@ def stopped(stop: StopRequest, state: Checkpoint, batches: TrainBatches, files: 
 
 
 # ----------------------------------------------------------------------------------------- what is said of it
-def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches: list[Search],
-                 net: TwoStream, sampler: IdentitySampler, where: str) -> None:
+def describe_run(training: Training, split: TrainSplit, searches: list[Search],
+                 sampler: IdentitySampler) -> None:
     """Log what is about to run on what."""
-    log, method = files.log, state.args["method"]
-    log(f"run {files.name}, recipe {state.args['recipe']}, on {where}, {state.processes} process(es)")
+    state, net, log = training.state, training.net, training.files.log
+    where = f"{training.device}, {'bf16' if training.bf16 else 'float32'}"
+    log(f"run {state.name}, recipe {state.args['recipe']}, on {where}, {state.processes} process(es)")
     log(f"arguments {json.dumps(state.args)}")
     log(f"{json.dumps({'versions': state.versions, 'commit': state.commit})} data {state.fingerprint[:16]}")
     log(f"first weights: {state.first_weights}")
@@ -453,7 +482,7 @@ def describe_run(state: Checkpoint, files: RunFiles, split: TrainSplit, searches
         log(line)
     parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
     losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}
-    log(f"{method}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; "
+    log(f"{state.args['method']}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; "
         f"{state.num_classes} classes, {sampler.steps} steps an epoch")
     log("best is chosen on the test images that it is reported on, as is usual in this field; last is not"
         if searches else "no test images: nothing is evaluated, and no best chosen")

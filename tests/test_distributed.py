@@ -1,5 +1,6 @@
 """Two CPU processes (gloo): the same parameters, and where the maths says so the joint batch's gradients."""
 import json
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -65,9 +66,7 @@ def free_port():
 
 
 def test_two_processes_follow_the_joint_batch(tmp_path):
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; "
-            "t.worker(*sys.argv[2:])")
-    for done in as_torchrun(lambda rank: ["-c", code, Path(__file__).parent, rank, tmp_path], tmp_path):
+    for done in in_two_processes("worker", tmp_path):
         assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one["net"][key], other["net"][key]) for key in one["net"])
@@ -76,6 +75,38 @@ def test_two_processes_follow_the_joint_batch(tmp_path):
     torch.testing.assert_close(one["losses"], losses, rtol=1e-4, atol=1e-5)
     for key, value in net.state_dict().items():
         torch.testing.assert_close(one["net"][key], value, rtol=1e-3, atol=1e-5)
+
+
+def agree(rank, folder):
+    """What each of two processes finds: the second gets a signal while they agree, then they ask again."""
+    from engine import StopRequest
+    dist.init_process_group("gloo")
+    stop, reduce = StopRequest(), dist.all_reduce
+
+    def signalled(*args):
+        reduce(*args)
+        if rank == "1":
+            signal.raise_signal(signal.SIGTERM)
+
+    dist.all_reduce = signalled
+    found = [stop.asked(), stop.signum]
+    dist.all_reduce = reduce
+    Path(folder, rank).write_text(json.dumps([*found, stop.asked(), stop.signum]))
+    dist.destroy_process_group()
+
+
+def test_no_process_stops_alone(tmp_path):
+    """A signal that comes after the word was given is heard by both processes at the next step."""
+    for done in in_two_processes("agree", tmp_path):
+        assert done.returncode == 0, done.stderr
+    assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == 2 * [[False, None, True, 15]]
+
+
+def in_two_processes(function, folder):
+    """Run a function of this file, of rank and folder, in two processes."""
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; "
+            f"t.{function}(*sys.argv[2:])")
+    return as_torchrun(lambda rank: ["-c", code, Path(__file__).parent, rank, folder], folder)
 
 
 def as_torchrun(words, cwd):

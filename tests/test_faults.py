@@ -1012,16 +1012,17 @@ def test_a_folder_vanishes_while_training(folder, expected, world, tmp_path):
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     from checkpoint import Checkpoint
-    from train import save_state
+    from train import save
     from utils import RunFiles
     net = torch.nn.BatchNorm1d(2)
     state, files = Checkpoint({}, {}, 2, epoch=3), RunFiles("x", str(tmp_path), tmp_path, str(tmp_path))
     nothing = SimpleNamespace(state_dict=dict)
-    save_state("last", state, files, net, nothing, nothing)
+    training = SimpleNamespace(state=state, files=files, net=net, criterion=nothing, optimiser=nothing)
+    save("last", training)
     net.running_var[1] = torch.inf
     with pytest.raises(UserError, match="epoch 3: running_var is not finite; "
                        r"the last good checkpoint is \S+x_last.t; lower --lr"):
-        save_state("last", state, files, net, nothing, nothing)
+        save("last", training)
     assert torch.load(tmp_path / "x_last.t", weights_only=True)["net"]["running_var"].isfinite().all()
 
 
