@@ -22,14 +22,14 @@ from scipy import stats
 
 import options
 from checkpoint import pretrained_weights
-from data_loader import IdentitySampler, TrainBatches, TrainImages, load_train_images
+from data_loader import AUGMENTATIONS, IdentitySampler, TrainBatches, TrainImages, load_train_images
 from data_manager import DATASETS
-from datasets.types import EVERY, MODALITIES, Search, TrainSplit
+from datasets.types import EVERY, MODALITIES, Search, TrainSplit, View
 from devices import choose_device, prepare, seed_everything, use_bf16
 from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features,
                     set_learning_rate, train_steps)
 from loss import Criterion
-from model import METHODS, Loss, Method, TwoStream
+from model import METHODS, STRONG, Loss, Method, TwoStream
 from results import FEATURES
 from utils import UserError, integer, run
 
@@ -37,6 +37,7 @@ BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
 SIMILARITY = replace(CGRNET, graph=None)
 GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
+ADDED = {name: ("standard", name) for name in AUGMENTATIONS if name != "standard"} | {"strong": STRONG}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "base, GeM": Row(replace(BASE, pooling="gem")),
     "base, non-local": Row(replace(BASE, non_local=AGW.non_local)),
     "base, weighted triplet": Row(replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()})),
-}
+} | {f"base, {name}": Row(replace(BASE, views={modality: View(modality, augment) for modality in MODALITIES}))
+     for name, augment in ADDED.items()}
 FIGURES = ("rank-1", "mAP")
 
 
