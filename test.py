@@ -81,20 +81,9 @@ def main() -> None:
     for line in dict.fromkeys(line for search in searches
                               for line in DATASETS[args.dataset].surprises(args.data_path, search=search)):
         warn(line)
-    trials = [record_trial(*each) for each in zip(searches, rankings)]
-    record = {"format": results.FORMAT, "protocol": results.describe_protocol(searches, args.data_path),
-              "extras": extras(args, device, models, searches),
-              "checkpoint": {"method": args.method, "arch": args.arch,
-                             "files": [Path(path).name for path in paths],
-                             "sha256": [sha256(Path(path)) for path in paths],
-                             "settings": models[0].settings},
-              "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
-    kinds = scored_features(args)
-    pairs = {kind: find_pairs(*first, kind) for kind in kinds}
-    unranked = [extra for extra in record["extras"] if extra != RERANKED]  # as similarities are
-    record |= {"calibration": verification.describe(first[1], unranked),
-               "thresholds": {kind: verification.thresholds(pairs[kind]) for kind in kinds},
-               "modality_gap": {kind: find_gap(*first, kind) for kind in kinds}}
+    pairs = {kind: find_pairs(*first, kind) for kind in scored_features(args)}
+    record = make_record(args, device, models, searches, rankings)
+    record |= describe_similarities(record["extras"], first, pairs)
     print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))
     write(args, "trial" in given, record, query_scores(searches, rankings), *first)
     if args.out:
@@ -233,6 +222,29 @@ def rank_trial(features: dict[str, Features], search: Search, args: argparse.Nam
 def scored_features(args: argparse.Namespace) -> tuple[str, ...]:
     """The features that are scored; the last is that of the figures."""
     return (args.feature,) if args.feature else FEATURES
+
+
+def make_record(args: argparse.Namespace, device: torch.device, models: list[Model], searches: list[Search],
+                rankings: list[dict[str, Ranking]]) -> dict[str, Any]:
+    """What results.json says of the test: how it was done, every trial, mean and standard deviation."""
+    paths = [model.path for model in models]
+    trials = [record_trial(*each) for each in zip(searches, rankings)]
+    return {"format": results.FORMAT, "protocol": results.describe_protocol(searches, args.data_path),
+            "extras": extras(args, device, models, searches),
+            "checkpoint": {"method": args.method, "arch": args.arch,
+                           "files": [Path(path).name for path in paths],
+                           "sha256": [sha256(Path(path)) for path in paths],
+                           "settings": models[0].settings},
+            "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
+
+
+def describe_similarities(named: list[str], first: tuple[dict[str, Features], Search],
+                          pairs: dict[str, verification.Pairs]) -> dict[str, Any]:
+    """What results.json says of the first search's similarities, which no re-ranking changes."""
+    unranked = [extra for extra in named if extra != RERANKED]
+    return {"calibration": verification.describe(first[1], unranked),
+            "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
+            "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
 
 
 def record_trial(search: Search, rankings: dict[str, Ranking]) -> dict[str, Any]:
