@@ -64,16 +64,8 @@ def strip(canvas: Canvas, a: Point, b: Point, widths: Sequence[float], texture: 
     ex, ey = (b[0] - a[0]) / length, (b[1] - a[1]) / length
     along, across = x * ex + y * ey, x * ey - y * ex
     half = np.interp(along, np.linspace(0, length, len(widths)), widths).astype(np.float32)
-    over = np.maximum(-along, along - length)  # how far beyond an end, negative between the ends
-    outside = np.maximum(over, 0)
-    distance = 0
-    if not all(flat):
-        distance = np.sqrt(across**2 + outside**2) - half
-    if any(flat):
-        beside, beyond = np.abs(across) - half + corner, over + corner
-        square = np.sqrt(np.maximum(beside, 0) ** 2 + np.maximum(beyond, 0) ** 2) - corner
-        square += np.minimum(np.maximum(beside, beyond), 0)
-        distance = square if all(flat) else np.where((along < length / 2) == flat[0], square, distance)
+    outside = np.maximum(np.maximum(-along, along - length), 0)
+    distance = distance_to_strip(along, across, half, length, flat, corner)
     cover = np.clip(0.5 - distance * scale, 0, 1)
 
     side = np.clip(across / half, -1, 1)
@@ -94,6 +86,19 @@ def strip(canvas: Canvas, a: Point, b: Point, widths: Sequence[float], texture: 
     target *= (1 - cover)[..., None]
     target[..., :-1] += tone * (lit * cover)[..., None]
     target[..., -1] += cover
+
+
+def distance_to_strip(along: np.ndarray, across: np.ndarray, half: np.ndarray, length: float,
+                      flat: tuple[bool, bool], corner: float) -> np.ndarray:
+    """How far points (h, w) are from a limb of such half-widths, negative within; see `strip`."""
+    over = np.maximum(-along, along - length)  # how far beyond an end, negative between the ends
+    distance = np.sqrt(across**2 + np.maximum(over, 0)**2) - half
+    if not any(flat):
+        return distance
+    beside, beyond = np.abs(across) - half + corner, over + corner
+    square = np.sqrt(np.maximum(beside, 0) ** 2 + np.maximum(beyond, 0) ** 2) - corner
+    square += np.minimum(np.maximum(beside, beyond), 0)
+    return square if all(flat) else np.where((along < length / 2) == flat[0], square, distance)
 
 
 def wave(x: np.ndarray, period: float, scale: float) -> np.ndarray:
