@@ -28,11 +28,12 @@ from torch.nn import functional as F
 import results
 from checkpoint import load_network
 from data_loader import normalise
-from datasets.files import IMAGE_SUFFIXES
 from datasets.images import MEAN, STD, read_batches
 from datasets.types import MODALITIES, VISIBLE
+from embedding import find_images
 from model import TwoStream, folded, pool
 from retrieval import onnx_model
+from retrieval.gallery import read_gallery
 from retrieval.onnx_model import Facts
 from utils import Parser, UserError, filled, integer, make_folder, run, sha256, warn, write_json
 
@@ -137,15 +138,8 @@ def sample_paths(source: str | None) -> list[str] | None:
     """Images to calibrate on: those of a folder, at any depth, or of a gallery of embed.py, spread evenly."""
     if source is None:
         return None
-    if source.endswith(".npz") and Path(source).is_file():
-        with np.load(source) as gallery:
-            paths = gallery["paths"].tolist() if "paths" in gallery else []
-    else:
-        paths = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"--int8 {source}: no images found; "
-                        "a folder of images, or a gallery of embed.py, expected")
-    return paths[::-(-len(paths) // CALIBRATION)]
+    paths = read_gallery(source).images if source.endswith(".npz") else find_images([source])
+    return list(paths)[::-(-len(paths) // CALIBRATION)]
 
 
 # ------------------------------------------------------------------------------------------------ the network

@@ -19,6 +19,7 @@ from datasets.types import MODALITIES
 from engine import Extraction, extract_features
 from model import METHODS
 from retrieval import onnx_model
+from retrieval.gallery import Gallery, Record, write_gallery
 from retrieval.onnx_model import Facts
 from utils import UserError
 
@@ -165,7 +166,9 @@ def test_a_folder_of_another_checkpoint_is_told(text, another, tmp_path):
 
 def test_eight_bits_are_calibrated_on_images_of_the_user(world, tmp_path):
     folder, net, paths = world
-    np.savez(tmp_path / "gallery.npz", paths=np.array(paths))
+    feats, names = np.eye(len(paths), dtype=np.float32), [f"tracklet {place}" for place in range(len(paths))]
+    write_gallery(tmp_path / "gallery.npz", [Gallery(names, paths, feats, feats, Record(
+        "0", "cgrnet", 64, 32, False, "visible", rows="tracklets"))])
     for source in (str(folder / "images"), str(tmp_path / "gallery.npz")):
         assert export.sample_paths(source) == paths
     facts = facts_of(precision="int8")
@@ -188,7 +191,7 @@ def test_errors_are_one_line_and_leave_nothing(script, world):
     (script.cwd / "empty").mkdir()
     one_error(script("export.py", "y.t"), "checkpoint y.t: no such file")
     one_error(script("export.py", "x.t", "--results", "other.json"), "no record of a test of this checkpoint")
-    one_error(script("export.py", "x.t", "--int8", "empty", "empty"), "--int8 empty: no images found")
+    one_error(script("export.py", "x.t", "--int8", "empty", "empty"), "empty: no image found")
     one_error(script("export.py", "x.t", "--half", "--int8", "a", "b"), "not allowed with argument --half")
     assert not (script.cwd / "model").exists()
 
