@@ -140,11 +140,6 @@ def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tenso
 
 def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
     """Random erasing (Zhong et al., AAAI 2020): with probability p, a rectangle becomes the mean colour."""
-    return erase_(images.clone(), modality, generator, p)
-
-
-def erase_(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """`erase` in place."""
     places = draw_rectangles(images, p, generator)
     if images.device.type == "cpu":
         return erase_one_by_one(images, places)
@@ -193,12 +188,21 @@ def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float
     return (relight_one_by_one if device.type == "cpu" else relight)(images, places, peaks, chosen)
 
 
+def on_a_copy(change: Callable[..., Tensor], images: Tensor, modality: str,
+              generator: torch.Generator) -> Tensor:
+    """What one of `IN_PLACE` makes of the images, which are left alone."""
+    return change(images.clone(), modality, generator)
+
+
+# What may write into the images, as `augment` has it do, whose batch no one else has.
+IN_PLACE: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
+    "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix, "radiance": radiance,
+    "exchanged": functools.partial(channel, p=1.0),
+}
 # Each but `standard` maps normalised images (B, 3, height, width) of a modality to others; see `augment`.
 AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
-    "standard": standard, "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
-    "radiance": radiance, "exchanged": functools.partial(channel, p=1.0),
+    "standard": standard, **{name: functools.partial(on_a_copy, change) for name, change in IN_PLACE.items()},
 }
-IN_PLACE = {"erase": erase_}  # the same on a batch that no one else has
 COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
 
 
@@ -261,14 +265,17 @@ def recolour(images: Tensor, weights: Tensor, p: float, generator: torch.Generat
 
 
 def recolour_one_by_one(images: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen images (B,) bool as sums of their channels, for the CPU, where a lone channel is a copy."""
-    result = torch.empty_like(images)
-    for image, target, weight, row, shown in zip(images, result, weights, weights.tolist(), chosen.tolist()):
-        if not shown:
-            target.copy_(image)
+    """The chosen images (B,) bool as sums of their channels, in place for the CPU, where a lone channel is
+    copied to the others."""
+    for index in chosen.nonzero()[:, 0].tolist():
+        image, row = images[index], weights[index].tolist()
+        if 1.0 in row:
+            shown = row.index(1.0)
+            for other in {0, 1, 2} - {shown}:
+                image[other] = image[shown]
         else:
-            target.copy_(image[row.index(1.0)] if 1.0 in row else image.permute(1, 2, 0) @ weight)
-    return result
+            image.copy_(image.permute(1, 2, 0) @ weights[index])
+    return images
 
 
 def relight(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
@@ -285,9 +292,8 @@ def relight(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Te
 
 
 def relight_one_by_one(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
-    """`relight` for the CPU, which touches the rectangles alone."""
+    """`relight` in place for the CPU, which touches the rectangles alone."""
     scale, shift = (part[:3].view(3, 1, 1) for part in scale_and_shift(images.device, images.shape[3]))
-    images = images.clone()
     for index in chosen.nonzero()[:, 0].tolist():
         strength = torch.ones_like(images[index])
         for (top, bottom, left, right), peak in zip(places[:, :, index].tolist(), peaks[:, index]):

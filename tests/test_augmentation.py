@@ -68,7 +68,7 @@ def test_erased_rectangles_are_of_the_published_size_and_each_image_has_its_own(
 def test_erased_pixels_are_zero_and_others_are_left_alone():
     images = torch.randn(50, 3, HEIGHT, WIDTH)
     places = draw_rectangles(images, 1.0, torch.Generator().manual_seed(0))
-    found = erase_one_by_one(images, places)
+    found = erase_one_by_one(images.clone(), places)
     for image, result, (top, bottom, left, right) in zip(images, found, places.t().tolist()):
         expected = image.clone()
         expected[:, top:bottom, left:right] = 0
@@ -84,10 +84,10 @@ def test_ways_for_the_cpu_and_for_a_gpu_agree():
     weights = torch.cat([torch.eye(3)[torch.arange(20) % 3], torch.rand(20, 3)])
     chosen = torch.arange(40) % 4 > 0
     sums = torch.einsum("bchw,bc->bhw", images, weights)[:, None]
-    torch.testing.assert_close(recolour_one_by_one(images, weights, chosen),
+    torch.testing.assert_close(recolour_one_by_one(images.clone(), weights, chosen),
                                torch.where(chosen[:, None, None, None], sums, images))
     peaks = torch.stack([draw_beta(0.4, 40, generator) for _ in range(4)])
-    torch.testing.assert_close(relight_one_by_one(images, places, peaks, chosen),
+    torch.testing.assert_close(relight_one_by_one(images.clone(), places, peaks, chosen),
                                relight(images, places, peaks, chosen), rtol=1e-4, atol=1e-4)
 
 
@@ -147,5 +147,5 @@ def test_a_batch_is_what_the_rows_make_of_it_in_turn(first, modality):
 
 def test_recolouring_with_certainty_takes_every_image():
     images, weights = torch.randn(5, 3, 4, 4), torch.full((5, 3), 1 / 3)
-    torch.testing.assert_close(recolour(images, weights, 1.0, torch.Generator()),
-                               images.mean(1, keepdim=True).expand_as(images))
+    grey = images.mean(1, keepdim=True).expand_as(images).clone()
+    torch.testing.assert_close(recolour(images, weights, 1.0, torch.Generator()), grey)
