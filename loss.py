@@ -52,14 +52,14 @@ def triplet_loss(output: Output, labels: Tensor, margin: float) -> Tensor:
     return over_parts([batch_hard_triplet(feats, labels, margin) for feats in parts_of(output)])
 
 
-def weighted_triplet_loss(output: Output, labels: Tensor) -> Tensor:
+def weighted_triplet_loss(output: Output, labels: Tensor, constant_weights: bool = False) -> Tensor:
     """`weighted_triplet` of the features after pooling (see `over_parts`)."""
-    return over_parts([weighted_triplet(feats, labels) for feats in parts_of(output)])
+    return over_parts([weighted_triplet(feats, labels, constant_weights) for feats in parts_of(output)])
 
 
-def squared_triplet_loss(output: Output, labels: Tensor) -> Tensor:
+def squared_triplet_loss(output: Output, labels: Tensor, constant_weights: bool = False) -> Tensor:
     """`squared_triplet` of the features after pooling (see `over_parts`)."""
-    return over_parts([squared_triplet(feats, labels) for feats in parts_of(output)])
+    return over_parts([squared_triplet(feats, labels, constant_weights) for feats in parts_of(output)])
 
 
 def parts_of(output: Output) -> tuple[Tensor, ...]:
@@ -114,37 +114,48 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
     return F.relu(farthest - nearest + margin).mean()
 
 
-def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
+def weighted_triplet(feats: Tensor, labels: Tensor, constant_weights: bool = False) -> Tensor:
     """Weighted regularised triplet loss (Ye et al., TPAMI 2021): mean softplus(sum w_p d_p - sum w_n d_n).
 
     Far positives and near negatives weigh most. The weights are those of the published code
     (`published_weights`), which for negatives are far from the softmax of the paper. An anchor is a positive
-    of itself. feats (B, D), labels (B,).
+    of itself. feats (B, D), labels (B,); constant_weights: see `weighted_distances`.
     """
-    positive, negative = weighted_distances(feats, labels)
+    positive, negative = weighted_distances(feats, labels, constant_weights)
     return F.softplus(positive - negative).mean()
 
 
-def squared_triplet(feats: Tensor, labels: Tensor) -> Tensor:
+def squared_triplet(feats: Tensor, labels: Tensor, constant_weights: bool = False) -> Tensor:
     """Squared difference form of the weighted triplet (CAJ, Ye et al., ICCV 2021): softplus(s |s|) with
     s = sum w_p d_p - sum w_n d_n, mean over anchors.
 
     s^2 keeps the sign of s and is cut at 88, as in the published code, where exp would overflow float32. The
     gradient, 2 |s| sigmoid(s |s|), vanishes at s = 0, where positives and negatives are equally far, and
     beyond |s| = 9.4, where the cut is: also for anchors whose positives are that much farther than their
-    negatives, as those of a random network are. feats (B, D), labels (B,).
+    negatives, as those of a random network are. feats (B, D), labels (B,); constant_weights: see
+    `weighted_distances`.
     """
-    positive, negative = weighted_distances(feats, labels)
+    positive, negative = weighted_distances(feats, labels, constant_weights)
     difference = positive - negative
     return F.softplus(difference.sign() * difference.square().clamp_max(88)).mean()
 
 
-def weighted_distances(feats: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sums (B,) of each anchor's distances to its positives and to its negatives."""
+def weighted_distances(feats: Tensor, labels: Tensor,
+                       constant_weights: bool = False) -> tuple[Tensor, Tensor]:
+    """The weighted sums (B,) of each anchor's distances to its positives and to its negatives.
+
+    The gradient goes through the weights too, as in the published code, unless they are `constant_weights`:
+    that of a distance d is then w (1 + d - sum) among positives and w (1 - d + sum) among negatives, not w.
+    So the loss pushes away a positive that is nearer than their weighted sum by more than 1, and draws near
+    a negative that is farther by more than 1 (docs/experiments.md).
+    """
     distances = euclidean_distances(feats)
     same = (labels[:, None] == labels[None, :]).to(distances.dtype)
-    return ((published_weights(distances, same) * distances).sum(1),
-            (published_weights(-distances, 1 - same) * distances).sum(1))
+    weights = published_weights(distances, same), published_weights(-distances, 1 - same)
+    if constant_weights:
+        weights = tuple(each.detach() for each in weights)
+    positive, negative = ((each * distances).sum(1) for each in weights)
+    return positive, negative
 
 
 def published_weights(values: Tensor, mask: Tensor) -> Tensor:

@@ -64,6 +64,26 @@ def test_weighted_triplet_is_that_of_the_published_code(seed, scale):
     assert found == pytest.approx(published_weighted_triplet(scale * feats, labels), rel=1e-4)
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_gradient_goes_through_the_weights_unless_they_are_constant(constant):
+    feats, labels = batch(0)
+    feats = (3 * feats).double().requires_grad_()
+    positive, negative = weighted_distances(feats, labels, constant)
+    distances = torch.cdist(feats, feats)
+    for anchor in range(len(labels)):
+        same = labels == labels[anchor]
+        others = torch.arange(len(labels)) != anchor
+        for found, chosen, sign in ((positive, same, 1), (negative, ~same, -1)):
+            values = distances[anchor][chosen].detach()
+            weights = (sign * values).exp() / ((sign * values).exp().sum() + (1e-6 if sign < 0 else 0))
+            slopes = weights * (1 if constant else 1 + sign * (values - (weights * values).sum()))
+            kept = others[chosen]
+            expected, = torch.autograd.grad((slopes[kept] * distances[anchor][chosen & others]).sum(), feats,
+                                            retain_graph=True)
+            mine, = torch.autograd.grad(found[anchor], feats, retain_graph=True)
+            torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [0.1, 1, 5, 100])
 @pytest.mark.parametrize("seed", range(3))
 def test_squared_triplet_is_that_of_the_published_code(seed, scale):

@@ -37,6 +37,7 @@ BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
 SIMILARITY = replace(CGRNET, graph=None)
 GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
+CONSTANT = Loss(1.0, {"constant_weights": True})
 ADDED = {name: ("standard", name) for name in AUGMENTATIONS if name != "standard"} | {"strong": STRONG}
 
 
@@ -82,6 +83,8 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "agw, average pooling": Row(replace(AGW, pooling="average")),
     "agw, no non-local": Row(replace(AGW, non_local=())),
     "agw, batch-hard triplet": Row(replace(AGW, losses=BASE.losses)),
+    "agw, constant weights": Row(replace(AGW, losses={"id": Loss(), "weighted_triplet": CONSTANT})),
+    "caj, constant weights": Row(replace(METHODS["caj"], losses={"id": Loss(), "squared_triplet": CONSTANT})),
     "base, GeM": Row(replace(BASE, pooling="gem")),
     "base, non-local": Row(replace(BASE, non_local=AGW.non_local)),
     "base, weighted triplet": Row(replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()})),
