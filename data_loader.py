@@ -120,7 +120,8 @@ def augment(images: Tensor, names: Sequence[str], modality: str, generator: torc
     if "standard" not in names:
         images = normalise(images)
     for name in sorted(names, key=lambda name: name != "standard"):  # the one that works on bytes
-        images = IN_PLACE.get(name, AUGMENTATIONS[name])(images, modality, generator)
+        change = AUGMENTATIONS[name]
+        images = (change.write if isinstance(change, InPlace) else change)(images, modality, generator)
     return images
 
 
@@ -188,20 +189,24 @@ def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float
     return (relight_one_by_one if device.type == "cpu" else relight)(images, places, peaks, chosen)
 
 
-def on_a_copy(change: Callable[..., Tensor], images: Tensor, modality: str,
-              generator: torch.Generator) -> Tensor:
-    """What one of `IN_PLACE` makes of the images, which are left alone."""
-    return change(images.clone(), modality, generator)
+@dataclass(frozen=True)
+class InPlace:
+    """An augmentation that writes into the images, as `augment` has it do, whose batch no one else has.
+
+    Called as any other, it works on a copy.
+    """
+
+    write: Callable[..., Tensor]
+
+    def __call__(self, images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
+        return self.write(images.clone(), modality, generator)
 
 
-# What may write into the images, as `augment` has it do, whose batch no one else has.
-IN_PLACE: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
-    "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix, "radiance": radiance,
-    "exchanged": functools.partial(channel, p=1.0),
-}
 # Each but `standard` maps normalised images (B, 3, height, width) of a modality to others; see `augment`.
 AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
-    "standard": standard, **{name: functools.partial(on_a_copy, change) for name, change in IN_PLACE.items()},
+    "standard": standard, "erase": InPlace(erase), "exchange": InPlace(exchange), "grey": InPlace(grey),
+    "channel": InPlace(channel), "mix": InPlace(mix), "radiance": InPlace(radiance),
+    "exchanged": InPlace(functools.partial(channel, p=1.0)),
 }
 COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
 
