@@ -43,8 +43,10 @@ def test_a_curve_is_accuracy_against_minutes(tmp_path):
 
 @pytest.mark.parametrize("names, common, labels", [
     (["sysu_base_p4_lr_0.1", "sysu_cgrnet-strong_p4_lr_0.1"], "sysu_*_p4_lr_0.1", ["base", "cgrnet-strong"]),
-    (["sysu_base_p4", "sysu_base_p4_epochs_9"], "sysu_base_p4_*", ["*", "epochs_9"]),
-    (["sysu_base_p4", "regdb_agw_p2"], "*", ["sysu_base_p4", "regdb_agw_p2"]),
+    (["sysu_base_p4", "sysu_base_p4_epochs_9"], "sysu_base_p4_*_*", ["*", "epochs_9"]),
+    (["sysu_base_p4_epochs_9", "sysu_agw_p4_epochs_20"], "sysu_*_p4_epochs_*", ["base_9", "agw_20"]),
+    (["sysu_base_p4", "regdb_agw_p2"], "*_*_*", ["sysu_base_p4", "regdb_agw_p2"]),
+    (["a_epochs_1_trial_2", "a_epochs_2_trial_1"], "", ["a_epochs_1_trial_2", "a_epochs_2_trial_1"]),
     (["sysu_base_p4"], "", ["sysu_base_p4"])])
 def test_a_legend_says_what_tells_runs_apart(names, common, labels):
     assert curves.split_names(names) == (common, labels)

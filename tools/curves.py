@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from pathlib import Path
 
@@ -81,15 +80,13 @@ def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
 
 
 def split_names(names: list[str]) -> tuple[str, list[str]]:
-    """Names of runs as what all of them begin and end with, and the words between, which tell them apart."""
-    if len(names) == 1:
-        return "", names
+    """Names of runs as the words that all of them have, * for the others, and those others of each."""
     words = [name.split("_") for name in names]
-    first = len(os.path.commonprefix(words))
-    last = len(os.path.commonprefix([name[first:][::-1] for name in words]))
-    ends = [len(name) - last for name in words]
-    common = "_".join([*words[0][:first], "*", *words[0][ends[0]:]])
-    return common, ["_".join(name[first:end]) or "*" for name, end in zip(words, ends)]
+    shared = set.intersection(*map(set, words))
+    labels = ["_".join(word for word in name if word not in shared) or "*" for name in words]
+    if len(set(labels)) < len(names) or len(names) == 1:
+        return "", names
+    return "_".join(word if word in shared else "*" for word in max(words, key=len)), labels
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
