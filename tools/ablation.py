@@ -85,6 +85,7 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "agw, batch-hard triplet": Row(replace(AGW, losses=BASE.losses)),
     "agw, constant weights": Row(replace(AGW, losses={"id": Loss(), "weighted_triplet": CONSTANT})),
     "caj, constant weights": Row(replace(METHODS["caj"], losses={"id": Loss(), "squared_triplet": CONSTANT})),
+    "strong, standard augmentation": Row(replace(METHODS["strong"], views=BASE.views)),
     "base, GeM": Row(replace(BASE, pooling="gem")),
     "base, non-local": Row(replace(BASE, non_local=AGW.non_local)),
     "base, weighted triplet": Row(replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()})),
