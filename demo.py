@@ -92,11 +92,11 @@ def main() -> None:
     args.ids = args.ids or course.ids
     titles = ", ".join(DATASETS[name].title for name in RENDERERS)
     print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: "
-          "about a minute on two CPU cores.", flush=True)
+          "one to two minutes on two CPU cores.", flush=True)
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
-    print(f"Then trains and tests {models}: in all about six minutes. Everything goes to {out}.\n",
+    print(f"Then trains and tests {models}: in all six to twelve minutes. Everything goes to {out}.\n",
           flush=True)
     render(out, roots, args)
     for name, root in roots.items():
