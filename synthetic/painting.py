@@ -157,7 +157,8 @@ def stamp(shape: str, u: np.ndarray, v: np.ndarray, size: float, scale: float) -
 
 def mixed(tones: np.ndarray, amount: np.ndarray) -> np.ndarray:
     """Blend two tones (2, channels) by a map of 0..1."""
-    return tones[0] + (tones[1] - tones[0]) * amount[..., None]
+    first, second = tones[..., None, None]
+    return (first + (second - first) * amount).transpose(1, 2, 0)  # a plane a channel, as the canvas
 
 
 def garment(canvas: Canvas, piece: Piece, sleeve: bool = False, printed: Piece | None = None,

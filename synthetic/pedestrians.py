@@ -78,8 +78,8 @@ def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
     upper = (height - scale) / 2 + rng.normal(0, camera.framing) * height
     yaw = float(rng.choice((0, 0, 0, 0.5, -0.5, np.pi))) + rng.normal(0, 0.25)  # most come towards the camera
     folds = 0.3 * clouds(rng, size, scale / 22, 0.55) + 0.25 * clouds(rng, size, scale / 12, 2.0)
-    canvas = Canvas(np.zeros((height, width, image.shape[2] + 1), np.float32), folds, scale,
-                    (left, upper), camera, yaw)
+    planes = np.zeros((image.shape[2] + 1, height, width), np.float32)  # so that rows are painted whole
+    canvas = Canvas(planes.transpose(1, 2, 0), folds, scale, (left, upper), camera, yaw)
     paint_person(person, canvas, rng)
 
     if camera.spectrum != "thermal":  # the shadow on the ground falls away from the light
