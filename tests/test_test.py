@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_regdb, make_sysu
+from conftest import ROOT, make_checkpoint, make_regdb, make_sysu
 
 import options
 import results
@@ -92,8 +92,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tes
 
 
 # ---------------------------------------------------------------------------------------------- forced trials
-def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script, world):
-    done = tested("--resume", world.last, "--trial", 2, "--force-trial", "--flip", "--amp", "bf16",
+def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script):
+    wide = make_checkpoint(script.cwd / "regdb_trial_1_last.t", height=64, width=32)  # see use_bf16
+    done = tested("--resume", wide, "--trial", 2, "--force-trial", "--flip", "--amp", "bf16",
                   "--out", "found")
     assert done.returncode == 0, done.stderr
     (line,) = warnings(done, "--force-trial")
