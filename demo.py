@@ -1,6 +1,6 @@
 """The whole pipeline on synthetic pedestrians: render, pre-process, train, test, search, and show.
 
-    python demo.py                 everything, a few minutes on two CPU cores
+    python demo.py                 everything, six to twelve minutes on two CPU cores
     python demo.py --data-only     only data/demo/SYSU-MM01, data/demo/RegDB and data/demo/LLCM
 """
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Course:
     """
 
     ids: int
+    images: int  # of a person in each camera
     height: int
     width: int
     identities: int  # in a batch, or as many as there are
@@ -47,16 +48,16 @@ class Course:
     chained: bool = False
 
 
-# A few minutes ask for many persons a step, and for another schedule than the paper's, made for hours; larger
-# images and a high rate are worth more there than a second epoch (docs/experiments.md).
+# A few minutes ask for many persons, in a step and in all, for larger images and a high rate rather than for
+# more epochs, and for another schedule than the paper's, made for hours (docs/experiments.md).
 RECIPE = ("--optim", "adam", "--schedule", "cosine", "--num_pos", 2)
 PRETRAINED = Course(
-    1020, 160, 80, 16, ("--arch", "mobilenet_v2", *RECIPE),
-    (("sysu", "base", 1, 0.01), ("sysu", "cgrnet", 1, 0.01), ("regdb", "cgrnet", 3, 0.01),
-     ("llcm", "cgrnet", 3, 0.01)))
+    1500, 1, 160, 80, 16, ("--arch", "mobilenet_v2", *RECIPE),
+    (("sysu", "base", 2, 0.01), ("sysu", "cgrnet", 2, 0.01), ("regdb", "cgrnet", 3, 0.01),
+     ("llcm", "cgrnet", 6, 0.01)))
 # `cgrnet` begins from a trained `base`: two copies of a random stage 1 drift apart, of a trained one not.
 FROM_SCRATCH = Course(
-    216, 64, 32, 8, ("--arch", "resnet18", *RECIPE),
+    216, 2, 64, 32, 8, ("--arch", "resnet18", *RECIPE),
     (("sysu", "base", 5, 0.001), ("sysu", "cgrnet", 3, 0.004), ("regdb", "cgrnet", 6, 0.004),
      ("llcm", "cgrnet", 6, 0.004)), chained=True)
 RENDERERS = {"sysu": render_sysu, "regdb": render_regdb, "llcm": render_llcm}
@@ -72,8 +73,9 @@ def build_parser() -> Parser:
     parser.add_argument("--ids", type=integer(12, 9999), metavar="N", help="persons in SYSU-MM01's layout; "
                         "the others have a third of them, at least 16 and at most 64 (default: "
                         f"{PRETRAINED.ids}, or {FROM_SCRATCH.ids} without first weights)")
-    parser.add_argument("--images", type=integer(1, 99), default=2, metavar="N",
-                        help="images of a person in each camera (RegDB: 10 in each modality)")
+    parser.add_argument("--images", type=integer(1, 99), metavar="N", help="images of a person in each "
+                        f"camera; RegDB: 10 in each modality (default: {PRETRAINED.images}, or "
+                        f"{FROM_SCRATCH.images} without first weights)")
     parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
     parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
                         help="seed of the data; the same gives the same bytes")
@@ -90,15 +92,15 @@ def main() -> None:
     out = make_folder(args.out, "--out")
     roots = {name: out / Path(DATASETS[name].path).name for name in RENDERERS}
     course = PRETRAINED if args.data_only else choose_course()
-    args.ids = args.ids or course.ids
+    args.ids, args.images = args.ids or course.ids, args.images or course.images
     titles = ", ".join(DATASETS[name].title for name in RENDERERS)
     print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: "
           "one to two minutes on two CPU cores.", flush=True)
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
-    print(f"Then trains and tests {models}: about ten minutes on two CPU cores. Everything goes to {out}.\n",
-          flush=True)
+    print(f"Then trains and tests {models}: six to twelve minutes on two CPU cores in all. "
+          f"Everything goes to {out}.\n", flush=True)
     render(out, roots, args)
     for name, root in roots.items():
         if data := DATASETS[name].arrays:
@@ -208,11 +210,13 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
     draw, top = ImageDraw.Draw(sheet), gap
     for name, root in roots.items():
         split = DATASETS[name].train_split(str(root), 1)
-        for side in (split.visible, split.infrared):
+        sides = (split.visible, split.infrared)
+        shown = [pid for pid in split.pids if all(np.count_nonzero(side.pids == pid) > 1 for side in sides)]
+        for side in sides:
             draw.text((gap, top + 3), f"{DATASETS[name].title}, {side.modality}: one person a column, two "
                                       "images each", "black")
             top += line
-            for column, pid in enumerate(split.pids[:persons]):
+            for column, pid in enumerate(shown[:persons]):
                 paths = [path for path, other in zip(side.paths, side.pids) if other == pid]
                 for row, path in enumerate((paths[0], paths[-1])):
                     tile = Image.fromarray(read_image(path, height, width, side.levels))

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,19 @@ def test_the_demo_renders_what_is_missing_and_no_more(rendered, tmp_path, capsys
     for name in demo.RENDERERS:
         (tmp_path / name / "1.jpg").unlink()
     assert rendered("--data-seed", "1") == ["sysu", "regdb", "llcm"]
+
+
+def test_the_contact_sheet_shows_no_image_twice(sysu, regdb, llcm, tmp_path, monkeypatch):
+    roots = {"sysu": shutil.copytree(sysu, tmp_path / "sysu"), "regdb": regdb, "llcm": llcm}
+    infrared = demo.DATASETS["sysu"].train_split(roots["sysu"]).infrared
+    _, *others = [path for path, pid in zip(infrared.paths, infrared.pids) if pid == infrared.pids[0]]
+    for path in others:
+        os.remove(path)
+    read = []
+    black = np.zeros((9, 9, 3), np.uint8)
+    monkeypatch.setattr(demo, "read_image", lambda path, *_: read.append(path) or black)
+    demo.contact_sheet(roots)
+    assert len(read) == 3 * 4 * 10 == len(set(read)) and infrared.paths[0] not in read
 
 
 def test_the_table_has_a_column_for_each_data_set():
@@ -417,7 +431,7 @@ def test_the_demo_trains_from_imagenet_weights_with_seed_and_device_given(played
         assert "--arch mobilenet_v2" in flags and "--amp off" in flags
         assert "--batch-size 5" in flags or "--batch-size 4" in flags  # as many persons as there are
     second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
-    assert first.startswith("Renders 1020 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
+    assert first.startswith("Renders 1500 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
     assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB, "
                             "cgrnet on LLCM: ")
     *_, persons, base, full, regdb, llcm, page, minutes = printed.splitlines()
