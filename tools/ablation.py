@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 import time
@@ -35,6 +36,7 @@ from utils import UserError, integer, run
 
 BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
+OWN = replace(BASE, losses=DOUBLE, own_stages=1)
 SIMILARITY = replace(CGRNET, graph=None)
 GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
 CONSTANT = Loss(1.0, {"constant_weights": True})
@@ -46,29 +48,42 @@ class Row:
     """What one row trains: a method, and what no method says.
 
     relation: the one of the graph's three gammas that learns, the others stay at 0; None: all learn.
-    gamma_rate: the factor on the gammas' learning rate; None: that of GAMMA_RATES.
+    gamma_rate, own_rate: the factor on the learning rate of the gammas, of the stages that each modality
+    keeps to itself; None: that of train.py.
     """
 
     method: Method
     relation: int | None = None
     gamma_rate: float | None = None
+    own_rate: float | None = None
 
     def set_up(self, net: TwoStream, optimiser: torch.optim.Optimizer, lr: float) -> None:
-        """Keep the gammas of other relations at 0, and give all gammas their rate."""
+        """Keep the gammas of other relations at 0, and give all gammas and own stages their rate."""
         if self.relation is not None:
             alone = torch.zeros_like(net.graph.gamma)
             alone[self.relation] = 1
             net.graph.gamma.register_hook(lambda gradient: gradient * alone)
-        if self.gamma_rate is not None:
-            gammas = {parameter for name, parameter in net.named_parameters() if name.endswith("gamma")}
-            for group in optimiser.param_groups:
-                if gammas.issuperset(group["params"]):
-                    group["initial_lr"] = lr * self.gamma_rate
+        for rate, pattern in ((self.gamma_rate, r".*gamma$"), (self.own_rate, r"streams\.\w+\.layer\d")):
+            if rate is not None:
+                chosen = [each for name, each in net.named_parameters() if re.match(pattern, name)]
+                regroup(optimiser, chosen, lr * rate)
+
+
+def regroup(optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> None:
+    """Take some parameters out of their groups into one of their own, with that first rate."""
+    chosen = set(parameters)
+    for group in optimiser.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in chosen]
+    optimiser.param_groups[:] = [group for group in optimiser.param_groups if group["params"]]
+    optimiser.add_param_group({"params": parameters, "lr": lr, "initial_lr": lr})
 
 
 ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "base, triplet x 2": Row(replace(BASE, losses=DOUBLE)),
-    "own stage 1": Row(replace(BASE, losses=DOUBLE, own_stages=1)),
+    "base, own stage 1": Row(replace(BASE, own_stages=1)),
+    "own stage 1": Row(OWN),
+    "own stage 1 at no rate": Row(OWN, own_rate=0.0),
+    "own stage 1 at the full rate": Row(OWN, own_rate=1.0),
     "own stage 1, similarity without its loss": Row(replace(SIMILARITY, losses=DOUBLE)),
     "own stage 1, similarity": Row(SIMILARITY),
     "shared stage 1, graph": Row(GRAPH),
