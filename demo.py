@@ -1,6 +1,6 @@
 """The whole pipeline on synthetic pedestrians: render, pre-process, train, test, search, and show.
 
-    python demo.py                 everything, six to twelve minutes on two CPU cores
+    python demo.py                 everything, five to twelve minutes on two CPU cores
     python demo.py --data-only     only data/demo/SYSU-MM01, data/demo/RegDB and data/demo/LLCM
 """
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
-    print(f"Then trains and tests {models}: six to twelve minutes on two CPU cores in all. "
+    print(f"Then trains and tests {models}: five to twelve minutes on two CPU cores in all. "
           f"Everything goes to {out}.\n", flush=True)
     render(out, roots, args)
     for name, root in roots.items():
