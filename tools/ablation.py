@@ -14,7 +14,8 @@ import re
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
 OWN = replace(BASE, losses=DOUBLE, own_stages=1)
 SIMILARITY = replace(CGRNET, graph=None)
 GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
+GAMMAS, OWN_STAGES = r".*gamma$", r"streams\.\w+\.layer\d"  # names of parameters
 CONSTANT = Loss(1.0, {"constant_weights": True})
 ADDED = {name: ("standard", name) for name in AUGMENTATIONS if name != "standard"} | {"strong": STRONG}
 
@@ -48,25 +50,22 @@ class Row:
     """What one row trains: a method, and what no method says.
 
     relation: the one of the graph's three gammas that learns, the others stay at 0; None: all learn.
-    gamma_rate, own_rate: the factor on the learning rate of the gammas, of the stages that each modality
-    keeps to itself; None: that of train.py.
+    rates: factors on the learning rate of parameters, by a pattern of their names; others have train.py's.
     """
 
     method: Method
     relation: int | None = None
-    gamma_rate: float | None = None
-    own_rate: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def set_up(self, net: TwoStream, optimiser: torch.optim.Optimizer, lr: float) -> None:
-        """Keep the gammas of other relations at 0, and give all gammas and own stages their rate."""
+        """Keep the gammas of other relations at 0, and give parameters their rates."""
         if self.relation is not None:
             alone = torch.zeros_like(net.graph.gamma)
             alone[self.relation] = 1
             net.graph.gamma.register_hook(lambda gradient: gradient * alone)
-        for rate, pattern in ((self.gamma_rate, r".*gamma$"), (self.own_rate, r"streams\.\w+\.layer\d")):
-            if rate is not None:
-                chosen = [each for name, each in net.named_parameters() if re.match(pattern, name)]
-                regroup(optimiser, chosen, lr * rate)
+        for pattern, factor in self.rates.items():
+            chosen = [each for name, each in net.named_parameters() if re.match(pattern, name)]
+            regroup(optimiser, chosen, lr * factor)
 
 
 def regroup(optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> None:
@@ -82,8 +81,8 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "base, triplet x 2": Row(replace(BASE, losses=DOUBLE)),
     "base, own stage 1": Row(replace(BASE, own_stages=1)),
     "own stage 1": Row(OWN),
-    "own stage 1 at no rate": Row(OWN, own_rate=0.0),
-    "own stage 1 at the full rate": Row(OWN, own_rate=1.0),
+    "own stage 1 at no rate": Row(OWN, rates={OWN_STAGES: 0.0}),
+    "own stage 1 at the full rate": Row(OWN, rates={OWN_STAGES: 1.0}),
     "own stage 1, similarity without its loss": Row(replace(SIMILARITY, losses=DOUBLE)),
     "own stage 1, similarity": Row(SIMILARITY),
     "shared stage 1, graph": Row(GRAPH),
@@ -93,8 +92,8 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "cgrnet, energy": Row(replace(CGRNET, similarity="energy")),
     "cgrnet, plain": Row(replace(CGRNET, graph="plain")),
     "cgrnet, energy and plain": Row(replace(CGRNET, similarity="energy", graph="plain")),
-    "cgrnet, gammas at a fiftieth": Row(CGRNET, gamma_rate=1 / 50),
-    "cgrnet, gammas at the full rate": Row(CGRNET, gamma_rate=1.0),
+    "cgrnet, gammas at a fiftieth": Row(CGRNET, rates={GAMMAS: 1 / 50}),
+    "cgrnet, gammas at the full rate": Row(CGRNET, rates={GAMMAS: 1.0}),
     "agw, average pooling": Row(replace(AGW, pooling="average")),
     "agw, no non-local": Row(replace(AGW, non_local=())),
     "agw, batch-hard triplet": Row(replace(AGW, losses=BASE.losses)),
