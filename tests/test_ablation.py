@@ -76,6 +76,7 @@ def test_a_relation_alone_leaves_the_other_gammas_at_0(run, script):
 @pytest.mark.parametrize("row, named, expected", [
     ("cgrnet, gammas at a fiftieth", r".*gamma$", 0.01),
     ("cgrnet, gammas at the full rate", r".*gamma$", 0.5),
+    ("base, triplet x 2, stage 1 at the full rate", r"shared\.layer1\.", 0.5),
     ("own stage 1 at no rate", r"streams\.\w+\.layer1\.", 0.0),
     ("own stage 1 at the full rate", r"streams\.\w+\.layer1\.", 0.5)])
 def test_a_row_sets_the_rate_of_its_own_parameters_alone(row, named, expected):

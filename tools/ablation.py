@@ -40,7 +40,7 @@ DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
 OWN = replace(BASE, losses=DOUBLE, own_stages=1)
 SIMILARITY = replace(CGRNET, graph=None)
 GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
-GAMMAS, OWN_STAGES = r".*gamma$", r"streams\.\w+\.layer\d"  # names of parameters
+GAMMAS, OWN_STAGES, STAGE_1 = r".*gamma$", r"streams\.\w+\.layer\d", r"shared\.layer1"  # of parameters
 CONSTANT = Loss(1.0, {"constant_weights": True})
 ADDED = {name: ("standard", name) for name in AUGMENTATIONS if name != "standard"} | {"strong": STRONG}
 
@@ -79,6 +79,7 @@ def regroup(optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Paramete
 
 ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "base, triplet x 2": Row(replace(BASE, losses=DOUBLE)),
+    "base, triplet x 2, stage 1 at the full rate": Row(replace(BASE, losses=DOUBLE), rates={STAGE_1: 1.0}),
     "base, own stage 1": Row(replace(BASE, own_stages=1)),
     "own stage 1": Row(OWN),
     "own stage 1 at no rate": Row(OWN, rates={OWN_STAGES: 0.0}),
