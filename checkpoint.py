@@ -32,9 +32,9 @@ class Checkpoint:
     """What a file of train.py holds.
 
     name: the run's, with which its files begin; args: its arguments; trial: the data set's split; epoch: the
-    next one; step, sums: of an epoch that was begun; best: scores of the best epoch so far; fingerprint: of
-    the training images; processes: that train together; criterion, optimiser: what losses learn, and the
-    optimiser's state, which is None in a file of weights alone (`best`).
+    next one; step, sums, seconds: of an epoch that was begun; best: scores of the best epoch so far;
+    fingerprint: of the training images; processes: that train together; criterion, optimiser: what losses
+    learn, and the optimiser's state, which is None in a file of weights alone (`best`).
     """
 
     net: dict[str, Tensor]
@@ -45,6 +45,7 @@ class Checkpoint:
     trial: int = 1
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
     best: dict[str, float] = field(default_factory=lambda: {"rank-1": -1.0, "mAP": 0.0, "epoch": -1})
     fingerprint: str = ""
     processes: int = 1

@@ -235,7 +235,8 @@ def verify(path: Path, net: TwoStream, facts: Facts) -> None:
         for batch in BATCHES:
             found = model.features(images[:batch])
             if problem := difference(found, [feats[:batch] for feats in expected], tolerances):
-                advice = "leave --int8 out" if facts.precision == "int8" else "nothing was written"
+                advice = {"int8": "leave --int8 out", "half": "leave --half out"}.get(
+                    facts.precision, "nothing was written")
                 raise UserError(f"{name}: not torch's features for {batch} images of {height} x {width}: "
                                 f"{problem}; {advice}")
         for what, feats in wrong.items():

@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # Arguments of training that a result tells: records that agree in them are those of one method's seeds.
 SETTINGS = ("recipe", "lr", "optim", "epochs", "schedule", "batch_size", "num_pos", "margin", "augment",
-            "pretrained", "img_h", "img_w")
+            "pretrained", "img_h", "img_w", "amp", "sync_bn")
 
 
 def train_parser() -> Parser:

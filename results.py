@@ -20,6 +20,7 @@ from utils import UserError, atomic_path, warn, write_json
 FORMAT = 1
 COMPARABLE = ("name", "trials", "images")  # what records must share
 FOLDER = "results"  # of records, below the current folder, unless --out names another
+RERANKED = "k-reciprocal re-ranking"  # as records name it
 RANKS = (1, 5, 10, 20)
 DIFFERENCES = ("rank-1", "mAP")  # that `--compare` puts to the test
 MEASURES = (*(f"rank-{k}" for k in RANKS), "mAP", "mINP")
@@ -110,9 +111,11 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 
 def gap_lines(record: dict[str, Any]) -> list[str]:
-    """The gap between the modalities in words."""
+    """The gap between the modalities in words, with what changes it beyond the protocol."""
+    extras = "".join(f" + {extra}" for extra in record["extras"] if extra != RERANKED)
     return [f"modality gap {feature:<7}centroids {gap['centroids']:.3f} apart; mean cosine distance within "
             f"visible {gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
+            + extras
             for feature, gap in record["modality_gap"].items()]
 
 
@@ -190,7 +193,7 @@ def read_queries(record: Path) -> QueryScores | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `--compare` reads of a record; kind: what records of other seeds share."""
+    """What `--compare` reads of a record; kind: what records of other seeds share; seed: None if unknown."""
 
     path: str
     protocol: Mapping[str, Any]
@@ -198,6 +201,7 @@ class Summary:
     files: str
     extras: str
     kind: Any
+    seed: int | None
     features: Sequence[str]
     values: Mapping[str, Mapping[str, str]]  # by feature and measure: mean ± standard deviation
     queries: QueryScores | None = None
@@ -216,26 +220,32 @@ def read(path: str) -> Summary:
         queries = read_queries(Path(path))
         if queries is not None:
             require_same(queries, record, path)
+        seed = made.get("seed") if isinstance(made.get("seed"), int) else None
         kind = (made["method"], made.get("arch"), made.get("settings"), record["extras"])
         return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"],
                        ", ".join(made["files"]), "".join(f" + {extra}" for extra in record["extras"]),
-                       kind, features, values, queries)
+                       kind, seed, features, values, queries)
     except FileNotFoundError:
         raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"[:100]
         raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
 
 
 def require_same(queries: QueryScores, record: Mapping[str, Any], path: str) -> None:
     """Raise `UserError` unless the scores of the queries are those of the record."""
-    for feature in scored(record["trials"]):
-        values, matched = queries.values(feature, "mAP"), queries.first_ranks[feature] > 0
-        for trial in record["trials"]:
-            mine = values[(queries.draws == trial["trial"]) & matched]
-            if not len(mine) or abs(mine.mean() - trial[feature]["mAP"]) > 1e-5:
-                raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}; test "
-                                "that checkpoint again")
+    arrays = (queries.draws, queries.pids, *queries.first_ranks.values(), *queries.ap.values())
+    same = queries.draws.ndim == 1 and len({array.shape for array in arrays}) == 1
+    for feature in scored(record["trials"]) if same else ():
+        same &= feature in queries.ap
+        for trial in record["trials"] if same else ():
+            mine = (queries.draws == trial["trial"]) & (queries.first_ranks[feature] > 0)
+            told = {"mAP": trial[feature]["mAP"], "rank-1": trial[feature]["cmc"][0]}
+            same &= mine.any() and all(abs(queries.values(feature, name)[mine].mean() - value) <= 1e-5
+                                       for name, value in told.items())
+    if not same:
+        raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}, or damaged; "
+                        "test that checkpoint again")
 
 
 def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
@@ -275,19 +285,36 @@ def differences(summaries: Sequence[Summary]) -> list[str]:
     """The paired difference of each group of records to the first one, with an interval.
 
     A group is the records that differ by their seed alone; where all do, each is a group. Warns where a
-    record has no file of its queries.
+    record has no file of its queries, and of a group of one beside others of several. Raises `UserError`
+    where queries are not the same.
     """
     if lacking := [each.path for each in summaries if each.queries is None]:
         if len(summaries) > 1:
             warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is "
                  "tested; test that checkpoint again")
         return []
+    first = summaries[0]
+    for other in summaries[1:]:
+        if not all(np.array_equal(getattr(first.queries, name), getattr(other.queries, name))
+                   for name in ("draws", "pids")):
+            raise UserError(f"--compare {queries_path(Path(other.path))}: other queries than beside "
+                            f"{first.path}; test both checkpoints again")
+    groups = group_seeds(summaries)
+    sizes = sorted(map(len, groups))
+    if sizes[0] == 1 < sizes[-1]:
+        warn("--compare: one record is set against several seeds, so that the interval leaves out how much "
+             "its own seeds would differ; name as many of it")
+    return [row for group in groups[1:] for row in difference_rows(summaries, groups[0], group)]
+
+
+def group_seeds(summaries: Sequence[Summary]) -> list[list[int]]:
+    """The places of records, those together that differ by a known seed alone; each by itself if all do."""
     groups: list[list[int]] = []
     for number, each in enumerate(summaries):
-        known = next((group for group in groups if summaries[group[0]].kind == each.kind), None)
-        groups.append([number]) if known is None else known.append(number)
-    groups = groups if len(groups) > 1 else [[number] for number in range(len(summaries))]
-    return [row for group in groups[1:] for row in difference_rows(summaries, groups[0], group)]
+        known = next((group for group in groups if summaries[group[0]].kind == each.kind
+                      and {each.seed, None}.isdisjoint(summaries[place].seed for place in group)), None)
+        groups.append([number]) if known is None or each.seed is None else known.append(number)
+    return groups if len(groups) > 1 else [[number] for number in range(len(summaries))]
 
 
 def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: Sequence[int]) -> list[str]:
@@ -304,4 +331,4 @@ def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: 
             value, low, high = (f"{100 * part:+6.2f}" for part in (found.value, found.low, found.high))
             rows.append(f"{feature:<8}{measure:<7} {value}  [{low}, {high}]"
                         + ("" if found.told_apart else "  not told apart by this test"))
-    return rows
+    return rows if rows[1:] else [f"{names[0]} and {names[1]} were scored with no feature in common"]

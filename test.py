@@ -34,14 +34,12 @@ from retrieval.evidence import find_evidence
 from utils import (Parser, UserError, atomic_path, make_folder, parse_given, require_matplotlib, run, sha256,
                    warn, write_json)
 
-RERANKED = "k-reciprocal re-ranking"  # as records name it
-
 
 @dataclass(frozen=True)
 class Model:
     """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
     of a test; settings: what its training had in common with that of other seeds; `home`: the data set that
-    it was trained on, if it is tested on another.
+    it was trained on, if it is tested on another; seed: of its training (None: nothing says it).
     """
 
     net: TwoStream
@@ -51,6 +49,7 @@ class Model:
     chosen: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     home: str = ""
+    seed: int | None = None
 
 
 def main() -> None:
@@ -85,7 +84,8 @@ def main() -> None:
     record = make_record(args, device, models, searches, rankings)
     record |= describe_similarities(record["extras"], first, pairs)
     print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))
-    write(args, "trial" in given, record, query_scores(searches, rankings), *first)
+    persons = DATASETS[args.dataset].persons(searches)
+    write(args, "trial" in given, record, query_scores(searches, persons, rankings), *first)
     if args.out:
         draw(args, record, models[0].net, *first, pairs)
 
@@ -131,9 +131,12 @@ def load_model(path: str, parser: Parser) -> Model:
     data = DATASETS.get(checkpoint.args.get("dataset"))
     trial = checkpoint.trial if data is not None and data.splits > 1 else None
     facts = {name: checkpoint.args[name] for name in parser.fixed & checkpoint.args.keys() if name != "trial"}
-    settings = {"init": bool(checkpoint.args.get("init")),
+    chosen = checkpoint.optimiser is None
+    settings = {"init": bool(checkpoint.args.get("init")), "data": checkpoint.fingerprint,
+                "weights": "best" if chosen else f"epoch {checkpoint.epoch}, step {checkpoint.step}",
                 **{name: checkpoint.args[name] for name in options.SETTINGS if name in checkpoint.args}}
-    return Model(checkpoint.network(path), path, facts, trial, checkpoint.optimiser is None, settings)
+    return Model(checkpoint.network(path), path, facts, trial, chosen, settings,
+                 seed=checkpoint.args.get("seed"))
 
 
 def away_from_home(model: Model, target: str | None) -> Model:
@@ -234,14 +237,14 @@ def make_record(args: argparse.Namespace, device: torch.device, models: list[Mod
             "checkpoint": {"method": args.method, "arch": args.arch,
                            "files": [Path(path).name for path in paths],
                            "sha256": [sha256(Path(path)) for path in paths],
-                           "settings": models[0].settings},
+                           "settings": models[0].settings, "seed": models[0].seed},
             "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
 
 
 def describe_similarities(named: list[str], first: tuple[dict[str, Features], Search],
                           pairs: dict[str, verification.Pairs]) -> dict[str, Any]:
     """What results.json says of the first search's similarities, which no re-ranking changes."""
-    unranked = [extra for extra in named if extra != RERANKED]
+    unranked = [extra for extra in named if extra != results.RERANKED]
     return {"calibration": verification.describe(first[1], unranked),
             "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
             "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
@@ -254,13 +257,13 @@ def record_trial(search: Search, rankings: dict[str, Ranking]) -> dict[str, Any]
             "counts": results.count(search), "queries_without_match": search.unmatched()}
 
 
-def query_scores(searches: list[Search], rankings: list[dict[str, Ranking]]) -> QueryScores:
+def query_scores(searches: list[Search], persons: np.ndarray,
+                 rankings: list[dict[str, Ranking]]) -> QueryScores:
     """Each query's scores in each draw."""
     draws = np.repeat([search.trial for search in searches], [len(search.query) for search in searches])
-    pids = np.concatenate([search.query.pids for search in searches])
     first, ap = ({kind: np.concatenate([getattr(trial[kind], name) for trial in rankings]).astype(dtype)
                   for kind in rankings[0]} for name, dtype in (("first", np.int32), ("ap", np.float32)))
-    return QueryScores(draws.astype(np.int16), pids.astype(np.int32), first, ap)
+    return QueryScores(draws.astype(np.int16), persons.astype(np.int32), first, ap)
 
 
 def find_pairs(features: dict[str, Features], search: Search, kind: str) -> verification.Pairs:
@@ -282,7 +285,7 @@ def extras(args: argparse.Namespace, device: torch.device, models: list[Model],
     words = ["flip"] if args.flip else []
     words += ["bfloat16"] if use_bf16(device, args.amp, args.img_w) else []
     words += [f"feature {args.feature}"] if args.feature else []
-    words += [RERANKED] if args.rerank == "k-reciprocal" else []
+    words += [results.RERANKED] if args.rerank == "k-reciprocal" else []
     words += sorted({f"trained on {model.home}" for model in models if model.home})
     forced = [(search.trial, model.trial) for model, search in zip(models, searches)
               if model.trial not in (None, search.trial)]

@@ -184,7 +184,7 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
                         f"{processes.count} started; go on with torchrun --nproc-per-node {saved.processes}, "
                         "or begin a new run with --init")
     return replace(fresh, name=saved.name or run_name(args, old=True), epoch=saved.epoch, step=saved.step,
-                   sums=saved.sums, best=saved.best)
+                   sums=saved.sums, seconds=saved.seconds, best=saved.best)
 
 
 def run_name(args: argparse.Namespace, old: bool = False) -> str:
@@ -377,10 +377,11 @@ def train_epoch(steps: Iterator[dict[str, torch.Tensor]], state: Checkpoint, bat
         done = train_one_epoch(steps, len(batches), meters, stop, files.log, state.epoch, read_every)
     except NotFinite as error:
         raise UserError(f"{error}; {last_good(files)}; lower --lr, or use --amp off") from None
-    seconds = time.perf_counter() - begun
-    images = (done - state.step) * batches.images_per_step * state.processes
+    state.seconds += time.perf_counter() - begun
+    images = done * batches.images_per_step * state.processes
     state.step, state.sums = done, meters.sums
-    return {**meters.means(), "seconds": round(seconds, 3), "images_per_s": round(images / seconds, 1)}
+    return {**meters.means(), "seconds": round(state.seconds, 3),
+            "images_per_s": round(images / state.seconds, 1)}
 
 
 def evaluate(training: Training, searches: list[Search], stop: StopRequest) -> dict[str, float]:
@@ -413,7 +414,7 @@ def finish_epoch(record: dict[str, float], training: Training) -> None:
     """Write logs, checkpoints, then what is looked at: what a kill in between loses is done again."""
     args, state, files = training.args, training.state, training.files
     files.log_epoch(record)
-    state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+    state.epoch, state.step, state.sums, state.seconds = state.epoch + 1, 0, {}, 0.0
     if record.get("bnneck/rank-1", -1.0) > state.best["rank-1"]:
         state.best = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"],
                       "epoch": record["epoch"]}

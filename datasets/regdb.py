@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,16 @@ class RegDB(DataSet):
                                    published=published))
             searches[-1].require_match(f"{Path(root) / 'idx'}: test lists of trial {trial}")
         return searches
+
+    def persons(self, searches: Sequence[Search]) -> np.ndarray:
+        """Labels count the persons of one split: over several, a person is known by his first image."""
+        names = []
+        for query in (search.query for search in searches):
+            first: dict[int, str] = {}
+            for path, pid in zip(query.paths, query.pids.tolist()):
+                first[pid] = min(path, first.get(pid, path))
+            names += [first[pid] for pid in query.pids.tolist()]
+        return np.unique(names, return_inverse=True)[1]
 
     def trials(self, trial: int | str) -> list[int]:
         """A model is tested on the split that it was trained on; EVERY: all of them."""

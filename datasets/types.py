@@ -246,6 +246,10 @@ class DataSet:
                             "folder, or change --dataset")
         return root
 
+    def persons(self, searches: Sequence[Search]) -> np.ndarray:
+        """Numbers that tell the persons of all queries apart, search after search, (N,)."""
+        return np.concatenate([search.query.pids for search in searches])
+
     def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
         """What people call a person; sides: where the person's images are."""
         return str(pid)

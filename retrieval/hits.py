@@ -91,8 +91,8 @@ def read_threshold(path: str, far: float, feature: str, query: Record, gallery: 
                         "wrote") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {one_line(error)[:100]}"
-        raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds ({what}); test "
-                        "the checkpoint again") from None
+        raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds of {feature} "
+                        f"({what}); test the checkpoint again, without --feature") from None
     if value is None:
         rates = ", ".join(f"{rate:g}" for rate in known) or "none"
         raise UserError(f"--far {far:g}: {path} has no threshold for it ({feature}, {direction}), but for "

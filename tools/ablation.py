@@ -33,7 +33,7 @@ from engine import (Extraction, build_optimiser, learning_rate_factor, score, se
 from loss import Criterion
 from model import METHODS, STRONG, Loss, Method, TwoStream
 from results import FEATURES
-from utils import UserError, integer, run
+from utils import Parser, UserError, integer, make_folder, run
 
 BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
@@ -107,6 +107,7 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
 } | {f"base, {name}": Row(replace(BASE, views={modality: View(modality, augment) for modality in MODALITIES}))
      for name, augment in ADDED.items()}
 FIGURES = ("rank-1", "mAP")
+COLUMNS = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -119,12 +120,32 @@ def parse_arguments() -> argparse.Namespace:
                         help="the row whose difference to each other is shown (default: the first)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
     args = parser.parse_args()
+    for name in ("init", "resume", "seed", "method"):
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"{parser.flag(name)}: rows from several seeds have their own; leave it out")
     if args.recipe != parser.get_default("recipe"):
         raise UserError(f"--recipe {args.recipe}: rows of many methods have no recipe in common; "
                         "give its flags by themselves (train.py --help says them)")
     if args.trial == EVERY:
         raise UserError(f"--trial {EVERY}: a row is one model; give the number of a split")
-    return options.resolve(args)
+    options.resolve(args)
+    if args.rows:
+        make_folder(args.json.parent, "--json")
+        require_same_flags(parser, args, read_runs(args.json))
+    return args
+
+
+def require_same_flags(parser: Parser, args: argparse.Namespace, runs: dict[tuple[str, int], dict]) -> None:
+    """Raise `UserError` where the file holds runs of other flags, which one table must not mix."""
+    of_data = {flag.dest for data in DATASETS.values() for flag in data.flags}
+    told = (parser.fixed | of_data | {"epochs", "amp", "data_path", "direction"}) & vars(args).keys()
+    for command in {record["command"] for record in runs.values()}:
+        theirs = options.resolve(parser.parse_args(["--json", str(args.json), *shlex.split(command)]))
+        for name in sorted(told - {"seed", "method"}):
+            found, asked = getattr(theirs, name), getattr(args, name)
+            if found != asked:
+                raise UserError(f"--json {args.json}: holds runs of {parser.flag(name)} {found}, {asked} "
+                                "asked for; name another file")
 
 
 def main() -> None:
@@ -152,9 +173,18 @@ def main() -> None:
 
 
 def read_runs(path: Path) -> dict[tuple[str, int], dict]:
-    """The runs that a file holds, by row and seed."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {(record["row"], record["seed"]): record for record in map(json.loads, lines)}
+    """The runs that a file holds, by row and seed; raises `UserError` for a file of something else."""
+    lines, runs = path.read_text(encoding="utf-8").splitlines() if path.exists() else [], {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            runs[record["row"], record["seed"]] = record
+            if not all(isinstance(record[name], float | int) for name in COLUMNS) or not record["command"]:
+                raise ValueError("no figures")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--json {path}: line {number} is no run of tools.ablation "
+                            f"({type(error).__name__}); take it out, or name another file") from None
+    return runs
 
 
 def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, images: dict[str, TrainImages],
@@ -189,12 +219,11 @@ def table(runs: dict[tuple[str, int], dict], against: str | None = None) -> list
     [95 % interval]."""
     rows = list(dict.fromkeys(row for row, _ in runs))
     against = against or next(iter(rows), None)
-    columns = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
-    lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
+    lines = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (2 + len(COLUMNS)) + "|"]
     for row in rows:
         seeds = [seed for name, seed in runs if name == row]
         cells = []
-        for column in columns:
+        for column in COLUMNS:
             values = np.array([runs[row, seed][column] for seed in seeds])
             pairs = [runs[row, seed][column] - runs[against, seed][column]
                      for seed in seeds if (against, seed) in runs]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ def main() -> None:
     """Draw the curves and print where each ends."""
     args = parse_arguments()
     groups: dict[str, list[Curve]] = {}
-    for path in args.runs:
-        name = re.sub(r"_seed_\d+", "", Path(path).stem)
+    stems = Counter(Path(path).stem for path in set(args.runs))
+    for path in dict.fromkeys(args.runs):
+        place = Path(path).with_suffix("")  # of runs of one name, whose flags differ, the folders tell
+        name = re.sub(r"_seed_\d+", "", str(place) if stems[place.name] > 1 else place.name)
         groups.setdefault(name, []).append(read_curve(path, args.measure))
     for name, curves in groups.items():
         minutes, values = np.mean([curve[:, -1] for curve in curves], 0)
@@ -48,12 +51,12 @@ def read_curve(path: str, measure: str) -> Curve:
     """A run's curve; raises `UserError` for a file that holds no evaluation with this measure."""
     try:
         epochs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs]) / 60
+        minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs if epoch["epoch"] >= 0]) / 60
         points = [(time, float(epoch[measure])) for time, epoch in zip(minutes, epochs) if measure in epoch]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file "
                         "below log/") from None
-    if not points:
+    if not points or "/" not in measure:
         known = sorted({name for epoch in epochs for name in epoch if "/" in name})
         raise UserError(f"--measure {measure}: {path} holds {', '.join(known) or 'no evaluation'}; "
                         "name one of these")
