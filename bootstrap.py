@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 RESAMPLES, LEVEL = 10_000, 0.95
 
@@ -66,7 +66,7 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
     _, draws, persons = first[0].shape
     person_weights, draw_weights = count_again(persons, rng), weigh_again(draws, rng)
     tail, freedom = (1 + LEVEL) / 2, len(first) + len(second) - 2
-    student = stats.t.ppf(tail, freedom) / stats.norm.ppf(tail) if freedom else 1.0
+    student = stdtrit(freedom, tail) / ndtri(tail) if freedom else 1.0
     sides = [(np.stack(records, 1), weigh_again(len(records), rng, student)) for records in (first, second)]
     values = [mean_of_means(sums, np.ones((1, persons)), np.full((1, draws), 1 / draws),
                             np.full((1, sums.shape[1]), 1 / sums.shape[1]))[0] for sums, _ in sides]
