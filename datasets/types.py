@@ -222,6 +222,10 @@ class DataSet:
         return {"data_path": self.path if values["data_path"] is None else values["data_path"],
                 "direction": values["direction"] or self.direction}
 
+    def persons(self, searches: Sequence[Search]) -> np.ndarray:
+        """Numbers that tell the persons of all queries apart, search after search, (N,)."""
+        return np.concatenate([search.query.pids for search in searches])
+
     # --------------------------------------------------------------------------------------- the same for all
     def keywords(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the parsed arguments that a method takes as keywords."""
@@ -245,10 +249,6 @@ class DataSet:
             raise UserError(f"--data-path {root}: {found} found, {layout} expected; name the data set's "
                             "folder, or change --dataset")
         return root
-
-    def persons(self, searches: Sequence[Search]) -> np.ndarray:
-        """Numbers that tell the persons of all queries apart, search after search, (N,)."""
-        return np.concatenate([search.query.pids for search in searches])
 
     def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
         """What people call a person; sides: where the person's images are."""
