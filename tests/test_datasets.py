@@ -646,3 +646,12 @@ def test_a_person_of_regdb_is_one_person_in_every_split_whatever_the_label():
     assert len({seven, thirty, nine}) == 3
     labels = DATASETS["sysu"].persons([search({7: 7, 30: 30}), search({7: 7})])
     assert labels.tolist() == [7, 7, 30, 30, 7, 7]
+
+
+def test_folders_exclude_no_camera_that_no_name_tells(tmp_path):
+    for modality in ("visible", "infrared"):
+        for split in ("train", "test"):
+            save_image(tmp_path / split / modality / "anna" / "x0001_c1_.png", 0)
+    with pytest.raises(UserError, match="^--exclude-same-camera: no name of an image below .*test begins with"):
+        DATASETS["folders"].searches(tmp_path, exclude_same_camera=True)
+    assert len(DATASETS["folders"].searches(tmp_path)) == 1
