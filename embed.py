@@ -75,7 +75,7 @@ def main() -> None:
     if features.paths or not stopped:
         write(out, old, features, images, record, args.float16)
     if stopped:
-        kind = f"new {kind}" if old else kind
+        kind = f"new {kind}" if old is not None else kind
         raise Interrupted(stopped, f"stopped with {len(features.paths)} of {len(rows)} {kind} in {out}; "
                                    "--append goes on")
     if unreadable:

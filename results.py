@@ -218,8 +218,9 @@ def read(path: str) -> Summary:
         values = {feature: {name: show_spread(record, feature, name) for name in MEASURES}
                   for feature in features}
         queries = read_queries(Path(path))
-        if queries is not None:
-            require_same(queries, record, path)
+        if queries is not None and not fits(queries, record):
+            raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}, or damaged; "
+                            "test that checkpoint again")
         seed = made.get("seed") if isinstance(made.get("seed"), int) else None
         kind = (made["method"], made.get("arch"), made.get("settings"), record["extras"])
         return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"],
@@ -232,20 +233,21 @@ def read(path: str) -> Summary:
         raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
 
 
-def require_same(queries: QueryScores, record: Mapping[str, Any], path: str) -> None:
-    """Raise `UserError` unless the scores of the queries are those of the record."""
+def fits(queries: QueryScores, record: Mapping[str, Any]) -> bool:
+    """Whether the scores of the queries are those of the record."""
     arrays = (queries.draws, queries.pids, *queries.first_ranks.values(), *queries.ap.values())
-    same = queries.draws.ndim == 1 and len({array.shape for array in arrays}) == 1
-    for feature in scored(record["trials"]) if same else ():
-        same &= feature in queries.ap
-        for trial in record["trials"] if same else ():
+    if queries.draws.ndim != 1 or len({array.shape for array in arrays}) > 1:
+        return False
+    for feature in scored(record["trials"]):
+        if feature not in queries.ap:
+            return False
+        for trial in record["trials"]:
             mine = (queries.draws == trial["trial"]) & (queries.first_ranks[feature] > 0)
             told = {"mAP": trial[feature]["mAP"], "rank-1": trial[feature]["cmc"][0]}
-            same &= mine.any() and all(abs(queries.values(feature, name)[mine].mean() - value) <= 1e-5
-                                       for name, value in told.items())
-    if not same:
-        raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}, or damaged; "
-                        "test that checkpoint again")
+            if not mine.any() or not all(abs(queries.values(feature, name)[mine].mean() - value) <= 1e-5
+                                         for name, value in told.items()):
+                return False
+    return True
 
 
 def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
@@ -311,9 +313,14 @@ def group_seeds(summaries: Sequence[Summary]) -> list[list[int]]:
     """The places of records, those together that differ by a known seed alone; each by itself if all do."""
     groups: list[list[int]] = []
     for number, each in enumerate(summaries):
-        known = next((group for group in groups if summaries[group[0]].kind == each.kind
-                      and {each.seed, None}.isdisjoint(summaries[place].seed for place in group)), None)
-        groups.append([number]) if known is None or each.seed is None else known.append(number)
+        for group in groups:
+            seeds = {summaries[place].seed for place in group}
+            known = None not in seeds | {each.seed}
+            if known and each.seed not in seeds and summaries[group[0]].kind == each.kind:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
     return groups if len(groups) > 1 else [[number] for number in range(len(summaries))]
 
 

@@ -110,7 +110,7 @@ FIGURES = ("rank-1", "mAP")
 COLUMNS = [f"{kind}/{name}" for kind in FEATURES for name in FIGURES]
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> Parser:
     """The flags of train.py, and which rows to run from which seeds."""
     parser = options.train_parser()
     parser.add_argument("rows", nargs="*", choices=(*ROWS, []), metavar="ROW", help=f"of: {'; '.join(ROWS)}")
@@ -119,6 +119,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--against", choices=ROWS, metavar="ROW",
                         help="the row whose difference to each other is shown (default: the first)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the runs, one line each")
+    return parser
+
+
+def parse_arguments(parser: Parser) -> argparse.Namespace:
+    """The arguments of the command line; raises `UserError` for those that say nothing of rows."""
     args = parser.parse_args()
     for name in ("init", "resume", "seed", "method"):
         if getattr(args, name) != parser.get_default(name):
@@ -128,11 +133,7 @@ def parse_arguments() -> argparse.Namespace:
                         "give its flags by themselves (train.py --help says them)")
     if args.trial == EVERY:
         raise UserError(f"--trial {EVERY}: a row is one model; give the number of a split")
-    options.resolve(args)
-    if args.rows:
-        make_folder(args.json.parent, "--json")
-        require_same_flags(parser, args, read_runs(args.json))
-    return args
+    return options.resolve(args)
 
 
 def require_same_flags(parser: Parser, args: argparse.Namespace, runs: dict[tuple[str, int], dict]) -> None:
@@ -150,10 +151,14 @@ def require_same_flags(parser: Parser, args: argparse.Namespace, runs: dict[tupl
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    args = parse_arguments()
+    parser = make_parser()
+    args = parse_arguments(parser)
     known = read_runs(args.json)
+    if args.rows:
+        require_same_flags(parser, args, known)
     missing = [(row, seed) for seed in args.seeds for row in args.rows if (row, seed) not in known]
     if missing:
+        make_folder(args.json.parent, "--json")
         device = choose_device(args.gpu)
         prepare(device)
         data = DATASETS[args.dataset]

@@ -51,7 +51,9 @@ def read_curve(path: str, measure: str) -> Curve:
     """A run's curve; raises `UserError` for a file that holds no evaluation with this measure."""
     try:
         epochs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs if epoch["epoch"] >= 0]) / 60
+        if any("epoch" not in epoch for epoch in epochs):
+            raise KeyError("epoch")
+        minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs]) / 60
         points = [(time, float(epoch[measure])) for time, epoch in zip(minutes, epochs) if measure in epoch]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file "
