@@ -188,17 +188,18 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
 
 
 def run_name(args: argparse.Namespace, old: bool = False) -> str:
-    """What tells a run from others; backbone, size, schedule and length where they are not the defaults.
+    """What tells a run from others; backbone, size, schedule, length, augmentations if not the default.
 
     old: as it was before names told these, in files that hold no name.
     """
     words = [args.dataset, args.method, f"p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}"]
-    told = {("arch",): "{}", ("img_h", "img_w"): "{}x{}", ("schedule",): "{}", ("epochs",): "epochs_{}"}
+    told = {("arch",): "{}", ("img_h", "img_w"): "{}x{}", ("schedule",): "{}", ("epochs",): "epochs_{}",
+            ("augment",): "{}"}
     default = options.train_parser().get_default
     for names, form in told.items():
         values = [getattr(args, name) for name in names]
         if values != [default(name) for name in names] and not old:
-            words.append(form.format(*values))
+            words.append(form.format(*values).replace(",", "-"))
     return "_".join(words + ([f"trial_{args.trial}"] if DATASETS[args.dataset].splits > 1 else []))
 
 

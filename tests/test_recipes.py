@@ -6,6 +6,7 @@ import torch
 from conftest import SMALL, make_regdb
 
 import options
+import train
 from utils import UserError, parse_given
 
 SIZED = ("optim", "schedule", "epochs", "augment", "img_h", "img_w")
@@ -46,6 +47,14 @@ def test_a_method_with_augmentations_of_its_own_keeps_them(monkeypatch, method):
 @pytest.mark.parametrize("words", ["grey", "strong", "standard,erase", "exchange,radiance,mix,channel"])
 def test_augmentations_are_named_by_words(monkeypatch, words):
     assert parse(monkeypatch, "--augment", words).augment == words
+
+
+def test_runs_of_other_augmentations_have_files_of_their_own(monkeypatch):
+    strong = ("--recipe", "strong", "--method", "strong", "--lr", "0.1")
+    rows = [(), ("--augment", "standard"), ("--augment", "standard,channel,grey")]
+    assert [train.run_name(parse(monkeypatch, *strong, *row)) for row in rows] == [
+        f"sysu_strong_p4_n8_lr_0.1_seed_0_384x192_cosine_epochs_120{end}"
+        for end in ("", "_standard", "_standard-channel-grey")]
 
 
 def test_log_and_checkpoint_name_the_recipe_and_a_run_goes_on_with_it(tmp_path, script):
