@@ -1,6 +1,6 @@
 """The whole pipeline on synthetic pedestrians: render, pre-process, train, test, search, and show.
 
-    python demo.py                 everything, five to twelve minutes on two CPU cores
+    python demo.py                 everything, five to twenty minutes on two CPU cores
     python demo.py --data-only     only data/demo/SYSU-MM01, data/demo/RegDB and data/demo/LLCM
 """
 from __future__ import annotations
@@ -95,11 +95,11 @@ def main() -> None:
     args.ids, args.images = args.ids or course.ids, args.images or course.images
     titles = ", ".join(DATASETS[name].title for name in RENDERERS)
     print(f"Renders {args.ids} pedestrians and more in the layouts of {titles}: "
-          "one to two minutes on two CPU cores.", flush=True)
+          "one to three minutes on two CPU cores.", flush=True)
     if args.data_only:
         return render(out, roots, args)
     models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
-    print(f"Then trains and tests {models}: five to twelve minutes on two CPU cores in all. "
+    print(f"Then trains and tests {models}: five to twenty minutes on two CPU cores in all. "
           f"Everything goes to {out}.\n", flush=True)
     render(out, roots, args)
     for name, root in roots.items():
