@@ -282,10 +282,9 @@ class TwoStream(nn.Module):
 
         AGW's non-local blocks learn at a tenth beside either, as in its published code: they multiply three
         of their inputs' projections, so that at the full rate they outgrow the running statistics behind them
-        within an epoch, and features overflow in testing. A gamma's gradient is a sum
-        over all of its message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it
-        learns at a fiftieth (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no
-        less.
+        within an epoch, and features overflow in testing. A gamma's gradient is a sum over all of its
+        message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it learns at a
+        fiftieth (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no less.
         """
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "non_local": [], "gamma": [], "new": []}
         for name, parameter in self.named_parameters():
