@@ -183,8 +183,8 @@ def require_finite(weights: Mapping[str, Any], path: str | Path, flag: str) -> N
 def restore(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path, flag: str) -> None:
     """Load weights that must fit the network key by key; `UserError` names the first that does not."""
     own = net.state_dict()
-    for kind, names in (("lacks", own.keys() - weights.keys()), ("has an "
-                                                                 "unexpected", weights.keys() - own.keys())):
+    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
+    for kind, names in (("lacks", missing), ("has an unexpected", unexpected)):
         if names:
             raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the "
                             "same method and architecture expected")

@@ -37,10 +37,9 @@ def embed(net: nn.Module | Network, paths: Sequence[str], modality: str, height:
 
 
 def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288,
-                  width: int = 144, *,
-                  batch_size: int = 64, workers: int = 4, flip: bool = False, bf16: bool = False,
-                  unreadable: dict[str, str] | None = None, levels: tuple[int, int] | None = None,
-                  silent: bool = True) -> Iterator[Features]:
+                  width: int = 144, *, batch_size: int = 64, workers: int = 4, flip: bool = False,
+                  bf16: bool = False, unreadable: dict[str, str] | None = None,
+                  levels: tuple[int, int] | None = None, silent: bool = True) -> Iterator[Features]:
     """Features of image files of one modality, those of a batch at a time.
 
     net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B,

@@ -141,12 +141,11 @@ class Tile:
     caption: str
     colour: str = "black"
     style: Any = "-"
-    levels: tuple[int, int] | None = None  # see `read_image`
+    levels: tuple[int, int] | None = None
 
 
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search,
-                 height: int,
-                 width: int) -> Figure:
+                 height: int, width: int) -> Figure:
     """Queries with their first ten gallery images, framed as right or wrong, with camera and distance.
 
     height, width: pixels, which give the aspect. Queries without a match are not shown.
@@ -194,8 +193,7 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
                                     tile.levels)
                 axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
             axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour,
-                                     linewidth=2.4,
-                                     linestyle=tile.style))
+                                     linewidth=2.4, linestyle=tile.style))
             write(centre, upper + tall + 0.05, tile.caption, color=tile.colour, fontsize=7)
     axes.set(xlim=(0, across), ylim=(down, 0), aspect="auto")
     axes.set_axis_off()
@@ -269,9 +267,9 @@ def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], he
                 axis.imshow(pixels, aspect="auto")
             line[start + 1].set_title(f"{caption}\nsimilarity {pair.similarity:.3f}", x=1.02, fontsize=8)
     names = " / ".join(dict.fromkeys(pair.name for row in rows for _, pair in row))
-    lines = textwrap.fill(title,
-                          round(11 * figure.get_figwidth())), f"{names}: blue for the pair, orange against it"
-    figure.suptitle("\n".join(lines), fontsize=10, y=0.99, va="top")
+    heading = textwrap.fill(title, round(11 * figure.get_figwidth()))
+    heading += f"\n{names}: blue for the pair, orange against it"
+    figure.suptitle(heading, fontsize=10, y=0.99, va="top")
     return figure
 
 

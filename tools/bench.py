@@ -367,7 +367,6 @@ BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract
               "graph": bench_graph, "params": bench_params}
 
 
-
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The arguments, and what the pieces of a run read beside them."""
     parser = Parser(description="Time this repository's ways against the plain ones.")
