@@ -30,12 +30,16 @@ def test_seeds_are_one_group_and_the_picture_is_drawn(tmp_path, monkeypatch, cap
     assert first.split(maxsplit=1) == ["sysu_base_p4_n8_lr_0.1",
                                        "2 run(s), at the end  25.00% after 4.0 minutes"]
     assert second.startswith("sysu_strong_p4_n8_lr_0.1 ")
+    call(monkeypatch, *runs, "--axis", "epochs", "--out", tmp_path / "c.png")
+    assert capsys.readouterr().out.splitlines()[0].endswith(" 25.00% after 4.0 epochs")
     assert np.asarray(Image.open(tmp_path / "c.png")).std() > 0
 
 
-def test_a_curve_is_accuracy_against_minutes(tmp_path):
+def test_a_curve_is_accuracy_against_minutes_or_epochs(tmp_path):
     found = curves.read_curve(save_run(tmp_path / "a.jsonl", [0.1, 0.3], seconds=30), "bnneck/rank-1")
     assert found.tolist() == [[1.0, 2.0], [0.1, 0.3]]
+    by_epoch = curves.read_curve(str(tmp_path / "a.jsonl"), "bnneck/rank-1", "epochs")
+    assert by_epoch.tolist() == [[2, 4], [0.1, 0.3]]
     longer = curves.read_curve(save_run(tmp_path / "b.jsonl", [0.3, 0.5, 0.9], seconds=90), "bnneck/rank-1")
     np.testing.assert_allclose(curves.mean_curve([found, longer]), [[2, 4], [0.2, 0.4]])
     assert len(curves.draw({"a": [found, longer]}, "x").axes[0].lines) == 3

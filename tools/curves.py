@@ -1,6 +1,6 @@
-"""Learning curves of runs: accuracy against minutes of training, from the JSON lines that train.py writes.
+"""Learning curves of runs: accuracy against minutes or epochs of training, from their JSON lines.
 
-    python -m tools.curves log/sysu_log/*.jsonl --out curves.png [--measure bnneck/rank-1]
+    python -m tools.curves log/sysu_log/*.jsonl --out curves.png [--measure bnneck/rank-1] [--axis epochs]
 
 Runs whose names differ by the seed alone are one colour: each a thin line, their mean a thick one.
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from utils import Parser, UserError, atomic_path, filled, run
 
-Curve = np.ndarray  # (2, N): minutes of training and a fraction, for each evaluation
+Curve = np.ndarray  # (2, N): minutes or epochs of training and a fraction, for each evaluation
 
 
 def main() -> None:
@@ -29,12 +29,12 @@ def main() -> None:
     for path in dict.fromkeys(args.runs):
         place = Path(path).with_suffix("")  # of runs of one name, whose flags differ, the folders tell
         name = re.sub(r"_seed_\d+", "", str(place) if stems[place.name] > 1 else place.name)
-        groups.setdefault(name, []).append(read_curve(path, args.measure))
+        groups.setdefault(name, []).append(read_curve(path, args.measure, args.axis))
     for name, curves in groups.items():
-        minutes, values = np.mean([curve[:, -1] for curve in curves], 0)
-        print(f"{name:<48} {len(curves)} run(s), at the end {values:7.2%} after {minutes:.1f} minutes")
+        length, value = np.mean([curve[:, -1] for curve in curves], 0)
+        print(f"{name:<48} {len(curves)} run(s), at the end {value:7.2%} after {length:.1f} {args.axis}")
     with atomic_path(Path(args.out)) as temporary:
-        FigureCanvasAgg(draw(groups, args.measure)).print_png(temporary)
+        FigureCanvasAgg(draw(groups, args.measure, args.axis)).print_png(temporary)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,18 +43,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", metavar="run.jsonl", help="JSON lines of a run, below log/")
     parser.add_argument("--measure", type=filled, default="bnneck/rank-1", metavar="FEATURE/NAME",
                         help="what to draw, as the JSON lines call it")
+    parser.add_argument("--axis", choices=("minutes", "epochs"), default="minutes",
+                        help="against what to draw it: epochs compare runs of machines that differ in speed")
     parser.add_argument("--out", type=filled, default="curves.png", metavar="FILE.png", help="the picture")
     return parser.parse_args()
 
 
-def read_curve(path: str, measure: str) -> Curve:
+def read_curve(path: str, measure: str, axis: str = "minutes") -> Curve:
     """A run's curve; raises `UserError` for a file that holds no evaluation with this measure."""
     try:
         epochs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        if any("epoch" not in epoch for epoch in epochs):
-            raise KeyError("epoch")
-        minutes = np.cumsum([float(epoch["seconds"]) for epoch in epochs]) / 60
-        points = [(time, float(epoch[measure])) for time, epoch in zip(minutes, epochs) if measure in epoch]
+        lengths = {"epochs": [float(epoch["epoch"]) + 1 for epoch in epochs],
+                   "minutes": np.cumsum([float(epoch["seconds"]) for epoch in epochs]) / 60}[axis]
+        points = [(at, float(epoch[measure])) for at, epoch in zip(lengths, epochs) if measure in epoch]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no JSON lines of a run of train.py ({type(error).__name__}); name a file "
                         "below log/") from None
@@ -65,8 +66,8 @@ def read_curve(path: str, measure: str) -> Curve:
     return np.array(points).T
 
 
-def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
-    """One colour a group of runs: thin lines, and the mean over runs at as many minutes as all have."""
+def draw(groups: dict[str, list[Curve]], measure: str, axis: str = "minutes") -> Figure:
+    """One colour a group of runs: thin lines, and the mean over runs as far as all of them come."""
     figure = Figure(figsize=(6.4, 4.2), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     common, labels = split_names(list(groups))
@@ -76,7 +77,7 @@ def draw(groups: dict[str, list[Curve]], measure: str) -> Figure:
             axes.plot(*(curve * [[1], [100]]), color=colour, linewidth=0.6, alpha=0.6)
         axes.plot(*(mean_curve(curves) * [[1], [100]]), color=colour, linewidth=1.8,
                   label=f"{label} ({len(curves)})")
-    axes.set(xlabel="minutes of training", ylabel=f"{measure} (%)", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel=f"{axis} of training", ylabel=f"{measure} (%)", xlim=(0, None), ylim=(0, None))
     axes.set_title(common, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
@@ -95,7 +96,7 @@ def split_names(names: list[str]) -> tuple[str, list[str]]:
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
-    """The mean over runs, by evaluation, of minutes and values, as far as the shortest run comes."""
+    """The mean over runs, by evaluation, of lengths and values, as far as the shortest run comes."""
     length = min(curve.shape[1] for curve in curves)
     return np.mean([curve[:, :length] for curve in curves], axis=0)
 
