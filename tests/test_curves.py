@@ -30,9 +30,9 @@ def test_seeds_are_one_group_and_the_picture_is_drawn(tmp_path, monkeypatch, cap
     assert first.split(maxsplit=1) == ["sysu_base_p4_n8_lr_0.1",
                                        "2 run(s), at the end  25.00% after 4.0 minutes"]
     assert second.startswith("sysu_strong_p4_n8_lr_0.1 ")
+    assert np.asarray(Image.open(tmp_path / "c.png")).std() > 0
     call(monkeypatch, *runs, "--axis", "epochs", "--out", tmp_path / "c.png")
     assert capsys.readouterr().out.splitlines()[0].endswith(" 25.00% after 4.0 epochs")
-    assert np.asarray(Image.open(tmp_path / "c.png")).std() > 0
 
 
 def test_a_curve_is_accuracy_against_minutes_or_epochs(tmp_path):
