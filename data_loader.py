@@ -372,11 +372,11 @@ def on_device(values: tuple[tuple[float, ...], ...], device: torch.device) -> Te
 
 
 class TrainBatches:
-    """Batches of an epoch on the device: ({view: images}, labels), one read ahead of the step that uses it.
+    """Batches of an epoch on the device: ({view: images}, labels).
 
-    Pixels live on the device where `on_device`; else a thread gathers them into (pinned) memory and copies
-    them, on CUDA on a stream of its own, while the device computes. Every view of a modality shows the same
-    images. Augmentation of a step depends on (seed, epoch, step, rank) alone.
+    Pixels live on the device where `on_device`; else, on CUDA, a thread gathers them into pinned memory and
+    copies them, one batch ahead, on a stream of its own, while the device computes. Every view of a modality
+    shows the same images. Augmentation of a step depends on (seed, epoch, step, rank) alone.
     """
 
     def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, views: Mapping[str, View],
@@ -401,37 +401,44 @@ class TrainBatches:
         indices = torch.from_numpy(self.sampler.epoch(epoch, self.rank))
         labels = self.labels[indices[:, 0].to(self.device)]
         indices = indices.to(self.device) if self.on_device else indices
+        for step, batch in enumerate(self.read(indices[start:]), start):
+            pixels = dict(zip(MODALITIES, batch))
+            self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
+            yield {name: augment(pixels[view.modality], view.augment, view.modality, self.generator)
+                   for name, view in self.views.items()}, labels[step]
+
+    def read(self, indices: Tensor) -> Iterator[Tensor]:
+        """The raw pixels of each batch, as `gather` has them, where the device's current stream may use them.
+
+        A thread reads one ahead where pixels are copied to a GPU; on the CPU it would stand in the way of the
+        threads that augment (docs/speed.md).
+        """
+        if self.stream is None:
+            yield from map(self.gather, indices)
+            return
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.gather, indices[start]) if start < len(indices) else None
-            for step in range(start, len(indices)):
-                pixels = dict(zip(MODALITIES, self.arrived(ahead.result())))
-                ahead = pool.submit(self.gather, indices[step + 1]) if step + 1 < len(indices) else None
-                self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
-                yield {name: augment(pixels[view.modality], view.augment, view.modality, self.generator)
-                       for name, view in self.views.items()}, labels[step]
+            ahead = pool.submit(self.gather, indices[0]) if len(indices) else None
+            for following in range(1, len(indices) + 1):
+                pixels = self.arrived(ahead.result())
+                ahead = pool.submit(self.gather, indices[following]) if following < len(indices) else None
+                yield pixels
 
     def gather(self, index: Tensor) -> Tensor:
         """A batch's raw pixels by modality, (2, N x P, height, width, 3) uint8, on the way to the device."""
         pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8,
                              device=self.pixels[0].device, pin_memory=self.stream is not None)
         for half, source, rows in zip(pixels, self.pixels, index):
-            if self.on_device:
-                torch.index_select(source, 0, rows, out=half)
-            else:
-                # by NumPy: a second team of torch's threads would stand in the way of the one that computes;
-                # no row is outside, and mode="raise" would copy twice
-                np.take(source.numpy(), rows.numpy(), 0, half.numpy(), mode="clip")
+            torch.index_select(source, 0, rows, out=half)
         if self.stream is not None:
             with torch.cuda.stream(self.stream):
                 pixels = pixels.to(self.device, non_blocking=True)
-        return pixels.to(self.device)
+        return pixels
 
     def arrived(self, pixels: Tensor) -> Tensor:
-        """The same pixels, for which the device's current stream waits where they come on another."""
-        if self.stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
-            pixels.record_stream(current)
+        """The same pixels, for which the device's current stream waits."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        pixels.record_stream(current)
         return pixels
 
 
