@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,13 +125,13 @@ def check(root: Path, every: bool) -> tuple[DataSet | None, Report]:
     return data, report
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Check the folder that the command line names."""
     titles = " or ".join(data.title for data in DATASETS.values())
     parser = Parser(description=f"Check a copy of {titles}. Exit status 0: usable, 1: not usable.")
     parser.add_argument("dir", metavar="DIR", help="folder of the data set")
     parser.add_argument("--all", action="store_true", help=f"open every image, not only {SAMPLE}")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     root = Path(args.dir)
     if not root.is_dir():
         raise UserError(f"DIR {root}: {'a file' if root.exists() else 'no such folder'}; "

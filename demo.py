@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +85,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run the demonstration."""
     begun = time.perf_counter()
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(words)
     out = make_folder(args.out, "--out")
     roots = {name: out / Path(DATASETS[name].path).name for name in RENDERERS}
     course = PRETRAINED if args.data_only else choose_course()

@@ -55,9 +55,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Embed from the arguments of the command line."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(words)
     out = check_out(args.out)
     rows, kind = find_rows(args)
     net, facts = load_network(args)

@@ -67,9 +67,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Export from the arguments of the command line."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(words)
     require_packages()
     net, known = load_network(args.checkpoint, "checkpoint")
     net.eval()

@@ -4,14 +4,16 @@
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data_manager import DATASETS
 from datasets.preprocess import preprocess
 from utils import run
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
-    preprocess(DATASETS["llcm"])
+    preprocess(DATASETS["llcm"], words)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ def cosine(text: str) -> float:
     return value
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Search from the arguments of the command line."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(words)
     if (args.far is None) != (args.calibration is None):
         missing = "--far" if args.far is None else "--calibration"
         raise UserError(f"{missing}: missing; --far and --calibration go together")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,10 @@ class Model:
     seed: int | None = None
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Test from the arguments of the command line."""
     parser = options.test_parser()
-    args, given = parse_arguments(parser)
+    args, given = parse_arguments(parser, words)
     if args.compare:
         print("\n".join(results.compare(args.compare)))
         return
@@ -91,12 +92,12 @@ def main() -> None:
 
 
 # ----------------------------------------------------------------------------------------------- what to test
-def parse_arguments(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
+def parse_arguments(parser: Parser, words: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]]:
     """The arguments, and the names of those that are given; raises `UserError` where they contradict."""
-    args, given = parse_given(parser)
+    args, given = parse_given(parser, words)
     if args.compare:
         if given != {"compare"}:
-            flag = next(word for word in sys.argv[1:]
+            flag = next(word for word in words or sys.argv[1:]
                         if word.startswith("-") and not word.startswith("--compare"))
             raise UserError(f"{flag.split('=')[0]}: --compare reads results and tests nothing; "
                             "leave one of the two out")

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,9 +62,9 @@ class Training:
     optimiser: torch.optim.Optimizer
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Train from the arguments of the command line."""
-    args, saved = parse_arguments()
+    args, saved = parse_arguments(words)
     if args.trial == EVERY:
         return train_every_trial(args)
     device = choose_device(args.gpu)
@@ -132,13 +132,13 @@ def train(training: Training, searches: list[Search], batches: TrainBatches) -> 
 
 
 # ---------------------------------------------------------------------------------------------- the beginning
-def parse_arguments() -> tuple[argparse.Namespace, Checkpoint | None]:
+def parse_arguments(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, Checkpoint | None]:
     """The arguments, and the checkpoint to go on from: what it says and no flag does comes from the file.
 
     Raises `UserError` naming both where a flag contradicts the file, or another flag.
     """
     parser = options.train_parser()
-    args, given = parse_given(parser)
+    args, given = parse_given(parser, words)
     options.apply_recipe(args, given)
     saved = None
     if args.test_only and not args.resume:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -317,11 +317,11 @@ def add_data_arguments(parser: Parser) -> None:
                         help="parallel readers of images (0: none but the program itself)")
 
 
-def parse_given(parser: Parser) -> tuple[argparse.Namespace, set[str]]:
+def parse_given(parser: Parser, words: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
     """Parse the command line; also the names of the arguments that it gives, apart from defaults."""
     defaults = vars(parser.parse_args([]))
     missing = object()
-    parsed = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(defaults, missing))))
+    parsed = vars(parser.parse_args(words, namespace=argparse.Namespace(**dict.fromkeys(defaults, missing))))
     given = {name for name, value in parsed.items() if value is not missing}
     values = {name: parsed[name] if name in given else defaults[name] for name in defaults}
     return argparse.Namespace(**values), given

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ CHUNK = 16  # images a task
 Layout = tuple[str, int, tuple[int, ...]]  # of an array on disk, see `make_array`
 
 
-def preprocess(data: DataSet) -> None:
+def preprocess(data: DataSet, words: Sequence[str] | None = None) -> None:
     """Write the arrays of both modalities and the manifest beside them, whole or not at all."""
     parser = Parser(description=f"Decode and resize the training images of {data.title} into "
                     "memory-mapped .npy arrays.")
@@ -33,7 +33,7 @@ def preprocess(data: DataSet) -> None:
                         help="folder for the arrays, as where the data are read-only "
                         "(default: that of the data set)")
     add_data_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     root = Path(args.data_path)
     split = data.train_split(root)
     for line in data.surprises(root, split):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import server
+import scripts
 from filelock import FileLock
 from PIL import Image
 
@@ -139,14 +139,14 @@ def regdb(once: Callable, tmp_path: Path) -> Path:
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run one of the scripts in an empty folder, as a user would: script("train.py", "--dataset", "regdb").
 
-    `fresh`: in an interpreter of its own, which notices a missing import; otherwise as `server.py` does it.
+    `fresh`: in an interpreter of its own; otherwise by its `main` in this process (see scripts.py).
     """
     cwd = tmp_path / "cwd"
     cwd.mkdir(exist_ok=True)
 
     def call(*words: object, timeout: int = 300, env: dict[str, str] | None = None,
              fresh: bool = False) -> subprocess.CompletedProcess:
-        return server.run([ROOT / str(words[0]), *words[1:]], cwd, timeout, env=env, fresh=fresh)
+        return scripts.run([ROOT / str(words[0]), *words[1:]], cwd, timeout, env=env, fresh=fresh)
 
     call.cwd = cwd
     return call

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import server
+import scripts
 import torch
 import torch.distributed as dist
 from conftest import ROOT, SMALL, make_regdb
@@ -113,15 +113,15 @@ def as_torchrun(words, cwd):
     """What two processes leave that begin as torchrun begins them. words: rank -> its command line."""
     common = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    scripts = [server.start(words(rank), cwd, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    started = [scripts.start(words(rank), cwd, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                for rank in range(2)]
     try:
-        said = [script.communicate(timeout=300) for script in scripts]
+        said = [script.communicate(timeout=300) for script in started]
     finally:
-        for script in scripts:
+        for script in started:
             script.kill()
     return [subprocess.CompletedProcess(script.args, script.returncode, *both)
-            for script, both in zip(scripts, said)]
+            for script, both in zip(started, said)]
 
 
 @pytest.mark.parametrize("method, real", [("base", True), ("cgrnet", False)])
@@ -131,7 +131,7 @@ def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
                "--method", method, *SMALL]
     if real:
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-        done = server.run([*torchrun, *command], tmp_path, fresh=True)
+        done = scripts.run([*torchrun, *command], tmp_path, fresh=True)
         assert done.returncode == 0, done.stderr
         said = done.stdout
     else:
@@ -140,7 +140,7 @@ def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
         said = "".join(done.stdout for done in both)
     assert said.count("2 process(es)") == 1 and said.count("done: best") == 1
     assert len(list((tmp_path / "log/regdb_log").glob("*.jsonl"))) == 1
-    alone = server.run([ROOT / "test.py", "--data-path", data, "--gpu", "cpu", "--resume",
+    alone = scripts.run([ROOT / "test.py", "--data-path", data, "--gpu", "cpu", "--resume",
                         next((tmp_path / "save_model").glob("*_last.t")), "--out", "found"], tmp_path)
     assert alone.returncode == 0, alone.stderr
     found = json.loads((tmp_path / "found/results.json").read_text())["mean"]

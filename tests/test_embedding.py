@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import server
+import scripts
 import torch
 from conftest import ROOT, make_checkpoint, make_regdb, save_image
 from PIL import Image
@@ -151,11 +151,11 @@ def test_without_torch(embed, world, tmp_path):
     from retrieval import onnx_model
     if not hasattr(onnx_model, "load"):
         pytest.skip("no export")
-    assert server.run([ROOT / "export.py", world / "a.t", "--out", "model"], embed.cwd).returncode == 0
+    assert scripts.run([ROOT / "export.py", world / "a.t", "--out", "model"], embed.cwd).returncode == 0
     for name in ("torch", "torchvision"):
         (tmp_path / "none" / name).mkdir(parents=True)
         (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('there is none')\n")
-    done = server.run([ROOT / "embed.py", world / "day", "--modality", "visible",
+    done = scripts.run([ROOT / "embed.py", world / "day", "--modality", "visible",
                        "--resume", "model/visible.onnx", "--out", "day.npz"],
                       embed.cwd, env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
     assert done.returncode == 0, done.stderr
@@ -164,7 +164,7 @@ def test_without_torch(embed, world, tmp_path):
     more = embed(world / "night/cam0/0", "--modality", "visible", "--out", "day.npz", "--append")
     assert more.returncode == 0, more.stderr  # of the same checkpoint
     assert len(read_gallery(embed.cwd / "day.npz")) == 14
-    other = server.run([ROOT / "embed.py", world / "night", "--modality", "infrared",
+    other = scripts.run([ROOT / "embed.py", world / "night", "--modality", "infrared",
                         "--resume", "model/visible.onnx", "--out", "n.npz"], embed.cwd)
     assert other.returncode == 2 and "is the network for visible images" in other.stderr
 
@@ -364,7 +364,7 @@ def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
     blocked.unlink()
     os.mkfifo(blocked)
     words = [tmp_path / "day", "--modality", "visible", "--out", "day.npz", "--test-batch", "1"]
-    run = server.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu",
+    run = scripts.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu",
                         "--workers", "1"], embed.cwd)
     with open(blocked, "wb"):  # returns when the reader has come to it
         run.send_signal(signum)
@@ -386,7 +386,7 @@ def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
 def test_a_full_disk_leaves_the_old_file(embed, world):
     assert embed(world / "night", "--modality", "infrared", "--out", "n.npz").returncode == 0
     before = (embed.cwd / "n.npz").read_bytes()
-    done = server.run([ROOT / "embed.py", world / "day", "--modality", "infrared",
+    done = scripts.run([ROOT / "embed.py", world / "day", "--modality", "infrared",
                        "--out", "n.npz", "--append", "--resume", world / "a.t",
                        "--gpu", "cpu", "--workers", "1"], embed.cwd, file_size=len(before) + 100)
     assert done.returncode == 2 and "n.npz: File too large" in done.stderr

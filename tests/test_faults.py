@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import server
+import scripts
 import torch
 from conftest import ROOT, SMALL, make_regdb, make_sysu
 from PIL import Image
@@ -94,7 +94,7 @@ def files_of(place: Path) -> dict[str, tuple]:
 def run(command: list[object], cwd: Path, file_size: int | None = None,
         **env: str) -> subprocess.CompletedProcess:
     """A script as a user runs it."""
-    return server.run([ROOT / str(command[0]), *command[1:]], cwd, file_size=file_size, env=env)
+    return scripts.run([ROOT / str(command[0]), *command[1:]], cwd, file_size=file_size, env=env)
 
 
 def attempt(case: Case, world: SimpleNamespace, place: Path) -> Outcome:
@@ -793,7 +793,7 @@ def large(world, tmp_path):
 @contextlib.contextmanager
 def preprocessing(root: Path):
     """A pre-processing in the middle of its first array and its decoding processes, stopped until told."""
-    process = server.start([ROOT / "pre_process_sysu.py", *shlex.split(PRE.format(sysu=root))[1:]], root)
+    process = scripts.start([ROOT / "pre_process_sysu.py", *shlex.split(PRE.format(sysu=root))[1:]], root)
     decoding: list[int] = []
     try:
         deadline = time.monotonic() + 120
@@ -972,7 +972,7 @@ def test_arrays_half_renamed_are_never_used(number, world, tmp_path):
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
     assert run([*shlex.split(PRE.format(sysu=root)), "--img_h", "64"], tmp_path).returncode == 0
     (tmp_path / "driver.py").write_text(DRIVER)
-    done = server.run([tmp_path / "driver.py", number, root], tmp_path)
+    done = scripts.run([tmp_path / "driver.py", number, root], tmp_path)
     assert done.returncode == -9
     with pytest.raises(UserError,
                        match="found without train_resized_img.json, .*; run: python pre_process_sysu.py"):
@@ -1002,7 +1002,7 @@ def test_a_folder_vanishes_while_training(folder, expected, world, tmp_path):
     shutil.copytree(world.regdb, tmp_path / "RegDB")
     (tmp_path / "cwd").mkdir()
     words = shlex.split(TRAIN_REGDB.format(regdb=tmp_path / "RegDB", small=shlex.join(SMALL)))[1:]
-    done = server.run(["-c", VANISH, tmp_path / folder, *words, "--method", "base"], tmp_path / "cwd")
+    done = scripts.run(["-c", VANISH, tmp_path / folder, *words, "--method", "base"], tmp_path / "cwd")
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert done.returncode == 2 and len(errors) == 1 and re.search(expected, errors[0]), done.stderr
     kept = [name for name in files_of(tmp_path / "cwd") if name.endswith((".t", ".tmp"))]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import server
+import scripts
 import torch
 from conftest import ROOT, SMALL, make_llcm
 from test_faults import RUN, make_world
@@ -47,7 +47,7 @@ def changed(tmp_path):
     """Run a script with something changed before: changed(source, "train.py", *words)."""
     def call(source, *words, **options):
         (tmp_path / "cwd").mkdir(exist_ok=True)
-        return server.run(["-c", DRIVER, source, *words], tmp_path / "cwd", **options)
+        return scripts.run(["-c", DRIVER, source, *words], tmp_path / "cwd", **options)
     return call
 
 
@@ -390,7 +390,7 @@ def test_a_launcher_that_sets_ranks_alone(world, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    both = [server.start([ROOT / "train.py", *map(str, words(world, "--epochs", 1)[1:])], tmp_path,
+    both = [scripts.start([ROOT / "train.py", *map(str, words(world, "--epochs", 1)[1:])], tmp_path,
                          {**env, "RANK": str(rank)}) for rank in range(2)]
     said = [script.communicate(timeout=300) for script in both]
     assert [script.returncode for script in both] == [0, 0], said

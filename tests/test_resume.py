@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-import server
+import scripts
 import torch
 from conftest import ROOT, SMALL, make_regdb
 from test_train import figures, weights
@@ -73,7 +73,7 @@ def flags(data):
 
 def drive(cwd, *words):
     cwd.mkdir(exist_ok=True)
-    return server.run(["-c", DRIVER, *words], cwd)
+    return scripts.run(["-c", DRIVER, *words], cwd)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -122,9 +122,9 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse_arguments(parser: Parser) -> argparse.Namespace:
+def parse_arguments(parser: Parser, words: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command line; raises `UserError` for those that say nothing of rows."""
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     for name in ("init", "resume", "seed", "method"):
         if getattr(args, name) != parser.get_default(name):
             raise UserError(f"{parser.flag(name)}: rows from several seeds have their own; leave it out")
@@ -149,10 +149,10 @@ def require_same_flags(parser: Parser, args: argparse.Namespace, runs: dict[tupl
                                 "asked for; name another file")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table."""
     parser = make_parser()
-    args = parse_arguments(parser)
+    args = parse_arguments(parser, words)
     known = read_runs(args.json)
     if args.rows:
         require_same_flags(parser, args, known)
@@ -172,7 +172,7 @@ def main() -> None:
         figures = train(row, seed, args, split, images, searches, device)
         record = {"row": row, "seed": seed, "seconds": round(time.perf_counter() - begun), **figures}
         with open(args.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "command": shlex.join(sys.argv[1:])}) + "\n")
+            file.write(json.dumps({**record, "command": shlex.join(words or sys.argv[1:])}) + "\n")
         print(json.dumps(record), flush=True)
     print("\n".join(table(read_runs(args.json), args.against)))
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +367,7 @@ BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract
               "graph": bench_graph, "params": bench_params}
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments, and what the pieces of a run read beside them."""
     parser = Parser(description="Time this repository's ways against the plain ones.")
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
@@ -413,14 +413,14 @@ def show(result: Result) -> str:
             f"{result['note']}")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks asked for, print a line for each result, and write them all where asked."""
-    args = parse_arguments()
+    args = parse_arguments(words)
     device = choose_device(args.gpu)
     prepare(device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    report = {"command": "python -m tools.bench " + shlex.join(sys.argv[1:]), "device": device_name(device),
-              "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+    report = {"command": "python -m tools.bench " + shlex.join(words or sys.argv[1:]),
+              "device": device_name(device), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
               "versions": versions(), "results": []}
     print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; "
           "baseline -> variant")

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from utils import Parser, UserError, atomic_path, filled, run
 Curve = np.ndarray  # (2, N): minutes or epochs of training and a fraction, for each evaluation
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Draw the curves and print where each ends."""
-    args = parse_arguments()
+    args = parse_arguments(words)
     groups: dict[str, list[Curve]] = {}
     stems = Counter(Path(path).stem for path in set(args.runs))
     for path in dict.fromkeys(args.runs):
@@ -37,7 +38,7 @@ def main() -> None:
         FigureCanvasAgg(draw(groups, args.measure, args.axis)).print_png(temporary)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command line."""
     parser = Parser(description="Draw learning curves from the JSON lines of train.py.")
     parser.add_argument("runs", nargs="+", metavar="run.jsonl", help="JSON lines of a run, below log/")
@@ -46,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--axis", choices=("minutes", "epochs"), default="minutes",
                         help="against what to draw it: epochs compare runs of machines that differ in speed")
     parser.add_argument("--out", type=filled, default="curves.png", metavar="FILE.png", help="the picture")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def read_curve(path: str, measure: str, axis: str = "minutes") -> Curve:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
 from utils import Parser, UserError, filled, integer, one_line, run
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Hand a file over by the arguments of the command line."""
     parser = Parser(description="Write the features of a file of embed.py into a collection of Qdrant.")
     parser.add_argument("gallery", metavar="GALLERY.npz", help="file of embed.py")
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--feature", choices=FEATURES, default="bnneck",
                         help="after pooling, or after BNNeck")
     parser.add_argument("--batch", type=integer(1), default=256, metavar="N", help="points a request")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     gallery = read_gallery(args.gallery)
     try:
         from qdrant_client import QdrantClient
