@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets import arrays as train_arrays
 from datasets.arrays import Marks
 from datasets.images import MEAN, STD, read_batches, read_images
-from datasets.types import MODALITIES, VISIBLE, TrainSplit, View
+from datasets.types import MODALITIES, VISIBLE, ImageSpec, TrainSplit, View
 from utils import UserError
 
 PADDING = 10  # pixels
@@ -36,7 +36,7 @@ class TrainImages:
     labels: np.ndarray
 
 
-def load_train_images(split: TrainSplit, root: str, height: int, width: int, workers: int,
+def load_train_images(split: TrainSplit, root: str, spec: ImageSpec, workers: int,
                       marks: Marks | None = None, folder: str | None = None, *,
                       silent: bool = False) -> dict[str, TrainImages]:
     """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
@@ -44,12 +44,11 @@ def load_train_images(split: TrainSplit, root: str, height: int, width: int, wor
     marks: of the images, if they are known; folder: of the arrays, if not `root`. Raises `UserError` naming
     the file and the command that renews it if the arrays do not fit the images or the size.
     """
-    if train_arrays.present(split, root, height, width, folder):
+    if train_arrays.present(split, root, spec.height, spec.width, folder):
         marks = marks or train_arrays.marks(split, root, folder)
-        found = train_arrays.open_arrays(split, root, height, width, marks, folder)
+        found = train_arrays.open_arrays(split, root, spec.height, spec.width, marks, folder)
     else:
-        found = {side.modality: (read_images(side.paths, height, width, workers, side.levels,
-                                             title=side.modality, silent=silent),
+        found = {side.modality: (read_images(side.paths, spec, workers, title=side.modality, silent=silent),
                                  split.labels(side.modality)) for side in split.sides}
     return {modality: TrainImages(torch.from_numpy(pixels), labels)
             for modality, (pixels, labels) in found.items()}
@@ -454,11 +453,10 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
 
 
 # ------------------------------------------------------------------------------------------------ test images
-def batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
-            pin: bool = False, levels: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """`read_batches` as tensors, in pinned memory for a GPU (`pin`); levels: see `read_image`."""
-    with contextlib.closing(read_batches(paths, height, width, batch_size, workers,
-                                         levels=levels)) as reading:
+def batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers: int,
+            pin: bool = False) -> Iterator[Tensor]:
+    """`read_batches` as tensors, in pinned memory for a GPU (`pin`)."""
+    with contextlib.closing(read_batches(paths, spec, batch_size, workers)) as reading:
         for images in reading:
             batch = torch.from_numpy(images)
             yield batch.pin_memory() if pin else batch

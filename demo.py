@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data_manager import DATASETS
 from datasets.images import read_image, read_images
-from datasets.types import Search
+from datasets.types import ImageSpec, Search
 from eval_metrics import evaluate
 from synthetic.pedestrians import render_llcm, render_regdb, render_sysu
 from utils import GPU, Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
@@ -219,7 +219,7 @@ def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
             for column, pid in enumerate(shown[:persons]):
                 paths = [path for path, other in zip(side.paths, side.pids) if other == pid]
                 for row, path in enumerate((paths[0], paths[-1])):
-                    tile = Image.fromarray(read_image(path, height, width, side.levels))
+                    tile = Image.fromarray(read_image(path, ImageSpec(height, width)))
                     sheet.paste(tile, (gap + column * (width + gap), top + row * (height + gap)))
             top += 2 * (height + gap)
         top += gap
@@ -279,7 +279,7 @@ def baselines(root: Path, name: str) -> dict[str, dict[str, float]]:
     chance = np.mean([list(scores(rng.random((len(search.query), len(search.gallery))), search).values())
                       for _ in range(20)], 0)
     rows = {"chance": dict(zip(MEASURES, chance))}
-    images = [read_images(side.paths, 48, 24, levels=side.levels) for side in (search.query, search.gallery)]
+    images = [read_images(side.paths, ImageSpec(48, 24)) for side in (search.query, search.gallery)]
     for title, view in views.items():
         query, gallery = map(view, images)
         rows[title] = scores(cdist(query, gallery), search)

@@ -137,13 +137,13 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
                             f"{saved}; leave the flag out")
         sizes.append(given or saved or usual)
     require_range(args.range)
-    levels, saved = args.range, facts.get("range")
-    if levels and saved and levels != list(saved):
-        raise UserError(f"--range {levels[0]} {levels[1]}: the checkpoint {args.resume} was trained with "
+    limits, saved = args.range, facts.get("range")
+    if limits and saved and limits != list(saved):
+        raise UserError(f"--range {limits[0]} {limits[1]}: the checkpoint {args.resume} was trained with "
                         f"--range {saved[0]} {saved[1]}; leave the flag out")
-    levels = levels or saved
+    limits = limits or saved
     return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"],
-                  kind, levels and tuple(levels))
+                  kind, limits and tuple(limits))
 
 
 def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Namespace,
@@ -152,9 +152,9 @@ def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Nam
     images = list(dict.fromkeys(image for images in rows.values() for image in images))
     parts: list[Features] = []
     try:
-        for part in embed_batches(net, images, record.modality, record.height, record.width, flip=record.flip,
+        for part in embed_batches(net, images, record.modality, record.spec, flip=record.flip,
                                   batch_size=args.test_batch, workers=args.workers,
-                                  bf16=record.precision == "bf16", silent=False, levels=record.range,
+                                  bf16=record.precision == "bf16", silent=False,
                                   unreadable=None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datasets.files import IMAGE_SUFFIXES, is_system_file
 from datasets.images import read_batches
-from datasets.types import INFRARED, MODALITIES, Features
+from datasets.types import INFRARED, MODALITIES, Features, ImageSpec
 from results import FEATURES
 from utils import UserError, explain_os_error, warn
 
@@ -31,21 +31,20 @@ COLOURLESS = 3.0  # of 255: mean difference of an image's channels; what JPEG do
 
 # --------------------------------------------------------------------------------------------------- features
 def embed(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288, width: int = 144,
-          **settings: Any) -> Features:
+          range: tuple[int, int] | None = None, **settings: Any) -> Features:
     """Features of image files of one modality; arguments and errors are those of `embed_batches`."""
-    return join(list(embed_batches(net, paths, modality, height, width, **settings)))
+    return join(list(embed_batches(net, paths, modality, ImageSpec(height, width, range), **settings)))
 
 
-def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288,
-                  width: int = 144, *, batch_size: int = 64, workers: int = 4, flip: bool = False,
+def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, spec: ImageSpec, *,
+                  batch_size: int = 64, workers: int = 4, flip: bool = False,
                   bf16: bool = False, unreadable: dict[str, str] | None = None,
-                  levels: tuple[int, int] | None = None, silent: bool = True) -> Iterator[Features]:
+                  silent: bool = True) -> Iterator[Features]:
     """Features of image files of one modality, those of a batch at a time.
 
     net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B,
     D), L2-normalised, which `bf16` does not change. flip: the sum of the features of image and mirror,
-    normalised again. unreadable: takes the error of each file that cannot be read, which is left out then;
-    levels: see `read_image`.
+    normalised again. unreadable: takes the error of each file that cannot be read, which is left out then.
     Warns of images with a colour that their modality does not have. Raises `UserError` naming an image that
     cannot be read or whose features are not finite, ValueError for no known modality.
     """
@@ -55,7 +54,7 @@ def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str,
         from engine import embedder
         net = embedder(net, modality, bf16)
     paths, odd = list(map(str, paths)), []
-    reading = read_batches(paths, height, width, batch_size, workers, unreadable, levels)
+    reading = read_batches(paths, spec, batch_size, workers, unreadable)
     bar = tqdm(total=len(paths), desc=modality, unit="image", leave=False, disable=silent or None)
     with closing(reading), bar:
         for start, images in zip(range(0, len(paths), batch_size), reading):

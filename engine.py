@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_loader import TrainBatches, batches, normalise
-from datasets.types import MODALITIES, Features, Search
+from datasets.types import MODALITIES, Features, ImageSpec, Search
 from devices import precision, without_tf32
 from eval_metrics import Ranking, distance_matrix, k_reciprocal_distance, rank_queries
 from loss import Criterion
@@ -212,10 +212,9 @@ def read_meters(meters: Meters, epoch: int) -> None:
 # --------------------------------------------------------------------------------------------- whole searches
 @dataclass(frozen=True)
 class Extraction:
-    """How images become features: size in pixels, batch, reading threads, device, precision, mirroring."""
+    """How images become features: their form, batch, reading threads, device, precision, mirroring."""
 
-    height: int
-    width: int
+    spec: ImageSpec
     batch_size: int
     workers: int
     device: torch.device
@@ -226,21 +225,20 @@ class Extraction:
 
 @torch.inference_mode()
 def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settings: Extraction,
-                     check: Callable[[], None] = lambda: None,
-                     levels: tuple[int, int] | None = None) -> Features:
+                     check: Callable[[], None] = lambda: None) -> Features:
     """Features of image files of one modality.
 
     With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called
     between batches, as often in every process, and may raise to stop. With several processes each takes every
-    n-th image and all of them return all features. levels: see `read_image`.
+    n-th image and all of them return all features.
     """
     net = folded(net)
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = list(paths)[rank::count]
     rounds = -(-max(len(paths[first::count]) for first in range(count)) // settings.batch_size)
     pooled, necks = [], []
-    reading = batches(mine, settings.height, settings.width, settings.batch_size, settings.workers,
-                      settings.device.type == "cuda", levels)
+    reading = batches(mine, settings.spec, settings.batch_size, settings.workers,
+                      settings.device.type == "cuda")
     for images in tqdm(reading, modality, rounds, unit="batch", leave=False, disable=settings.silent or None):
         check()
         images = images.to(settings.device, non_blocking=True)
@@ -305,7 +303,7 @@ def search_features(net: nn.Module, searches: Sequence[Search], settings: Extrac
                  if side.modality == modality]
         paths = sorted({path for side in sides for path in side.paths})
         if paths:
-            found[modality] = extract_features(net, paths, modality, settings, check, sides[0].levels)
+            found[modality] = extract_features(net, paths, modality, settings, check)
     check_features(found)
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
-from datasets import llcm, sysu
+from datasets.exclusion import llcm_seen, sysu_seen
 
 # Queries are ranked in blocks, small enough for the cache, large enough to hide NumPy's overhead, and several
 # at once: NumPy sorts and compares without the interpreter lock.
@@ -62,7 +62,7 @@ def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
     protocol is that of Wu et al., ICCV 2017.
     """
     cameras = _check_ids("q_camids", q_camids, len(q_pids)), _check_ids("g_camids", g_camids, len(g_pids))
-    return evaluate(distmat, q_pids, g_pids, sysu.seen(*cameras), count_persons=True, max_rank=max_rank)
+    return evaluate(distmat, q_pids, g_pids, sysu_seen(*cameras), count_persons=True, max_rank=max_rank)
 
 
 def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
@@ -81,7 +81,7 @@ def eval_llcm(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
     Arguments, results and errors are those of `eval_sysu`. The protocol is that of Zhang and Wang, CVPR 2023.
     """
     n_queries, n_gallery = len(q_pids), len(g_pids)
-    seen = llcm.seen(_check_ids("q_pids", q_pids, n_queries), _check_ids("g_pids", g_pids, n_gallery),
+    seen = llcm_seen(_check_ids("q_pids", q_pids, n_queries), _check_ids("g_pids", g_pids, n_gallery),
                      _check_ids("q_camids", q_camids, n_queries), _check_ids("g_camids", g_camids, n_gallery))
     return evaluate(distmat, q_pids, g_pids, seen, count_persons=True, max_rank=max_rank)
 

@@ -200,8 +200,7 @@ def quantise(path: Path, facts: Facts, sample: Sequence[str]) -> None:
         """Batches of the images in the form that the network takes."""
 
         def __init__(self) -> None:
-            self.batches: Iterator = read_batches(sample, facts.height, facts.width, 16, 2,
-                                                  levels=facts.range)
+            self.batches: Iterator = read_batches(sample, facts.spec, 16, 2)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             images = next(self.batches, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from datasets.images import read_image
-from datasets.types import MODALITIES, Images, Search
+from datasets.types import MODALITIES, Images, ImageSpec, Search
 from results import scored
 from retrieval.verification import Pairs
 from utils import UserError, atomic_path, one_line
@@ -45,7 +45,8 @@ def draw(out: Path, record: dict[str, Any], search: Search, dist_mat: np.ndarray
     same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
     word = "re-ranked distance" if reranked else "cosine distance"
     figures = {"cmc": draw_cmc(title, record["trials"]),
-               "ranking": draw_ranking(first, dist_mat, shown, same, search, *record["image_size"]),
+               "ranking": draw_ranking(first, dist_mat, shown, same, search,
+                                       ImageSpec(*record["image_size"], record.get("range"))),
                "distances": draw_distances(first, word, dist_mat, shown, same)}
     save(out, figures)
 
@@ -132,50 +133,47 @@ def choose_pairs(search: Search, dist_mat: np.ndarray) -> list[list[tuple[str, t
 
 @dataclass(frozen=True)
 class Tile:
-    """An image (a path) with the caption below it, in one colour with its frame.
-
-    style: of the frame's line; levels: see `read_image`.
-    """
+    """An image (a path) with the caption below it, in one colour with its frame, whose line has a style."""
 
     path: str
     caption: str
     colour: str = "black"
     style: Any = "-"
-    levels: tuple[int, int] | None = None
 
 
 def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search,
-                 height: int, width: int) -> Figure:
+                 spec: ImageSpec) -> Figure:
     """Queries with their first ten gallery images, framed as right or wrong, with camera and distance.
 
-    height, width: pixels, which give the aspect. Queries without a match are not shown.
+    spec: gives the aspect, and the range. Queries without a match are not shown.
     """
     ranks = first_match(dist_mat, shown, same)
     rows = []
     for query in choose_queries(ranks, search.query.pids):
         pid, camera = search.query.pids[query], search.query.camids[query]
         row = [Tile(search.query.paths[query],
-                    f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}",
-                    levels=search.query.levels)]
+                    f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}")]
         seen = np.flatnonzero(shown[query])
         for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
             sign, colour, style = MATCH if same[query, index] else MISS
             caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
-            row.append(Tile(search.gallery.paths[index], caption, colour, style, search.gallery.levels))
+            row.append(Tile(search.gallery.paths[index], caption, colour, style))
         rows.append(row)
-    return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), height, width)
+    return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), spec)
 
 
-def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: int, width: int,
+def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, spec: ImageSpec,
                lenient: bool = False) -> Figure:
     """Rows of a query and up to `count` hits, of at most ten, framed and captioned.
 
-    height, width: pixels, which give the aspect; lenient: an image that cannot be read is an empty frame,
+    spec: gives the aspect, and the range; lenient: an image that cannot be read is an empty frame,
     rather than a `UserError`.
     """
     heading = textwrap.wrap(title, 105)
-    zoom = min(0.72 / width, 1.44 / height)  # all lengths are inches, y downwards from the top edge
-    tall, wide = zoom * height, zoom * width
+    # all lengths are inches, y downwards from the top edge
+    zoom = min(0.72 / spec.width, 1.44 / spec.height)
+    tall, wide = zoom * spec.height, zoom * spec.width
+    tile_spec = replace(spec, height=max(1, round(DPI * tall)), width=max(1, round(DPI * wide)))
     column, line, top = 0.88, tall + 0.48, 0.5 + 0.2 * len(heading)
     centres = 0.65 + column * (np.arange(SHOWN + 1) + 0.2 * (np.arange(SHOWN + 1) > 0))
     across, down = centres[-1] + 0.55, top + line * len(rows)
@@ -189,9 +187,8 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, height: i
         for centre, tile in zip(centres, row):
             left = centre - wide / 2
             with contextlib.suppress(*[UserError] if lenient else []):
-                pixels = read_image(tile.path, max(1, round(DPI * tall)), max(1, round(DPI * wide)),
-                                    tile.levels)
-                axes.imshow(pixels, extent=(left, left + wide, upper + tall, upper))
+                axes.imshow(read_image(tile.path, tile_spec),
+                            extent=(left, left + wide, upper + tall, upper))
             axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour,
                                      linewidth=2.4, linestyle=tile.style))
             write(centre, upper + tall + 0.05, tile.caption, color=tile.colour, fontsize=7)
@@ -243,14 +240,14 @@ def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
     return figure
 
 
-def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], height: int,
-                  width: int) -> Figure:
+def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], spec: ImageSpec) -> Figure:
     """Pairs of images with what speaks for them and against them, some captioned pairs a row.
 
-    height, width: pixels, which give the aspect. Either image stands beside its map; the colours of a pair
-    have one scale.
+    spec: gives the aspect, and the range. Either image stands beside its map; the colours of a pair have one
+    scale.
     """
-    columns, across = max(map(len, rows)), 1.44 * width / height
+    columns, across = max(map(len, rows)), 1.44 * spec.width / spec.height
+    tile_spec = replace(spec, height=2 * DPI, width=max(1, round(2 * DPI * spec.width / spec.height)))
     figure = Figure(figsize=(0.4 + columns * (4 * across + 0.6), 0.9 + 1.95 * len(rows)), dpi=DPI)
     axes = figure.subplots(len(rows), 5 * columns, squeeze=False, gridspec_kw={
         "width_ratios": [1, 1, 1, 1, 0.4] * columns, "left": 0.01, "right": 1.0, "bottom": 0.01,
@@ -259,8 +256,7 @@ def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], he
         axis.set_axis_off()
     for line, row in zip(axes, rows):
         for start, (caption, pair) in zip(range(0, len(line), 5), row):
-            size = 2 * DPI, max(1, round(2 * DPI * width / height))
-            first, second = (read_image(path, *size, pair.levels) for path in pair.paths)
+            first, second = (read_image(path, tile_spec) for path in pair.paths)
             limit = max(np.abs(values).max() for values in pair.maps)
             shown = first, overlay(first, pair.maps[0], limit), overlay(second, pair.maps[1], limit), second
             for axis, pixels in zip(line[start:], shown):

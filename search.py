@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from results import FEATURES
 from retrieval import hits
 from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
@@ -83,12 +84,10 @@ def main(words: Sequence[str] | None = None) -> None:
     about = describe(args, query, gallery, answers, threshold)
     print("\n".join(about))
     title = f"{Path(args.query).name} in {Path(args.gallery).name}"
-    size = query.record.height, query.record.width
     hits.write_csv(out / "hits.csv", answers, threshold)
-    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, *size,
-                       query.record.range)
-    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, *size, draw,
-                             query.record.range)
+    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title,
+                       query.record.spec)
+    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, query.record.spec, draw)
     if unread:
         warn(f"{out / 'hits.html'}: {unread} images could not be read any more; "
              "names begin in the current folder")
@@ -156,15 +155,14 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
     from retrieval.evidence import find_evidence_of_all
     from figures import overlay
     net, _ = load_network(args.resume)
-    sides = (query.record.modality, gallery.record.modality), query.record.height, query.record.width
-    levels = query.record.range
+    modalities = query.record.modality, gallery.record.modality
 
-    def draw(image: str, others: Sequence[str], height: int, width: int) -> list[hits.Drawn]:
+    def draw(image: str, others: Sequence[str], spec: ImageSpec) -> list[hits.Drawn]:
         drawn = []
-        for found in find_evidence_of_all(net, image, others, *sides, args.feature, levels):
+        for found in find_evidence_of_all(net, image, others, modalities, query.record.spec, args.feature):
             limit = max(np.abs(values).max() for values in found.maps)
             drawn.append(hits.Drawn(found.name, [
-                overlay(read_image(path, height, width, levels), values, limit)
+                overlay(read_image(path, spec), values, limit)
                 for path, values in zip(found.paths, found.maps)]))
         return drawn
 

@@ -24,7 +24,7 @@ import results
 from bootstrap import QueryScores
 from checkpoint import as_checkpoint, is_published, load_file, load_published, warn_of_best
 from data_manager import DATASETS, resolve_arguments
-from datasets.types import MODALITIES, TRIALS, Search
+from datasets.types import MODALITIES, TRIALS, ImageSpec, Search
 from devices import choose_device, prepare, use_bf16
 from engine import Extraction, Features, distances, rank, scores_of, search_features
 from eval_metrics import Ranking, modality_gap
@@ -214,8 +214,8 @@ def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
 def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
     bf16 = use_bf16(device, args.amp, args.img_w)
-    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, bf16, args.flip,
-                      silent=False)
+    return Extraction(ImageSpec.from_arguments(vars(args)), args.test_batch, args.workers, device, bf16,
+                      args.flip, silent=False)
 
 
 def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:
@@ -239,7 +239,8 @@ def make_record(args: argparse.Namespace, device: torch.device, models: list[Mod
                            "files": [Path(path).name for path in paths],
                            "sha256": [sha256(Path(path)) for path in paths],
                            "settings": models[0].settings, "seed": models[0].seed},
-            "image_size": [args.img_h, args.img_w], "trials": trials, **results.summarise(trials)}
+            "image_size": [args.img_h, args.img_w], **({"range": args.range} if args.range else {}),
+            "trials": trials, **results.summarise(trials)}
 
 
 def describe_similarities(named: list[str], first: tuple[dict[str, Features], Search],
@@ -324,11 +325,10 @@ def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, featu
     figures.draw(out, record, search, dist_mat, rerank)
     title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
-    modalities = search.query.modality, search.gallery.modality
-    size = args.img_h, args.img_w
-    rows = [[(caption, find_evidence(net, pair, modalities, *size, levels=search.query.levels))
+    modalities, spec = (search.query.modality, search.gallery.modality), ImageSpec.from_arguments(vars(args))
+    rows = [[(caption, find_evidence(net, pair, modalities, spec))
              for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
-    figures.save(out, {"evidence": figures.draw_evidence(title, rows, *size)})
+    figures.save(out, {"evidence": figures.draw_evidence(title, rows, spec)})
     sides = {side.modality: side for side in (search.query, search.gallery)}
     feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}
     try:

@@ -33,7 +33,7 @@ from checkpoint import (Checkpoint, load_checkpoint, load_init, pretrained_weigh
 from data_loader import IdentitySampler, TrainBatches, TrainImages, fits_on_device, load_train_images
 from data_manager import DATASETS
 from datasets import arrays
-from datasets.types import EVERY, MODALITIES, Search, TrainSplit
+from datasets.types import EVERY, MODALITIES, ImageSpec, Search, TrainSplit
 from devices import (Processes, choose_device, prepare, require_compiler, seed_everything, start_processes,
                      stop_processes, use_bf16)
 from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor,
@@ -93,8 +93,8 @@ def main(words: Sequence[str] | None = None) -> None:
         files.open_board(state.epoch)
         if args.compile:
             require_compiler(device)
-        images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers, marks,
-                                   args.arrays, silent=files.log.silent)
+        images = load_train_images(split, args.data_path, ImageSpec.from_arguments(vars(args)),
+                                   args.workers, marks, args.arrays, silent=files.log.silent)
         train(training, searches, TrainBatches(images, sampler, training.net.method.views, device,
                                                keep_on_device(args, images, device), args.seed,
                                                processes.rank))
@@ -549,7 +549,8 @@ def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search
 
 def evaluation(args: argparse.Namespace, device: torch.device, silent: bool) -> Extraction:
     """How test images become features: in float32, so that the figures are those of test.py."""
-    return Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device, silent=silent)
+    return Extraction(ImageSpec.from_arguments(vars(args)), args.test_batch, args.workers, device,
+                      silent=silent)
 
 
 if __name__ == "__main__":

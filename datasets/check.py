@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from datasets.files import IMAGE_SUFFIXES, is_system_file
 from datasets.images import TooManyBits, read_image
+from datasets.types import ImageSpec
 from utils import UserError, explain_os_error, one_line
 
 SAMPLE = 100  # images opened unless all are asked for
@@ -37,7 +38,7 @@ class Report:
     counts: list[tuple[str, object, int]] = field(default_factory=list)  # what, found, published
     images: list[str] = field(default_factory=list)
     ignored: int = 0
-    takes_levels: bool = False  # whether the data set reads images of more than 8 bits, if told how
+    takes_range: bool = False  # whether the data set reads images of more than 8 bits, if told how
 
     def add(self, severity: str, kind: str, line: object) -> None:
         """Add one finding."""
@@ -120,9 +121,9 @@ def open_images(report: Report, every: bool) -> None:
 
     def open_image(path: str) -> None:
         try:
-            read_image(path, 16, 8)
+            read_image(path, ImageSpec(16, 8))
         except TooManyBits as error:
-            if not report.takes_levels:
+            if not report.takes_range:
                 raise
             deep.append(error)
 

@@ -21,7 +21,7 @@ Persons = dict[str, list[str]]  # image paths by the name of the person's folder
 
 RANGE = Flag("--range", {"nargs": 2, "type": integer(0, 65535), "metavar": ("LOW", "HIGH"), "help":
                          "folders: raw values that become black and white in images of more than 8 bits"},
-             argument_to=("train_split", "searches"), fixed=True)
+             fixed=True)
 
 
 class CamerasApart(Search):
@@ -49,12 +49,12 @@ class Folders(DataSet):
              argument_to=("searches",)),
     )
 
-    def train_split(self, root: str | Path, trial: int = 1, range: Iterable[int] | None = None) -> TrainSplit:
-        """The training images; there is one split, `trial` is not read. range: see `read_image`, levels."""
+    def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
+        """The training images; there is one split, `trial` is not read."""
         root = self.require_layout(root)
         persons = read_persons(root / "train")
         require_both_modalities(root / "train", persons)
-        visible, infrared = make_images(persons, range)
+        visible, infrared = make_images(persons)
         return make_train_split(visible, infrared, np.unique(visible.pids), f"{root / 'train'}")
 
     def can_test(self, root: str | Path) -> bool:
@@ -62,10 +62,10 @@ class Folders(DataSet):
         return (Path(root) / "test").is_dir()
 
     def searches(self, root: str | Path, *, direction: str = "i2v", trials: Iterable[int] = (0,),
-                 range: Iterable[int] | None = None, exclude_same_camera: bool = False) -> list[Search]:
-        """One search: every image of one modality in all of the other's. range: see `read_image`, levels."""
+                 exclude_same_camera: bool = False) -> list[Search]:
+        """One search: every image of one modality in all of the other's."""
         root = self.require_layout(root)
-        sides = dict(zip(MODALITIES, make_images(read_persons(root / "test"), range)))
+        sides = dict(zip(MODALITIES, make_images(read_persons(root / "test"))))
         query, gallery = DIRECTIONS[direction]
         paths = [path for side in sides.values() for path in side.paths]
         if exclude_same_camera and all(camera_of(path) is None for path in paths):
@@ -99,7 +99,7 @@ class Folders(DataSet):
 
     def check(self, root: Path, report: Report) -> None:
         """Check the persons' folders of either split, and what else lies there."""
-        report.takes_levels = True
+        report.takes_range = True
         report.table.append(f"{'':<16}" + "".join(f"{f'{side} persons':>18}{'images':>8}{'cameras':>9}"
                                                   for side in MODALITIES))
         present = [split for split in SPLITS if (root / split).is_dir()]
@@ -122,10 +122,10 @@ class Folders(DataSet):
                 report.attempt(FAULT, "refused", f"{script}: ", method, root)
 
 
-def require_range(levels: Sequence[int] | None) -> None:
+def require_range(limits: Sequence[int] | None) -> None:
     """Raise `UserError` for a range of raw values that is none."""
-    if levels and levels[0] >= levels[1]:
-        raise UserError(f"--range {levels[0]} {levels[1]}: a LOW below HIGH expected")
+    if limits and limits[0] >= limits[1]:
+        raise UserError(f"--range {limits[0]} {limits[1]}: a LOW below HIGH expected")
 
 
 # ---------------------------------------------------------------------------------------- reading the folders
@@ -180,7 +180,7 @@ def require_both_modalities(folder: Path, persons: Mapping[str, Persons]) -> Non
                             f"add images, or move {folder / other / lone[0]} elsewhere")
 
 
-def make_images(persons: Mapping[str, Persons], levels: Iterable[int] | None) -> list[Images]:
+def make_images(persons: Mapping[str, Persons]) -> list[Images]:
     """Visible and infrared images; persons are numbered from 0 in the order of their names.
 
     Images that name no camera have the next number after all that are named (visible), or the one after
@@ -195,8 +195,7 @@ def make_images(persons: Mapping[str, Persons], levels: Iterable[int] | None) ->
         paths = [path for images in persons[modality].values() for path in images]
         pids = [numbers[name] for name, images in persons[modality].items() for _ in images]
         camids = [rest if named[path] is None else named[path] for path in paths]
-        sides.append(Images(tuple(paths), np.array(pids, np.int64), np.array(camids, np.int64), modality,
-                            None if levels is None else tuple(levels)))
+        sides.append(Images(tuple(paths), np.array(pids, np.int64), np.array(camids, np.int64), modality))
     return sides
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from datasets.types import ImageSpec
 from utils import UserError, one_line
 
 FILTER = "LANCZOS"
@@ -34,20 +35,16 @@ class TooManyBits(UserError):
         self.low, self.high = low, high
 
 
-def read_image(path: str | Path, height: int, width: int,
-               levels: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: str | Path, spec: ImageSpec) -> np.ndarray:
     """Decode an image file, turn it upright as its EXIF says, convert it to RGB, resize it (Pillow LANCZOS).
 
     `FILE#xywh=x,y,w,h` is a part of an upright image, in pixels from its upper left corner, as far as it lies
-    within. Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Returns
-    (height, width, 3) uint8.
-
-    levels: the raw values that become black and white in greyscale images of more than 8 bits, those outside
-    are cut. Always given, never taken from an image: each would have a scale of its own, and noise its hot
-    spots.
+    within. Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Raw values
+    outside `spec.range` are cut; the range is never taken from an image: each would have a scale of its own.
+    Returns (height, width, 3) uint8.
 
     Raises `UserError` naming the file if it cannot be decoded whole, or has more than 8 bits a channel that
-    no levels reduce, which Pillow would cut off, or if a part lies outside.
+    no range reduces, which Pillow would cut off, or if a part lies outside.
     """
     part = PART.search(str(path))
     try:
@@ -56,11 +53,11 @@ def read_image(path: str | Path, height: int, width: int,
             image.info.pop("transparency", None)  # dropped like an alpha channel
             upright = ImageOps.exif_transpose(image)
             if deep:
-                upright = reduce_to_8_bits(upright, path, levels)
+                upright = reduce_to_8_bits(upright, path, spec.range)
             upright = upright.convert("RGB")
         if part:
             upright = upright.crop(box_within(path, upright.size, *map(int, part.groups())))
-        return np.array(upright.resize((width, height), Image.Resampling[FILTER]))
+        return np.array(upright.resize((spec.width, spec.height), Image.Resampling[FILTER]))
     except UserError:
         raise
     except FileNotFoundError:
@@ -91,22 +88,23 @@ def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
     return image.mode.startswith(("I", "F")) or any(re.search(";16[BLN]", mode) for mode in raw)
 
 
-def reduce_to_8_bits(image: Image.Image, path: str | Path, levels: tuple[int, int] | None) -> Image.Image:
-    """A greyscale image whose raw values from levels[0] to levels[1] became 0 to 255, rounded, others cut.
+def reduce_to_8_bits(image: Image.Image, path: str | Path,
+                     limits: tuple[int, int] | None) -> Image.Image:
+    """A greyscale image whose raw values from limits[0] to limits[1] became 0 to 255, rounded, others cut.
 
-    Raises `UserError` without levels, and for colours, of whose 16 bits Pillow keeps eight.
+    Raises `UserError` without limits, and for colours, of whose 16 bits Pillow keeps eight.
     """
     if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
         raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
                         "expected; convert it to an 8-bit file")
     values = np.asarray(image)
-    if levels is None:
+    if limits is None:
         low, high = int(values.min()), int(values.max())
         raise TooManyBits(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) "
                           "found, 8 bits expected; convert it to an 8-bit file, or, with --dataset folders "
                           "and in embed.py, give --range LOW HIGH, the raw values that become black and "
                           f"white in all images (this one has {low} to {high})", low, high)
-    low, high = levels
+    low, high = limits
     scaled = (values.clip(low, high).astype(np.float64) - low) * (255 / (high - low))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
@@ -124,17 +122,16 @@ def describe_bytes(path: str | Path) -> str:
     return "an empty file" if size == 0 else f"a file of {size} bytes in no known image format"
 
 
-def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int, workers: int,
-                 unreadable: dict[str, str] | None = None,
-                 levels: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+def read_batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers: int,
+                 unreadable: dict[str, str] | None = None) -> Iterator[np.ndarray]:
     """Batches (B, height, width, 3) uint8 of image files in order; `UserError` names one that it cannot read.
 
     workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. unreadable: takes the
-    error of each file that cannot be read, which its batch is without then. levels: see `read_image`.
+    error of each file that cannot be read, which its batch is without then.
     """
     def read(path: str) -> np.ndarray | None:
         try:
-            return read_image(path, height, width, levels)
+            return read_image(path, spec)
         except UserError as error:
             if unreadable is None:
                 raise
@@ -144,7 +141,7 @@ def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int,
     chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
     if workers == 0:
         for chunk in chunks:
-            yield stack(map(read, chunk), height, width)
+            yield stack(map(read, chunk), spec)
         return
     ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
     with ThreadPoolExecutor(workers) as pool:
@@ -156,24 +153,24 @@ def read_batches(paths: Sequence[str], height: int, width: int, batch_size: int,
             for chunk in [*chunks[ahead:], *[()] * len(jobs)]:
                 images = [job.result() for job in jobs.popleft()]
                 jobs.append(submit(chunk))
-                yield stack(images, height, width)
+                yield stack(images, spec)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def stack(images: Iterable[np.ndarray | None], height: int, width: int) -> np.ndarray:
+def stack(images: Iterable[np.ndarray | None], spec: ImageSpec) -> np.ndarray:
     """One batch of the images that could be read."""
     found = [image for image in images if image is not None]
-    return np.stack(found) if found else np.empty((0, height, width, 3), np.uint8)
+    return np.stack(found) if found else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
-def read_images(paths: list[str] | tuple[str, ...], height: int, width: int, workers: int = 4,
-                levels: tuple[int, int] | None = None, *, title: str = "", silent: bool = True) -> np.ndarray:
+def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, title: str = "",
+                silent: bool = True) -> np.ndarray:
     """Read images into one array (N, height, width, 3) uint8 with threads (Pillow releases the GIL)."""
-    images = np.empty((len(paths), height, width, 3), np.uint8)
+    images = np.empty((len(paths), spec.height, spec.width, 3), np.uint8)
 
     def read(index: int) -> None:
-        images[index] = read_image(paths[index], height, width, levels)
+        images[index] = read_image(paths[index], spec)
 
     with ThreadPoolExecutor(workers or 1) as pool:
         jobs = pool.map(read, range(len(paths))) if workers else map(read, range(len(paths)))

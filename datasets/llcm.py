@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.cameras import check_camera, image_files
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities, check_unlisted, has_bytes
+from datasets.exclusion import llcm_seen
 from datasets.files import listed_files, parse_id_list, parse_index
 from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet,
                             Images, Search, TrainSplit, grouped, make_train_split)
@@ -18,17 +19,12 @@ NAMES = {VISIBLE: "vis", INFRARED: "nir"}  # of the modalities, as its folders a
 CAMERAS = {VISIBLE: (1, 2, 3, 4, 5, 6, 7, 8, 9), INFRARED: (1, 2, 4, 5, 6, 7, 8, 9)}  # that see test persons
 
 
-def seen(q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray) -> np.ndarray:
-    """The rule of exclusion, (Q, G) bool: a query does not see its person in the camera of its number."""
-    return (q_pids[:, None] != g_pids) | (q_camids[:, None] != g_camids)
-
-
 class LlcmSearch(Search):
     """A search without images of the query's person by the query's camera."""
 
     def seen(self) -> np.ndarray:
         """What the ranking of each query holds, (Q, G) bool."""
-        return seen(self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
+        return llcm_seen(self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
 
 
 class LLCM(DataSet):

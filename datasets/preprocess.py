@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets.arrays import MANIFEST, manifest, marks, strays
 from datasets.images import read_image
-from datasets.types import DataSet, Images, TrainSplit
+from datasets.types import DataSet, Images, ImageSpec, TrainSplit
 from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, in_processes, locked,
                    make_folder, one_line_warnings, warn, write_json)
 
@@ -166,5 +166,5 @@ def decode_rows(modality: str, start: int, paths: tuple[str, ...]) -> int:
     """Decode images into the rows of one array from `start` on; returns their number."""
     array = decode_rows.arrays[modality]
     for row, path in enumerate(paths, start):
-        array[row] = read_image(path, *array.shape[1:3])
+        array[row] = read_image(path, ImageSpec(*array.shape[1:3]))
     return len(paths)

@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.cameras import check_camera, image_files
 from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities
+from datasets.exclusion import sysu_seen
 from datasets.files import parse_id_list
 from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet,
                             Flag, Images, Search, TrainSplit, grouped, make_train_split)
@@ -19,20 +20,14 @@ INDOOR = (1, 2)
 GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the whole data set
 
 
-def seen(infrared_camids: np.ndarray, visible_camids: np.ndarray) -> np.ndarray:
-    """The rule of exclusion, (N, M) bool: cameras 3 and 2, of one room, are not compared."""
-    rows = np.stack((np.ones(len(visible_camids), bool), visible_camids != 2))  # of camera 6, and of camera 3
-    return rows[(infrared_camids == 3).astype(np.intp)]
-
-
 class SysuSearch(Search):
     """A search without images of the query's room."""
 
     def seen(self) -> np.ndarray:
         """What the ranking of each query holds, (Q, G) bool."""
         if self.query.modality == INFRARED:
-            return seen(self.query.camids, self.gallery.camids)
-        return seen(self.gallery.camids, self.query.camids).T
+            return sysu_seen(self.query.camids, self.gallery.camids)
+        return sysu_seen(self.gallery.camids, self.query.camids).T
 
 
 class SysuMM01(DataSet):

@@ -30,17 +30,32 @@ class View:
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images of one modality: N paths, pids (N,) int64, camids (N,) int64.
+class ImageSpec:
+    """The form in which image files are read: size in pixels, and range.
 
-    levels: the raw values that become black and white, of images with more than 8 bits; None: there are none.
+    range: the raw values that become black and white in greyscale images of more than 8 bits; None: such
+    images are refused.
     """
+
+    height: int = 288
+    width: int = 144
+    range: tuple[int, int] | None = None
+
+    @classmethod
+    def from_arguments(cls, values: Mapping[str, Any]) -> ImageSpec:
+        """The form that arguments say: img_h, img_w, and range where there is one."""
+        usual, pair = cls(), values.get("range")
+        return cls(values.get("img_h", usual.height), values.get("img_w", usual.width), pair and tuple(pair))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one modality: N paths, pids (N,) int64, camids (N,) int64."""
 
     paths: tuple[str, ...]
     pids: np.ndarray
     camids: np.ndarray
     modality: str
-    levels: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from data_loader import normalise
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from model import TwoStream, pool
 
 
@@ -26,14 +27,13 @@ class Evidence:
     """A pair of images with its similarity and the evidence map on either (rows, columns) float32.
 
     exact: the mean of either map is the similarity, and each place's value its share of it; else the maps are
-    approximate. levels: see `read_image`.
+    approximate.
     """
 
     paths: tuple[str, str]
     similarity: float
     maps: tuple[np.ndarray, np.ndarray]
     exact: bool
-    levels: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -41,24 +41,22 @@ class Evidence:
         return "evidence" if self.exact else "approximate evidence (gradient times activation)"
 
 
-def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str], height: int,
-                  width: int, kind: str = "bnneck", levels: tuple[int, int] | None = None) -> Evidence:
-    """The evidence of two image files, read at this size in pixels; the network is put into eval mode."""
-    return find_evidence_of_all(net, paths[0], paths[1:], modalities, height, width, kind, levels)[0]
+def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str],
+                  spec: ImageSpec, kind: str = "bnneck") -> Evidence:
+    """The evidence of two image files; the network is put into eval mode."""
+    return find_evidence_of_all(net, paths[0], paths[1:], modalities, spec, kind)[0]
 
 
 def find_evidence_of_all(net: TwoStream, first: str, others: Sequence[str], modalities: tuple[str, str],
-                         height: int, width: int, kind: str = "bnneck",
-                         levels: tuple[int, int] | None = None) -> list[Evidence]:
+                         spec: ImageSpec, kind: str = "bnneck") -> list[Evidence]:
     """The evidence of an image file with each of others, which pass through the network as one batch."""
     device = next(net.parameters()).device
-    pixels = [np.stack([read_image(path, height, width, levels) for path in paths])
-              for paths in ((first,), others)]
+    pixels = [np.stack([read_image(path, spec) for path in paths]) for paths in ((first,), others)]
     (own,), found = (last_maps(net, normalise(torch.from_numpy(images).to(device)), modality)
                      for images, modality in zip(pixels, modalities))
     pairs = [pair_maps(net, own[None], x[None], kind) for x in found]
     exact = net.method.pooling == "average"
-    return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact, levels)
+    return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact)
             for other, maps in zip(others, pairs)]
 
 

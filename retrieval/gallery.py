@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from results import FEATURES
+from datasets.types import ImageSpec
 from utils import UserError, atomic_path, one_line
 
 FORMAT = 1
@@ -47,6 +48,11 @@ class Record:
     precision: str = "float32"
     rows: str = "images"
     range: tuple[int, int] | None = None
+
+    @property
+    def spec(self) -> ImageSpec:
+        """The form in which the images were read."""
+        return ImageSpec(self.height, self.width, self.range)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.images import read_image
-from datasets.types import DIRECTIONS
+from datasets.types import DIRECTIONS, ImageSpec
 from retrieval.gallery import Gallery, Hits, Record
 from utils import UserError, atomic_path, one_line
 
@@ -68,8 +68,8 @@ class Drawn:
     pictures: Sequence[np.ndarray]
 
 
-# of a query's image, the images of its hits, height and width of the pictures
-Drawer = Callable[[str, Sequence[str], int, int], list[Drawn]]
+# of a query's image, the images of its hits, and the form of the pictures
+Drawer = Callable[[str, Sequence[str], ImageSpec], list[Drawn]]
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
@@ -142,11 +142,8 @@ def write_csv(path: Path, answers: Sequence[Answer], threshold: Threshold | None
                     writer.writerow([answer.name, *line] + ([str(threshold)] if threshold else []))
 
 
-def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int, width: int,
-                  levels: tuple[int, int] | None = None) -> None:
-    """Draw the first queries with their first ten hits as test.py draws them, whole or not at all; height,
-    width: pixels; levels: see `read_image`.
-    """
+def write_picture(path: Path, answers: Sequence[Answer], title: str, spec: ImageSpec) -> None:
+    """Draw the first queries with their first ten hits as test.py draws them, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # it takes a second to load
 
     import figures
@@ -154,13 +151,13 @@ def write_picture(path: Path, answers: Sequence[Answer], title: str, height: int
     rows = []
     for answer in answers[:figures.QUERIES]:
         said = NOBODY if answer.verdict == NOBODY else ""
-        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{said}", levels=levels)]
+        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{said}")]
         for hit in answer.hits[:figures.SHOWN]:
             sign, colour, style = looks[hit.verdict]
             caption = f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}"
-            row.append(figures.Tile(hit.image, caption, colour, style, levels))
+            row.append(figures.Tile(hit.image, caption, colour, style))
         rows.append(row)
-    figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, height, width, lenient=True)
+    figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, spec, lenient=True)
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 
@@ -172,25 +169,24 @@ def shorten(name: str, length: int = 14) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- page
-def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], height: int,
-               width: int, draw: Drawer | None, levels: tuple[int, int] | None = None) -> int:
+def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], spec: ImageSpec,
+               draw: Drawer | None) -> int:
     """Write the page, whole or not at all; returns how many images were not read, which are empty frames.
 
-    about: lines below the title; height, width: pixels, which give the aspect; draw: what draws evidence;
-    levels: see `read_image`.
+    about: lines below the title; spec: gives the aspect, and the range; draw: what draws evidence.
     """
-    size = THUMBNAIL, round(THUMBNAIL * width / height)
+    small = replace(spec, height=THUMBNAIL, width=round(THUMBNAIL * spec.width / spec.height))
     thumbnails: dict[str, str] = {}
     for image in {each.image for answer in answers for each in (answer, *answer.hits)}:
         try:
-            thumbnails[image] = data_uri(read_image(image, *size, levels))
+            thumbnails[image] = data_uri(read_image(image, small))
         except UserError:
             thumbnails[image] = ""
     bar = tqdm(answers, "evidence", unit="query", leave=False, disable=None if draw else True)
     parts = {"title": escape(title), "about": "".join(f"<p>{escape(line)}</p>" for line in about),
              "verdicts": "" if any(answer.verdict for answer in answers) else "hidden",
-             "rows": "\n".join(section(answer, thumbnails, size, draw) for answer in bar)}
-    page = PAGE.read_text(encoding="utf-8").replace("{{ratio}}", f"{width} / {height}")
+             "rows": "\n".join(section(answer, thumbnails, small, draw) for answer in bar)}
+    page = PAGE.read_text(encoding="utf-8").replace("{{ratio}}", f"{spec.width} / {spec.height}")
     for kind in ("style", "script"):  # the page may apply and run these, by their hashes, and nothing else
         inner = re.search(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)[1]
         parts[f"{kind}_hash"] = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
@@ -200,12 +196,12 @@ def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequenc
     return sum(not uri for uri in thumbnails.values())
 
 
-def section(answer: Answer, thumbnails: dict[str, str], size: tuple[int, int], draw: Drawer | None) -> str:
+def section(answer: Answer, thumbnails: dict[str, str], spec: ImageSpec, draw: Drawer | None) -> str:
     """A query and its hits in HTML."""
     items, drawn = [], {}
     others = [hit.image for hit in answer.hits if thumbnails[hit.image]]
     if draw is not None and thumbnails[answer.image] and others:
-        drawn = dict(zip(others, draw(answer.image, others, *size)))
+        drawn = dict(zip(others, draw(answer.image, others, spec)))
     for rank, hit in enumerate(answer.hits, 1):
         evidence = ""
         if found := drawn.get(hit.image):

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.images import MEAN, STD, read_batches
+from datasets.types import ImageSpec
 from embedding import features_of
 from utils import UserError, one_line
 
@@ -40,6 +41,11 @@ class Facts:
     precision: str
     range: list[int] | None = None
 
+    @property
+    def spec(self) -> ImageSpec:
+        """The form in which the network takes images."""
+        return ImageSpec(self.height, self.width, self.range and tuple(self.range))
+
 
 @dataclass(frozen=True)
 class OnnxModel:
@@ -61,8 +67,7 @@ class OnnxModel:
         that cannot be read.
         """
         found = [np.empty((2, 0, 0), np.float32)] if not paths else []
-        reading = read_batches(paths, self.facts.height, self.facts.width, batch, workers,
-                               levels=self.facts.range)
+        reading = read_batches(paths, self.facts.spec, batch, workers)
         total = -(-len(paths) // batch)
         for images in tqdm(reading, self.facts.modality, total, unit="batch", leave=False,
                            disable=silent or None):

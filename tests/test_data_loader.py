@@ -13,6 +13,7 @@ from data_loader import (AUGMENTATIONS, MEAN, PADDING, STD, IdentitySampler, Tra
                          augment, augment_one_by_one, batches, crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from model import METHODS
 from utils import UserError
 
@@ -176,10 +177,10 @@ def test_augmentations_come_in_order_and_without_standard_the_image_is_only_norm
 
 def test_regdb_is_decoded_to_arrays(regdb):
     split = DATASETS["regdb"].train_split(str(regdb), 1)
-    images = load_train_images(split, str(regdb), 32, 16, 2, silent=True)
+    images = load_train_images(split, str(regdb), ImageSpec(32, 16), 2, silent=True)
     for modality, side in (("visible", split.visible), ("infrared", split.infrared)):
         assert images[modality].pixels.shape == (16, 32, 16, 3)
-        assert np.array_equal(images[modality].pixels[5], read_image(side.paths[5], 32, 16))
+        assert np.array_equal(images[modality].pixels[5], read_image(side.paths[5], ImageSpec(32, 16)))
         assert images[modality].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
@@ -187,10 +188,10 @@ def test_preprocessing_writes_what_training_reads(sysu, script):
     done = script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 2)
     assert done.returncode == 0, done.stderr
     split = DATASETS["sysu"].train_split(str(sysu), 1)
-    images = load_train_images(split, str(sysu), 32, 16, 2)
+    images = load_train_images(split, str(sysu), ImageSpec(32, 16), 2)
     for modality, side, name in (("visible", split.visible, "rgb"), ("infrared", split.infrared, "ir")):
         stored = np.load(sysu / f"train_{name}_resized_img.npy")
-        assert np.array_equal(stored, np.stack([read_image(path, 32, 16) for path in side.paths]))
+        assert np.array_equal(stored, np.stack([read_image(path, ImageSpec(32, 16)) for path in side.paths]))
         assert np.array_equal(np.load(sysu / f"train_{name}_resized_label.npy"), split.labels(modality))
         assert np.array_equal(images[modality].pixels, stored)
     record = json.loads((sysu / train_arrays.MANIFEST).read_text())
@@ -203,20 +204,20 @@ def test_stale_arrays_are_refused(sysu, script):
     script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 1)
     split = DATASETS["sysu"].train_split(str(sysu), 1)
     with pytest.raises(UserError, match="32 x 16 found, 64 x 16 expected; run: python pre_process_sysu.py"):
-        load_train_images(split, str(sysu), 64, 16, 1)
+        load_train_images(split, str(sysu), ImageSpec(64, 16), 1)
     (sysu / "cam1/0001/0001.jpg").write_bytes((sysu / "cam2/0001/0001.jpg").read_bytes() + b" ")
     with pytest.raises(UserError, match="cam1/0001/0001.jpg differs.*run: python pre_process_sysu.py"):
-        load_train_images(split, str(sysu), 32, 16, 1)
+        load_train_images(split, str(sysu), ImageSpec(32, 16), 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 9])
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_test_images_come_in_order(regdb, workers, batch_size):
     paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
-    found = list(batches(paths, 32, 16, batch_size, workers))
+    found = list(batches(paths, ImageSpec(32, 16), batch_size, workers))
     assert list(map(len, found)) == [len(paths[start:start + batch_size])
                                      for start in range(0, len(paths), batch_size)]
-    assert np.array_equal(torch.cat(found), np.stack([read_image(path, 32, 16) for path in paths]))
+    assert np.array_equal(torch.cat(found), np.stack([read_image(path, ImageSpec(32, 16)) for path in paths]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -225,13 +226,13 @@ def test_an_image_that_cannot_be_read_is_named_and_no_reader_is_left(regdb, work
     open(paths[7], "w").close()
     before = threading.active_count()
     with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
-        list(batches(paths, 32, 16, 5, workers))
+        list(batches(paths, ImageSpec(32, 16), 5, workers))
     assert threading.active_count() == before
 
 
 def test_readers_end_with_the_one_who_asks(regdb):
     paths, before = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20, threading.active_count()
-    with contextlib.closing(batches(paths, 32, 16, 8, 2)) as reading:
+    with contextlib.closing(batches(paths, ImageSpec(32, 16), 8, 2)) as reading:
         next(reading)
         assert threading.active_count() > before
     assert threading.active_count() == before

@@ -19,7 +19,7 @@ import data_manager
 from data_manager import DATASETS, process_gallery_llcm, process_query_llcm, resolve_arguments
 from datasets.check import FAULT, NOTE, describe
 from datasets.images import TooManyBits, read_image
-from datasets.types import Images, Search
+from datasets.types import Images, ImageSpec, Search
 from eval_metrics import eval_llcm
 from utils import UserError
 
@@ -385,15 +385,15 @@ def test_raw_values_become_8_bits_by_one_range(tmp_path):
     with pytest.raises(TooManyBits,
                        match=r"a.png: an image of mode I\S* \(more than 8 bits a channel\) found, 8 bits "
                        r"expected; .* give --range LOW HIGH, .* \(this one has 0 to 65535\)") as error:
-        read_image(tmp_path / "a.png", 14, 7)
+        read_image(tmp_path / "a.png", ImageSpec(14, 7))
     assert (error.value.low, error.value.high) == (0, 65535)
-    found = read_image(tmp_path / "a.png", 14, 7, (7000, 9000))
+    found = read_image(tmp_path / "a.png", ImageSpec(14, 7, (7000, 9000)))
     expected = np.clip(np.rint((values - 7000.0) * 255 / 2000), 0, 255)
     assert found.dtype == np.uint8 and np.array_equal(found, np.repeat(expected[..., None], 3, 2))
     assert found[0, :, 0].tolist() == [0, 0, 13, 128, 255, 255, 255]
     colour = np.zeros((9, 9, 3), np.uint8)
     Image.fromarray(colour + 7).save(tmp_path / "b.png")
-    assert (read_image(tmp_path / "b.png", 9, 9, (7000, 9000)) == 7).all()  # of 8 bits already
+    assert (read_image(tmp_path / "b.png", ImageSpec(9, 9, (7000, 9000))) == 7).all()  # of 8 bits already
 
 
 def deepen(root):
@@ -545,7 +545,7 @@ def test_llcm_from_images_to_results(llcm, script):
     split = LLCM.train_split(llcm)
     for side, name in zip(split.sides, ("vis", "nir")):
         pixels = np.load(llcm / f"train_{name}_resized_img.npy")
-        assert np.array_equal(pixels, np.stack([read_image(path, 32, 16) for path in side.paths]))
+        assert np.array_equal(pixels, np.stack([read_image(path, ImageSpec(32, 16)) for path in side.paths]))
         assert np.array_equal(np.load(llcm / f"train_{name}_resized_label.npy"), split.labels(side.modality))
     done = script("train.py", "--dataset", "llcm", "--data-path", llcm, *SMALL, "--epochs", 1)
     assert done.returncode == 0 and re.search(r"gallery visible +3 +27\n", done.stdout), done.stderr

@@ -15,7 +15,7 @@ from PIL import Image
 import embedding
 from checkpoint import load_network
 from datasets.images import read_image
-from datasets.types import Features
+from datasets.types import Features, ImageSpec
 from retrieval.gallery import Gallery, Record, read_gallery, write_gallery
 from utils import UserError
 
@@ -58,7 +58,7 @@ def oracle(world, paths, modality, resume="a.t", flip=False):
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     found = []
     for path in paths:
-        pixels = read_image(path, HEIGHT, WIDTH) if isinstance(path, (str, Path)) else path
+        pixels = read_image(path, ImageSpec(HEIGHT, WIDTH)) if isinstance(path, (str, Path)) else path
         image = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]
         with torch.no_grad():
             outputs = [net(**{modality: view}) for view in ((image, image.flip(3)) if flip else (image,))]
@@ -134,7 +134,7 @@ def test_a_function_is_a_network_too(world):
 
     found = embedding.embed(net, files(world / "day"), "visible", HEIGHT, WIDTH, flip=True)
     assert found.pool.shape == (12, 8) and np.allclose(np.linalg.norm(found.pool, axis=1), 1)
-    mirrored = [read_image(path, HEIGHT, WIDTH)[:, ::-1] for path in files(world / "day")]
+    mirrored = [read_image(path, ImageSpec(HEIGHT, WIDTH))[:, ::-1] for path in files(world / "day")]
     one, other = (net(np.stack(images))[0] for images in ([image[:, ::-1] for image in mirrored], mirrored))
     np.testing.assert_allclose(found.pool,
                                (one + other) / np.linalg.norm(one + other, axis=1, keepdims=True), rtol=1e-5)
@@ -274,7 +274,7 @@ def test_grey_jpegs_have_no_colour(tmp_path):
         night_image(tmp_path / "x.png", quality)
         paths.append(tmp_path / f"{quality}.jpg")
         Image.open(tmp_path / "x.png").convert("RGB").save(paths[-1], quality=quality)
-    images = np.stack([read_image(path, HEIGHT, WIDTH) for path in paths])
+    images = np.stack([read_image(path, ImageSpec(HEIGHT, WIDTH)) for path in paths])
     assert not embedding.have_colour(images).any()
 
 

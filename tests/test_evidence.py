@@ -8,12 +8,14 @@ from torch.nn import functional as F
 import figures
 from backbones import BACKBONES
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from engine import Extraction, extract_features
 from model import METHODS
 from results import FEATURES
 from retrieval.evidence import Evidence, evidence_maps, find_evidence
 
 HEIGHT, WIDTH = 64, 32
+SPEC = ImageSpec(HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +30,11 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
     net, modalities = make_network(method, arch), ("infrared", "visible")
-    settings = Extraction(HEIGHT, WIDTH, 1, 0, torch.device("cpu"))
+    settings = Extraction(SPEC, 1, 0, torch.device("cpu"))
     for kind in FEATURES:
         first, second = (getattr(extract_features(net, [path], modality, settings), kind)[0]
                          for path, modality in zip(paths, modalities))
-        found = find_evidence(net, paths, modalities, HEIGHT, WIDTH, kind)
+        found = find_evidence(net, paths, modalities, SPEC, kind)
         assert found.exact == (METHODS[method].pooling == "average")
         assert ("approximate" in found.name) == (not found.exact)
         for values in found.maps:
@@ -80,9 +82,9 @@ def test_a_figure_shows_both_images_and_maps_of_each_pair(paths):
     pairs = [[("same person", Evidence(paths, 0.125, maps, True)),
               ("another person", Evidence(paths, 0.25, maps, False))],
              [("same person", Evidence(paths, 0.5, maps, True))]]
-    figure = figures.draw_evidence("title, trial 1", pairs, HEIGHT, WIDTH)
+    figure = figures.draw_evidence("title, trial 1", pairs, SPEC)
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert len(shown) == 12 and "similarity 0.125" in titles[0] and len(titles) == 3
-    np.testing.assert_array_equal(shown[0], read_image(paths[0], *shown[0].shape[:2]))
+    np.testing.assert_array_equal(shown[0], read_image(paths[0], ImageSpec(*shown[0].shape[:2])))
     assert "title, trial 1" in figure.get_suptitle() and "approximate" in figure.get_suptitle()

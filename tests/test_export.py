@@ -15,7 +15,7 @@ import checkpoint
 import export
 from backbones import BACKBONES
 from checkpoint import Checkpoint
-from datasets.types import MODALITIES
+from datasets.types import MODALITIES, ImageSpec
 from engine import Extraction, extract_features
 from model import METHODS
 from retrieval import onnx_model
@@ -41,7 +41,7 @@ def facts_of(method="cgrnet", arch="resnet18", modality="visible", **others):
 
 
 def features_of(net, paths, modality, flip=False):
-    settings = Extraction(HEIGHT, WIDTH, 4, 0, torch.device("cpu"), flip=flip)
+    settings = Extraction(ImageSpec(HEIGHT, WIDTH), 4, 0, torch.device("cpu"), flip=flip)
     found = extract_features(net, paths, modality, settings)
     return found.pool, found.bnneck
 

@@ -27,6 +27,7 @@ from PIL import Image
 from datasets import arrays as train_arrays
 from data_manager import DATASETS
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from utils import UserError, in_processes
 
 PRE = "pre_process_sysu.py --data-path {sysu} --img_w 16 --img_h 32 --workers 1"
@@ -839,7 +840,7 @@ def require_whole(root: Path) -> None:
     arrays = train_arrays.open_arrays(split, root, 32, 16, train_arrays.marks(split, root))
     for side in (split.visible, split.infrared):
         pixels, labels = arrays[side.modality]
-        expected = {path: read_image(path, 32, 16)
+        expected = {path: read_image(path, ImageSpec(32, 16))
                     for path in {os.path.realpath(path) for path in side.paths}}
         for path, row in zip(side.paths, pixels):
             np.testing.assert_array_equal(row, expected[os.path.realpath(path)])

@@ -5,7 +5,7 @@ from PIL import Image
 
 import figures
 from datasets.sysu import SysuSearch
-from datasets.types import Images
+from datasets.types import Images, ImageSpec
 from eval_metrics import distance_matrix
 from results import FEATURES
 from utils import UserError
@@ -97,7 +97,7 @@ def test_a_ranking_shows_signs_cameras_and_distances(tmp_path):
     search, dist_mat = make_search(tmp_path, [1], [2, 1, 1], g_camids=[1, 4, 5])
     dist_mat, shown, same = np.array([[0.25, 0.25, -1e-9]],
                                      np.float32), np.ones((1, 3), bool), np.array([[False, True, True]])
-    figure = figures.draw_ranking("title, trial 0", dist_mat, shown, same, search, 64, 32)
+    figure = figures.draw_ranking("title, trial 0", dist_mat, shown, same, search, ImageSpec(64, 32))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == ["title, trial 0", "query", "1", "2", "3", "person 1, camera 3\nfirst match: rank 1",
                      "✓ camera 5\n0.000", "✗ camera 1\n0.250", "✓ camera 4\n0.250"]
@@ -110,7 +110,7 @@ def test_a_ranking_shows_signs_cameras_and_distances(tmp_path):
 def test_at_most_ten_gallery_images_of_seven_persons(tmp_path):
     search, dist_mat = make_search(tmp_path, list(range(30)), list(range(30)))
     same = search.query.pids[:, None] == search.gallery.pids
-    figure = figures.draw_ranking("title", dist_mat, search.seen(), same, search, 16, 8)
+    figure = figures.draw_ranking("title", dist_mat, search.seen(), same, search, ImageSpec(16, 8))
     assert len(figure.axes[0].images) == figures.QUERIES * (1 + figures.SHOWN)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from datasets.arrays import load_npy
 from datasets.files import parse_id_list, parse_index
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from utils import UserError
 
 quick = settings(max_examples=150, deadline=None, database=None, derandomize=True,
@@ -197,5 +198,5 @@ def picture(kind):
 @given(st.sampled_from(["jpeg", "png", "bmp"]).flatmap(lambda kind: mutations(st.just(picture(kind)))))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_any_image_gives_pixels_or_one_line(tmp_path, data):
-    found = parsed(lambda path: read_image(path, 16, 8), tmp_path / "0001.jpg", data)
+    found = parsed(lambda path: read_image(path, ImageSpec(16, 8)), tmp_path / "0001.jpg", data)
     assert found is None or (found.shape, found.dtype) == ((16, 8, 3), np.uint8)

@@ -14,6 +14,7 @@ from conftest import make_checkpoint, save_image
 from PIL import Image
 
 from datasets.images import read_image
+from datasets.types import ImageSpec
 from retrieval import gallery as galleries
 from retrieval import hits
 from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of,
@@ -386,14 +387,14 @@ def test_the_map_is_the_evidence_of_the_pair(page, search, world):
     from figures import overlay
     line = rows_of(search.cwd / "hits/hits.csv")[0]
     pair = line["query"], line["hit"]
-    found = find_evidence(load_network(world / "a.t")[0], pair, ("infrared", "visible"), 32, 16)
+    found = find_evidence(load_network(world / "a.t")[0], pair, ("infrared", "visible"), ImageSpec(32, 16))
     assert abs(float(line["similarity"]) - found.similarity) < 1e-5
     limit = max(abs(values).max() for values in found.maps)
     for path, values, uri in zip(pair, found.maps,
                                  page.find_element("css selector",
                                                    ".hit button").get_attribute("data-maps").split(" ")):
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), float)
-        expected = overlay(read_image(path, 192, 96), values, limit)
+        expected = overlay(read_image(path, ImageSpec(192, 96)), values, limit)
         assert pixels.shape == (192, 96, 3) and np.abs(pixels - expected).mean() < 6
 
 

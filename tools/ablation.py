@@ -26,7 +26,7 @@ import options
 from checkpoint import pretrained_weights
 from data_loader import AUGMENTATIONS, IdentitySampler, TrainBatches, TrainImages, load_train_images
 from data_manager import DATASETS
-from datasets.types import EVERY, MODALITIES, Search, TrainSplit, View
+from datasets.types import EVERY, MODALITIES, ImageSpec, Search, TrainSplit, View
 from devices import choose_device, prepare, seed_everything, use_bf16
 from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features,
                     set_learning_rate, train_steps)
@@ -165,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> None:
         searches = data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial),
                                  **data.keywords("searches", vars(args)))
         split = data.train_split(args.data_path, **data.keywords("train_split", vars(args)))
-        images = load_train_images(split, args.data_path, args.img_h, args.img_w, args.workers,
+        images = load_train_images(split, args.data_path, ImageSpec.from_arguments(vars(args)), args.workers,
                                    folder=args.arrays, silent=True)
     for row, seed in missing:
         begun = time.perf_counter()
@@ -210,7 +210,7 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
         set_learning_rate(optimiser, learning_rate_factor(epoch, args.epochs, args.schedule))
         for values in train_steps(net, criterion, batches, optimiser, epoch, 0, bf16):
             last = values
-    settings = Extraction(args.img_h, args.img_w, args.test_batch, args.workers, device)
+    settings = Extraction(ImageSpec.from_arguments(vars(args)), args.test_batch, args.workers, device)
     found = search_features(net, searches, settings)
     gammas = {name: value.tolist() for name, value in net.named_parameters() if name.endswith("gamma")}
     scores = {kind: [score(found, search, kind).headline() for search in searches] for kind in FEATURES}

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones import BACKBONES
 from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
+from datasets.types import ImageSpec
 from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
@@ -163,7 +164,8 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
         paths = made_files(Path(folder), [f"{number}.jpg" for number in range(count)])
         loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
         for name, bf16 in precisions(device):
-            settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, device, bf16)
+            spec = ImageSpec(args.img_h, args.img_w)
+            settings = Extraction(spec, TEST_BATCH, args.workers, device, bf16)
             sides = (functools.partial(plain.features, plain_net, loader, device),
                      functools.partial(extract_features, net, paths, "visible", settings))
             result = compare(f"extract {args.arch} {name}", *sides, args.repeats, args.warmup, device, count,
@@ -180,7 +182,7 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
     with torch.no_grad():
         net.train()(*torch.randn(2, 8, 3, args.img_h, args.img_w))
     facts = {name: getattr(args, name) for name in ("method", "arch", "img_h", "img_w")}
-    settings = Extraction(args.img_h, args.img_w, TEST_BATCH, args.workers, CPU)
+    settings = Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers, CPU)
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder) / "images", [f"{number}.jpg" for number in range(count)])
         save_checkpoint(Path(folder) / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
