@@ -337,7 +337,7 @@ def distances(found: dict[str, Features], search: Search, kind: str, rerank: boo
 def rank(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> Ranking:
     """What each query of one search finds with one kind of features."""
     return rank_queries(distances(found, search, kind, rerank), search.query.pids, search.gallery.pids,
-                        search.seen(), count_persons=search.count_persons, max_rank=len(search.gallery))
+                        search.seen(), count_persons=search.count_persons)
 
 
 def score(found: dict[str, Features], search: Search, kind: str) -> Scores:

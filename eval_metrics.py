@@ -5,10 +5,8 @@ Distances are (Q, G), smaller is closer; every result is a fraction.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,12 +14,9 @@ from numpy.typing import ArrayLike
 
 from datasets.exclusion import llcm_seen, sysu_seen
 
-# Queries are ranked in blocks, small enough for the cache, large enough to hide NumPy's overhead, and several
-# at once: NumPy sorts and compares without the interpreter lock.
-BLOCK_BYTES = 1 << 20
+# Queries are ranked in blocks that fit the cache, several at once: NumPy sorts without the interpreter lock.
+BLOCK_BYTES = 1 << 19
 THREADS = min(4, os.cpu_count() or 1)
-FEW = 8  # matches of a query that are ranked by counting, more by sorting
-SMALL = 1 << 22  # a matrix with fewer distances is ranked by one thread: others would cost what they save
 
 
 # ---------------------------------------------------------------------------------------------------- metrics
@@ -102,11 +97,13 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
 
     Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query has a match.
     """
-    ranking = rank_queries(dist_mat, q_pids, g_pids, seen, count_persons=count_persons, max_rank=max_rank)
-    return ranking.summary(max_rank)
+    if max_rank < 1:
+        raise ValueError(f"max_rank: found {max_rank}, expected at least 1")
+    return rank_queries(dist_mat, q_pids, g_pids, seen, count_persons=count_persons).summary(max_rank)
 
 
-class Ranking(NamedTuple):
+@dataclass(frozen=True)
+class Ranking:
     """What each query found: ap (Q,), inp (Q,), and first (Q,), the rank of its first match, 0: none."""
 
     ap: np.ndarray
@@ -121,236 +118,93 @@ class Ranking(NamedTuple):
 
 
 def rank_queries(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: ArrayLike | None = None, *,
-                 count_persons: bool = False, max_rank: int = 20) -> Ranking:
-    """AP, INP and first rank of each query; arguments and errors are those of `evaluate`.
+                 count_persons: bool = False) -> Ranking:
+    """AP, INP and first rank of each query; arguments and errors are those of `evaluate`."""
+    dist_mat, q_pids, g_pids, seen = _check_ranking(dist_mat, q_pids, g_pids, seen)
+    persons = _images_of_each(g_pids) if count_persons else None
+    step = max(1, BLOCK_BYTES // (4 * len(g_pids)))
+    blocks = [slice(start, start + step) for start in range(0, len(q_pids), step)]
 
-    First ranks are exact up to max_rank; a later one is some rank after it.
-    """
-    dist_mat, q_pids, g_pids, seen = _check_ranking(dist_mat, q_pids, g_pids, seen, max_rank)
-    threads = THREADS if dist_mat.size >= SMALL else 1
-    block_size = min(BLOCK_BYTES, dist_mat.nbytes // (4 * threads)) // (4 * len(g_pids))
-    q_persons, gallery = _by_persons(q_pids, g_pids)
-    jobs = list(_jobs(q_persons, gallery, seen, max(block_size, 1)))
-    if not any(job.matches.size for job in jobs):
+    def rank_block(rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        match, shown = q_pids[rows, None] == g_pids, None if seen is None else seen[rows]
+        return _rank_rows(dist_mat[rows], match, shown, persons)
+
+    with ThreadPoolExecutor(min(THREADS, len(blocks))) as pool:
+        ranking = Ranking(*map(np.concatenate, zip(*pool.map(rank_block, blocks))))
+    if not ranking.first.any():
         raise ValueError(f"q_pids: found no query with a match among the {len(g_pids)} gallery images it "
                          "sees, expected at least one")
-    ap, inp = np.zeros((2, len(q_pids)))
-    first = np.zeros(len(q_pids), np.intp)  # rank of the first match, 0 without a match
-
-    def score(job: _Job) -> None:
-        block = np.ascontiguousarray(dist_mat[job.queries])
-        if not (np.isfinite(block.min()) and np.isfinite(block.max())):
-            raise _not_finite(dist_mat)
-        n_matches = len(job.matches)
-        if n_matches:
-            hidden = None if seen is None else ~seen[job.queries]
-            rank = _rank_by_counting if n_matches <= FEW else _rank_by_sorting
-            ranks, first[job.queries] = rank(block, hidden, job, gallery, max_rank if count_persons else 0)
-            ap[job.queries] = (np.arange(1, n_matches + 1)[:, None] / ranks).mean(axis=0)
-            inp[job.queries] = n_matches / ranks[-1]
-
-    _share(score, jobs, threads)
-    return Ranking(ap, inp, first)
+    return ranking
 
 
-def _share(work: Callable[[_Job], None], jobs: list[_Job], threads: int) -> None:
-    """Work on all jobs: this thread and threads - 1 others take the next one until none is left."""
-    todo = deque(jobs)
-
-    def take() -> None:
-        while todo:
-            try:
-                job = todo.popleft()
-            except IndexError:  # another thread was faster
-                return
-            work(job)
-
-    if threads == 1:
-        return take()
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(take) for _ in range(threads - 1)]
-        take()
-    for other in others:
-        other.result()
+def _images_of_each(pids: np.ndarray) -> np.ndarray:
+    """The images (R, P) of each of P persons, who have at most R; the first one again where one has fewer."""
+    order = np.argsort(pids, kind="stable")
+    _, starts, counts = np.unique(pids[order], return_index=True, return_counts=True)
+    nth = np.arange(counts.max())[:, None]
+    return order[starts + np.where(nth < counts, nth, 0)]
 
 
-class _Gallery(NamedTuple):
-    """The G gallery images by the P persons that they show."""
-
-    persons: np.ndarray  # (G,) index from 0
-    counts: np.ndarray  # (P,) images of each person
-    grouped: np.ndarray  # (G,) images, those of one person after another
-    rounds: tuple[np.ndarray, np.ndarray]  # see `_in_rounds`
-
-
-class _Job(NamedTuple):
-    """Queries to rank together: they have equally many matches."""
-
-    queries: np.ndarray  # (n,) rows of the matrix
-    matches: np.ndarray  # (m, n) images of the gallery, each query's in gallery order
+def _nearest_of_each(keys: np.ndarray, persons: np.ndarray) -> np.ndarray:
+    """The least key (n, P) of each person's images, of keys (n, G)."""
+    nearest = keys[:, persons[0]]
+    for images in persons[1:]:
+        np.minimum(nearest, keys[:, images], out=nearest)
+    return nearest
 
 
-def _by_persons(q_pids: np.ndarray, g_pids: np.ndarray) -> tuple[np.ndarray, _Gallery]:
-    """The person (Q,) of each query, and the gallery by persons, some of whom may have no image in it."""
-    _, everyone = np.unique(np.concatenate((q_pids, g_pids)), return_inverse=True)
-    q_persons, persons = everyone[:len(q_pids)], everyone[len(q_pids):]
-    counts, grouped = np.bincount(persons, minlength=everyone.max() + 1), np.argsort(persons, kind="stable")
-    return q_persons, _Gallery(persons, counts, grouped, _in_rounds(persons, counts, grouped))
+def _rank_rows(dist: np.ndarray, match: np.ndarray, shown: np.ndarray | None,
+               persons: np.ndarray | None,
+               distinct: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AP, INP and first rank (n,) of n queries, by one sort of each row.
 
-
-def _jobs(q_persons: np.ndarray, gallery: _Gallery, seen: np.ndarray | None, size: int) -> Iterator[_Job]:
-    """Split all queries by their number of matches, and into blocks of at most `size`."""
-    n_matches, ends = gallery.counts[q_persons], gallery.counts.cumsum()[q_persons]
-    queries = np.repeat(np.arange(len(q_persons)), n_matches)  # each as often as it has matches
-    images = gallery.grouped[np.arange(len(queries)) + np.repeat(ends - n_matches.cumsum(), n_matches)]
-    if seen is not None:
-        exists = seen.reshape(-1).take(queries * seen.shape[1] + images)
-        images, n_matches = images[exists], np.bincount(queries[exists], minlength=len(q_persons))
-    starts = n_matches.cumsum() - n_matches
-    order = np.argsort(n_matches * len(gallery.counts) + q_persons)  # neighbours' matches are close together
-    for chosen in np.split(order, np.flatnonzero(np.diff(n_matches[order])) + 1):
-        nth = np.arange(n_matches[chosen[0]])[:, None]
-        step = -(-len(chosen) // -(-len(chosen) // size))  # blocks of about the same size
-        for start in range(0, len(chosen), step):
-            block = chosen[start:start + step]
-            yield _Job(block, images[starts[block] + nth])
-
-
-def _in_rounds(persons: np.ndarray, counts: np.ndarray, grouped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (G,) in rounds, the first of each person, the second of each, and so on; the rounds' ends.
-
-    The persons with the most images come first, so that a person has the same place in each round.
+    Distances become integers whose lowest bit marks a match, so that the marked places of a sorted row are
+    the ranks of its matches. Where a match and another image are equally far, gallery order has to decide:
+    such rows are ranked again with `distinct` integers.
+    dist, match, shown: (n, G), shown None: all images; persons: see `_images_of_each`, None: CMC counts
+    images.
     """
-    place = np.empty_like(counts)
-    place[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
-    nth = np.arange(len(grouped)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return grouped[np.lexsort((place[persons[grouped]], nth))], np.cumsum(np.bincount(nth))
+    keys = _sort_keys(dist, distinct)
+    if shown is not None:
+        keys[~shown] = np.iinfo(keys.dtype).max - 1
+        match = match & shown
+    keys |= match
+    nearest = None if persons is None else _nearest_of_each(keys, persons)
+    keys.sort(axis=1)
+    marked = np.flatnonzero(keys.astype(np.uint8) & 1)
+    queries, ranks = marked // keys.shape[1], marked % keys.shape[1] + 1
+    found, heads, counts = np.unique(queries, return_index=True, return_counts=True)
+    ap, inp, first = np.zeros(len(keys)), np.zeros(len(keys)), np.zeros(len(keys), np.intp)
+    nth = np.arange(1, len(ranks) + 1) - np.repeat(heads, counts)
+    ap[found] = np.bincount(queries, nth / ranks, len(keys))[found] / counts
+    inp[found] = counts / ranks[heads + counts - 1]
+    flat = keys.reshape(-1)
+    first[found] = (ranks[heads] if nearest is None
+                    else (nearest[found] < flat[marked[heads], None]).sum(axis=1) + 1)
+    tied = np.unique(queries[(ranks > 1) & (flat[marked - 1] == flat[marked] - 1)])
+    if len(tied):
+        again = _rank_rows(dist[tied], match[tied], None if shown is None else shown[tied], persons, True)
+        ap[tied], inp[tied], first[tied] = again
+    return ap, inp, first
 
 
-def _rank_by_counting(block: np.ndarray, hidden: np.ndarray | None, job: _Job, gallery: _Gallery,
-                      max_persons: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (m, n) of the matches among all images, ascending, and (n,) of the first match as CMC counts it.
+def _sort_keys(dist: np.ndarray, distinct: bool) -> np.ndarray:
+    """Even integers (n, G) in the order of each row's distances; distinct: none of a row are equal.
 
-    A match's rank is one more than the number of images ahead of it: of the images before all matches of the
-    block's queries, those as near or nearer; of the images after them, the nearer ones; between, gallery
-    order breaks the ties.
-    hidden: (n, G) bool, which images do not exist to each query; None: all do.
-    max_persons: 0 if CMC counts images, otherwise the persons that are worth counting.
+    The bits of a number that is not negative sort like the number; the shift drops the sign of -0. Those of
+    negative ones sort the other way, and need a bit more. Whatever is not float32 becomes its place in the
+    row's stable argsort, which takes longer.
     """
-    if hidden is not None:
-        block = block if block.dtype in (np.float32, np.float64) else _places(block)
-        bits = block.view(f"i{block.itemsize}")
-        np.bitwise_or(bits, -hidden.view(np.int8), out=bits)  # NaN, or the largest integer: never ahead
-    table = np.ascontiguousarray(block.T)  # (G, n): the passes below run along the queries
-    queries = np.arange(table.shape[1])
-    own = table.reshape(-1).take(job.matches * table.shape[1] + queries)  # (m, n) distances of the matches
-    near = np.sort(own, axis=0)
-    low, high = job.matches.min(), job.matches.max() + 1
-    ahead = np.empty(table.shape, bool)
-    ranks = np.empty(near.shape, np.intp)
-    for i in range(len(near)):
-        np.less_equal(table[:low], near[i], out=ahead[:low])
-        np.less(table[low:], near[i], out=ahead[low:])
-        equal = table[low:high] == near[i]
-        if np.count_nonzero(equal) > len(queries):  # other images beside the matches themselves
-            order = np.argsort(own, axis=0, kind="stable")
-            ahead[low:high] |= equal & (np.arange(low, high)[:, None] < job.matches[order[i], queries])
-        ranks[i] = 1 + _count(ahead)
-        if i == 0:
-            first = 1 + _count(_persons(ahead, gallery.rounds)) if max_persons else ranks[0]
-    return ranks, first
-
-
-def _count(chosen: np.ndarray) -> np.ndarray:
-    """Sums (n,) of a (k, n) bool matrix, added as bytes 255 rows at a time."""
-    return sum(np.add.reduce(chosen[i:i + 255].view(np.uint8), axis=0, dtype=np.uint8).astype(np.intp)
-               for i in range(0, len(chosen), 255))
-
-
-def _persons(chosen: np.ndarray, rounds: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Which persons (P, n) the chosen images (G, n) show."""
-    order, ends = rounds
-    chosen = chosen[order]
-    for start, stop in zip(ends[:-1], ends[1:]):
-        chosen[:stop - start] |= chosen[start:stop]
-    return chosen[:ends[0]]
-
-
-def _rank_by_sorting(block: np.ndarray, hidden: np.ndarray | None, job: _Job, gallery: _Gallery,
-                     max_persons: int, distinct: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """As `_rank_by_counting`, in a time that does not depend on the number of matches.
-
-    One sort without indices: the distances of a row become integers whose lowest bit marks a match, so that
-    the marked places of the sorted row are the ranks. Where an impostor is exactly as far as a match, the
-    gallery order has to decide: such rows are ranked again with `distinct` codes.
-    """
-    codes = _codes(block, distinct)
-    if hidden is not None:
-        bits = codes.view(f"i{codes.itemsize}")
-        np.bitwise_or(bits, hidden.view(np.int8) * np.int8(-2), out=bits)  # the largest even code
-    n, size = codes.shape
-    rows = np.arange(0, n * size, size)
-    flat = codes.reshape(-1)
-    marked = flat[rows + job.matches] | 1
-    flat[rows + job.matches] = marked
-    ahead = codes < marked.min(axis=0)[:, None] if max_persons else None
-    codes.sort(axis=1)
-    marks = codes.astype(np.uint8)  # the lowest byte
-    marks &= 1
-    places = np.flatnonzero(marks.view(bool)).reshape(n, -1).T
-    tied = ((flat[places] - 1 == flat[places - 1]) & (places > rows)).any(axis=0)
-    ranks = places - rows + 1
-    first = ranks[0] if ahead is None else 1 + _persons_ahead(ahead, ranks[0] - 1, gallery, max_persons)
-    if tied.any():
-        again = _Job(job.queries[tied], job.matches[:, tied])
-        hidden = None if hidden is None else hidden[tied]
-        ranks[:, tied], first[tied] = _rank_by_sorting(block[tied], hidden, again, gallery, max_persons,
-                                                       distinct=True)
-    return ranks, first
-
-
-def _codes(block: np.ndarray, distinct: bool) -> np.ndarray:
-    """Even unsigned integers (n, G) in the order of each row's distances; distinct: equal ones by column.
-
-    The bits of a non-negative IEEE number, read as an integer, sort like the number.
-    """
-    if block.dtype == np.float16:
-        block = block.astype(np.float32)
-    if block.dtype not in (np.float32, np.float64) or (distinct and block.dtype == np.float64):
-        return _places(block)
-    bits = block.view(f"i{block.itemsize}")
-    if bits.min() < 0:
-        top = np.iinfo(bits.dtype).max
-        bits = (block + 0.0).view(bits.dtype)  # + 0.0 makes 0.0 of -0.0
-        bits ^= (bits >> (8 * block.itemsize - 1)) & bits.dtype.type(top)  # below 0: the larger, the smaller
-        low = int(bits.min())
-        if int(bits.max()) - low > top:  # no bit to spare
-            return _places(bits)
-        bits -= bits.dtype.type(low)
-    codes = bits.view(f"u{block.itemsize}") << 1
-    if distinct:
-        codes = codes.astype(np.uint64) << 32 | np.arange(0, 2 * codes.shape[1], 2, dtype=np.uint64)
-    return codes
-
-
-def _places(block: np.ndarray) -> np.ndarray:
-    """Distinct codes (n, G) of any numbers, slower: twice the place in the row's stable argsort."""
-    order = np.argsort(block, axis=1, kind="stable")
-    codes = np.empty(block.shape, np.uint32)
-    np.put_along_axis(codes, order, np.arange(0, 2 * block.shape[1], 2, dtype=np.uint32)[None], axis=1)
-    return codes
-
-
-def _persons_ahead(ahead: np.ndarray, n_ahead: np.ndarray, gallery: _Gallery, max_persons: int) -> np.ndarray:
-    """How many persons (n,) the n_ahead (n,) images `ahead` (n, G) show; numbers over max_persons are cut."""
-    n_persons = np.minimum(n_ahead, max_persons)
-    chosen = np.flatnonzero((n_ahead > 1) & (n_ahead < max_persons * gallery.counts.max()))
-    rows = np.repeat(np.arange(len(chosen)), n_ahead[chosen])
-    images = np.flatnonzero(ahead if len(chosen) == len(ahead) else ahead[chosen]) - rows * ahead.shape[1]
-    seen = np.zeros((len(chosen), len(gallery.counts)), bool)
-    seen.reshape(-1)[gallery.persons[images] + rows * len(gallery.counts)] = True
-    n_persons[chosen] = seen.sum(axis=1)
-    return n_persons
+    columns = np.arange(0, 2 * dist.shape[1], 2)
+    if dist.dtype != np.float32:
+        keys = np.empty(dist.shape, np.int64)
+        np.put_along_axis(keys, np.argsort(dist, axis=1, kind="stable"), columns[None], axis=1)
+        return keys
+    if not distinct and dist.min() >= 0:
+        return np.ascontiguousarray(dist).view(np.uint32) << 1
+    bits = (dist + np.float32(0)).view(np.int32)  # + 0 makes 0 of -0
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    return bits.astype(np.int64) << 32 | columns
 
 
 # ------------------------------------------------------------------------------------------------- re-ranking
@@ -470,16 +324,22 @@ def _jaccard_distance(query: sp.csr_array, gallery: sp.csr_array) -> np.ndarray:
     return result
 
 
-def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: ArrayLike | None,
-                   max_rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+# ----------------------------------------------------------------------------------------- arguments checked
+def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
+                   seen: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The arguments of `evaluate` as arrays; raises ValueError where they do not fit."""
     dist_mat = np.asarray(dist_mat)
     if dist_mat.ndim != 2 or 0 in dist_mat.shape:
         raise ValueError(f"dist_mat: found shape {dist_mat.shape}, expected (queries, gallery images), "
                          "at least (1, 1)")
     if dist_mat.dtype.kind not in "fiub":
         raise ValueError(f"dist_mat: found dtype {dist_mat.dtype}, expected real numbers")
-    if max_rank < 1:
-        raise ValueError(f"max_rank: found {max_rank}, expected at least 1")
+    finite = np.isfinite(dist_mat)
+    if not finite.all():
+        row, column = np.unravel_index(finite.argmin(), finite.shape)
+        n_nan, n_bad = np.count_nonzero(np.isnan(dist_mat)), np.count_nonzero(~finite)
+        raise ValueError(f"dist_mat: found {n_nan} NaN and {n_bad - n_nan} infinite distances, the first in "
+                         f"row {row}, column {column}; expected finite numbers")
     if seen is not None:
         seen = np.ascontiguousarray(seen)
         if seen.shape != dist_mat.shape or seen.dtype != bool:
@@ -490,6 +350,7 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, se
 
 
 def _check_ids(name: str, ids: ArrayLike, length: int) -> np.ndarray:
+    """Identity or camera numbers as (length,) int64; raises ValueError for another shape or type."""
     ids = np.asarray(ids)
     if ids.shape != (length,):
         line = "row" if name.startswith("q") else "column"
@@ -500,15 +361,8 @@ def _check_ids(name: str, ids: ArrayLike, length: int) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _not_finite(dist_mat: np.ndarray) -> ValueError:
-    bad = ~np.isfinite(dist_mat)
-    row, column = np.unravel_index(bad.argmax(), bad.shape)
-    n_nan, n_bad = np.count_nonzero(np.isnan(dist_mat)), np.count_nonzero(bad)
-    return ValueError(f"dist_mat: found {n_nan} NaN and {n_bad - n_nan} infinite distances, the first in "
-                      f"row {row}, column {column}; expected finite numbers")
-
-
 def _check_feats(query_feats: np.ndarray, gallery_feats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both features as float32; raises ValueError for wrong shapes, and for NaN or infinite numbers."""
     query_feats, gallery_feats = np.asarray(query_feats, np.float32), np.asarray(gallery_feats, np.float32)
     if (query_feats.ndim != 2 or gallery_feats.ndim != 2 or query_feats.shape[1] != gallery_feats.shape[1]
             or 0 in query_feats.shape + gallery_feats.shape):
