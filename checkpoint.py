@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from backbones import BACKBONES, fetch_imagenet, torchvision_state, weight_shapes
 from data_manager import DATASETS
-from model import METHODS, TwoStream
+from model import METHODS, TwoStream, build_network, override
 from utils import UserError, atomic_path, one_line, sha256, warn
 
 FORMAT = 1
@@ -61,7 +61,8 @@ class Checkpoint:
             if self.args.get(name) not in known:
                 raise UserError(f"{flag} {path}: {name} {str(self.args.get(name))[:40]!r} found in it, one "
                                 f"of {', '.join(known)} expected; use a file that train.py wrote")
-        net = TwoStream(self.args["method"], self.args["arch"], self.num_classes)
+        method = override(METHODS[self.args["method"]], list(map(str, self.args.get("set") or ())))
+        net = build_network(method, self.args["arch"], self.num_classes)
         restore(net, self.net, path, flag)
         return net
 
@@ -283,7 +284,7 @@ CGRNET_ONLY = {
 BRANCH = re.compile(r"(visible_module\.visible|thermal_module\.thermal"
                     r"|(base_resnet|(visible|thermal|common)_block)\.base)\.")
 UNUSED = ("local2local.", "local2global.", "global2local.")
-PUBLISHED = METHODS | {"cgrnet": dataclasses.replace(METHODS["cgrnet"], graph=None, similarity="energy")}
+PUBLISHED = METHODS | {"cgrnet": override(METHODS["cgrnet"], ["graph=None", "similarity=energy"])}
 
 
 def is_published(content: Any) -> bool:
@@ -310,7 +311,7 @@ def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[
     found = state_dict(content)
     weights, method, arch, classes = translated(found, path, "--resume")
     require_finite(weights, path, "--resume")
-    net = TwoStream(PUBLISHED[method], arch, classes)
+    net = build_network(PUBLISHED[method], arch, classes)
     net.load_state_dict(weights, strict=False)
     missing, unused = len(net.state_dict()) - len(weights), unused_names(found, method, arch)
     trained_on = [("dataset", name) for name, data in DATASETS.items()
@@ -362,7 +363,7 @@ def published_shapes(method: str, arch: str, classes: int) -> dict[str, tuple[st
     """For each published name that a method's forward pass uses: our name of it, and its shape."""
     theirs = AGW | (CGRNET_ONLY if method == "cgrnet" else {})
     with torch.device("meta"):
-        own = TwoStream(PUBLISHED[method], arch, classes).state_dict()
+        own = build_network(PUBLISHED[method], arch, classes).state_dict()
     return {translate(name, theirs): (name, value.shape) for name, value in own.items()}
 
 

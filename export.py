@@ -31,7 +31,8 @@ from data_loader import normalise
 from datasets.images import MEAN, STD, read_batches
 from datasets.types import MODALITIES, VISIBLE
 from embedding import find_images
-from model import TwoStream, folded, pool
+from methods.strong import Striped
+from model import TwoStream, folded
 from retrieval import onnx_model
 from retrieval.gallery import read_gallery
 from retrieval.onnx_model import Facts
@@ -75,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> None:
     net.eval()
     digest = sha256(Path(args.checkpoint))
     record = find_record(digest, args.results)
-    if args.dynamic and net.method.stripes:
+    if args.dynamic and isinstance(net, Striped):
         raise UserError(f"--dynamic: {known['method']} pools stripes of a map of fixed height; leave it out")
     facts = Facts(onnx_model.FORMAT, known["method"], known["arch"], VISIBLE, known.get("dataset", "unknown"),
                   digest, args.img_h or known.get("img_h", 288), args.img_w or known.get("img_w", 144),
@@ -143,20 +144,32 @@ def sample_paths(source: str | None) -> list[str] | None:
 
 
 # ------------------------------------------------------------------------------------------------ the network
+class ScaleAndShift(nn.Module):
+    """What a BatchNorm1d does in testing."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", norm.bias.detach() - norm.running_mean * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
 class Branch(nn.Module):
-    """A modality's network as exported: BatchNorm folded, BNNeck a scale and shift, outputs normalised."""
+    """A modality's network as exported: BatchNorm and BNNeck a scale and shift, outputs normalised."""
 
     def __init__(self, net: TwoStream, facts: Facts) -> None:
         super().__init__()
-        self.facts, neck = facts, net.bottleneck
-        self.pooling = net.method.pooling, net.method.stripes
-        with torch.no_grad():
-            scale = neck.weight / (neck.running_var + neck.eps).sqrt()
-            self.register_buffer("scale", scale)
-            self.register_buffer("shift", neck.bias - neck.running_mean * scale)
+        self.facts = facts
         self.register_buffer("pixel_scale", 1 / (255 * torch.tensor(STD)[:, None, None]))
         self.register_buffer("pixel_shift", -(torch.tensor(MEAN) / torch.tensor(STD))[:, None, None])
-        self.net = folded(net).half() if facts.precision == "half" else folded(net)
+        self.net = folded(net)
+        self.net.bottleneck = ScaleAndShift(net.bottleneck)
+        if facts.precision == "half":
+            self.net.half().bottleneck.float()
+            self.net.classifier.float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images as `facts` say -> features after BNNeck and after pooling, (B, D) float32."""
@@ -164,8 +177,8 @@ class Branch(nn.Module):
             images = images.permute(0, 3, 1, 2).float() * self.pixel_scale + self.pixel_shift
         if self.facts.precision == "half":
             images = images.half()
-        feats = pool(self.net.feature_maps({self.facts.modality: images})[0].float(), *self.pooling)
-        return F.normalize(feats * self.scale + self.shift), F.normalize(feats)
+        output = self.net(**{self.facts.modality: images})
+        return F.normalize(output.neck), F.normalize(output.feats)
 
 
 def write_network(path: Path, net: TwoStream, facts: Facts, sample: Sequence[str] | None) -> None:
@@ -282,8 +295,8 @@ def wrong_features(net: TwoStream, images: np.ndarray, modality: str) -> dict[st
     (other,) = {*MODALITIES} - {modality}
     wrong = {"BGR images": (images[..., ::-1], modality), "mirrored images": (images[:, :, ::-1], modality),
              "each other's images": (np.roll(images, 1, 0), modality), "the other branch": (images, other)}
-    own, others = ([value for part in (net.streams, net.similarity) if name in part
-                    for value in part[name].state_dict().values()] for name in (modality, other))
+    own, others = ([value for key, value in net.state_dict().items() if name in key.split(".")]
+                   for name in (modality, other))
     if all(map(torch.equal, own, others)):
         warn(f"{modality}.onnx: both branches hold the same weights; nothing tells them apart")
         del wrong["the other branch"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import Loss, Output
+from two_stream import Loss, Output
 
 
 class Criterion(nn.Module):
@@ -35,6 +35,12 @@ class Criterion(nn.Module):
             parts = {name: term(output, labels) for name, term in self.terms.items()}
             return sum(weight * parts[name] for name, weight in self.weights.items()), parts
 
+    def end_epoch(self, means: Mapping[str, float]) -> None:
+        """Hand the mean of each loss over an epoch to the losses that have an `end_epoch` of their own."""
+        for term in self.learnt.values():
+            if hasattr(term, "end_epoch"):
+                term.end_epoch(means)
+
 
 def build_loss(name: str, parameters: Mapping[str, Any], num_classes: int, dim: int) -> Callable[..., Tensor]:
     """One entry of `LOSSES`, ready to be called with (output, labels)."""
@@ -47,7 +53,7 @@ def identity_loss(output: Output, labels: Tensor) -> Tensor:
     return over_parts([F.cross_entropy(logits, labels) for logits in (output.logits, *output.stripes)])
 
 
-def triplet_loss(output: Output, labels: Tensor, margin: float) -> Tensor:
+def triplet_loss(output: Output, labels: Tensor, margin: float = 0.3) -> Tensor:
     """`batch_hard_triplet` of the features after pooling (see `over_parts`)."""
     return over_parts([batch_hard_triplet(feats, labels, margin) for feats in parts_of(output)])
 
@@ -75,7 +81,8 @@ def over_parts(losses: list[Tensor]) -> Tensor:
 
 def similarity_loss(output: Output, labels: Tensor) -> Tensor:
     """`modality_similarity` of the views `visible` and `infrared`."""
-    return modality_similarity(output.affinities["visible"], output.affinities["infrared"])
+    affinities = output.extra("affinities", "similarity")
+    return modality_similarity(affinities["visible"], affinities["infrared"])
 
 
 LOSSES: dict[str, Callable[..., Any]] = {

@@ -1,88 +1,28 @@
-"""Two-stream networks for visible-infrared re-identification, one row of METHODS each."""
+"""CGRNet's two modules, and METHODS: a row for each method that can be trained."""
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones import BACKBONES, STAGES, build_backbone
+from backbones import STAGES, Backbone
+from data_loader import AUGMENTATIONS, COMBINED
 from datasets.types import MODALITIES, View
+from loss import LOSSES
+from methods.agw import AGW
+from methods.strong import Striped
+from two_stream import Loss, Method, Output, TwoStream, folded, pool
+from utils import UserError
 
-GAMMA_RATES = {"sgd": 0.02, "adam": 1.0}  # see `TwoStream.parameter_groups`
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One loss of a method: its weight in the sum, and what its entry in loss.LOSSES takes."""
-
-    weight: float = 1.0
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Method:
-    """What one method trains: the network, the views that it is given, and the losses.
-
-    own_stages: stages that each modality keeps to itself after the stem. stripes: horizontal parts of the map
-    that are pooled beside the whole. non_local: (stage, number of its last blocks that a non-local block
-    follows). Each modality has a view of its own name, through which its test images go too.
-    """
-
-    losses: Mapping[str, Loss]
-    own_stages: int = 0
-    pooling: str = "average"  # or "gem"
-    stripes: int = 0
-    non_local: tuple[tuple[str, int], ...] = ()
-    similarity: str | None = None  # affinity of the modality similarity module
-    graph: str | None = None  # messages of graph reasoning: "normalised" or "plain"
-    views: Mapping[str, View] = field(default_factory=lambda: {name: View(name) for name in MODALITIES})
-
-
-STRONG = ("standard", "exchange", "erase")
-STRONG_VIEWS = {modality: View(modality, STRONG) for modality in MODALITIES}
-CAJ_VIEWS = {"visible": View("visible", ("standard", "erase")),
-             "exchanged": View("visible", ("standard", "exchanged", "erase")),
-             "infrared": View("infrared", ("standard", "erase"))}
-
-METHODS = {
-    "base": Method(losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3})}),
-    "agw": Method(losses={"id": Loss(), "weighted_triplet": Loss()}, pooling="gem",
-                  non_local=(("layer2", 2), ("layer3", 3))),
-    "cgrnet": Method(losses={"id": Loss(), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
-                     own_stages=1, similarity="cosine", graph="normalised"),
-    # Ye et al., ICCV 2021
-    "caj": Method(losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem",
-                  non_local=(("layer2", 2), ("layer3", 3)), views=CAJ_VIEWS),
-    # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; a weight of 2 gives the whole map 1
-    "strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem",
-                     stripes=3, views=STRONG_VIEWS),
-    "cgrnet-strong": Method(losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
-                                    "similarity": Loss(10.0)}, own_stages=1, pooling="gem", stripes=3,
-                            similarity="cosine", graph="normalised", views=STRONG_VIEWS),
-}
-
-
-class Output(NamedTuple):
-    """What the network gives for B images, view after view.
-
-    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32;
-    affinities: by view, (images of the view, K, K) float32, empty for a method without the similarity module;
-    stripes: the logits of each stripe. Where there are S stripes, feats and neck hold the D / (1 + S)
-    features of the whole map, then those of each stripe, and `logits` are those of the whole map.
-    """
-
-    feats: Tensor
-    neck: Tensor
-    logits: Tensor
-    affinities: dict[str, Tensor]
-    stripes: tuple[Tensor, ...] = ()
+__all__ = ["METHODS", "MODALITIES", "CGRNet", "GraphReasoning", "Loss", "Method", "ModalitySimilarity",
+           "Output", "StripedCGRNet", "TwoStream", "View", "build_network", "check_method", "folded",
+           "override", "pool"]
 
 
 class ModalitySimilarity(nn.Module):
@@ -99,7 +39,7 @@ class ModalitySimilarity(nn.Module):
     def __init__(self, affinity: str = "cosine") -> None:
         super().__init__()
         if affinity not in ("cosine", "energy"):
-            raise ValueError(f"affinity: {affinity!r} found, 'cosine' or 'energy' expected")
+            raise UserError(f"similarity: {affinity!r} found, 'cosine', 'energy' or None expected")
         self.affinity = affinity
         self.gamma = nn.Parameter(torch.zeros(1))
 
@@ -136,7 +76,7 @@ class GraphReasoning(nn.Module):
     def __init__(self, channels: int, messages: str = "normalised", reduction: int = 16) -> None:
         super().__init__()
         if messages not in ("normalised", "plain"):
-            raise ValueError(f"messages: {messages!r} found, 'normalised' or 'plain' expected")
+            raise UserError(f"graph: {messages!r} found, 'normalised', 'plain' or None expected")
         inner = channels // reduction
         self.plain = messages == "plain"
         self.scale = 1.0 if self.plain else inner ** -0.5
@@ -181,147 +121,179 @@ class GraphReasoning(nn.Module):
         return torch.einsum("bn,bnc->bc", weights.to(nodes.dtype), nodes)
 
 
-class NonLocal(nn.Module):
-    """The non-local block of AGW (Ye et al., TPAMI 2021): theta, phi and g to one channel, products over N.
+class CGRNet(TwoStream):
+    """The two-stream network with modality similarity behind the streams, graph reasoning behind stage 2."""
 
-    Without a softmax the N x N matrix has rank one, so that its product with g is taken in O(N). The last
-    BatchNorm starts at zero: the block is the identity then.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.theta, self.phi, self.g = (nn.Conv2d(channels, 1, 1) for _ in range(3))
-        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W[1].weight)
-        nn.init.zeros_(self.W[1].bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        strength = (self.phi(x).float() * self.g(x).float()).mean((2, 3), keepdim=True)
-        return self.W((self.theta(x).float() * strength).to(x.dtype)) + x
-
-
-class TwoStream(nn.Module):
-    """A backbone with first layers for each modality, and BNNeck (Luo et al., TMM 2020) behind the pooling.
-
-    BatchNorm treats each feature by itself, so that one `bottleneck` is the BNNeck of the whole map and of
-    each stripe; `classifier` holds their classifiers one after another. dim: size of either feature. weights:
-    a torchvision state dict of the backbone (its classifier is left out), None for a random start.
-    """
-
-    def __init__(self, method: str | Method, arch: str, num_classes: int,
-                 weights: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.method = METHODS[method] if isinstance(method, str) else method
-        backbone = BACKBONES[arch]
-        stem, stages = build_backbone(arch, weights)
-        own = {**stem, **{stage: stages[stage] for stage in STAGES[:self.method.own_stages]}}
-        self.streams = nn.ModuleDict({modality: nn.Sequential(OrderedDict(copy.deepcopy(own)))
-                                      for modality in MODALITIES})
-        self.shared = nn.ModuleDict({stage: stages[stage] for stage in STAGES[self.method.own_stages:]})
-        self.non_local = nn.ModuleDict({stage: nn.ModuleList(
-            NonLocal(backbone.width(stage)) for _ in range(min(blocks, len(stages[stage]))))
-            for stage, blocks in self.method.non_local})
-        self.similarity = nn.ModuleDict({modality: ModalitySimilarity(self.method.similarity)
-                                         for modality in MODALITIES if self.method.similarity})
-        self.graph = (GraphReasoning(backbone.width("layer2"), self.method.graph) if self.method.graph
-                      else None)
-        parts, width = 1 + self.method.stripes, backbone.width("layer4")
-        self.dim = parts * width
-        self.bottleneck = nn.BatchNorm1d(self.dim)
-        self.bottleneck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(width, parts * num_classes, bias=False)
-        nn.init.normal_(self.bottleneck.weight, 1.0, 0.01)
-        nn.init.normal_(self.classifier.weight, 0, 0.001)
-
-    def forward(self, visible: Tensor | None = None, infrared: Tensor | None = None,
-                **others: Tensor) -> Output:
-        """Normalised images of one view or of several, (B, 3, height, width) each, by name, in one pass."""
-        x, affinities = self.feature_maps({"visible": visible, "infrared": infrared, **others})
-        with torch.autocast(x.device.type, enabled=False):
-            feats = pool(x.float(), self.method.pooling, self.method.stripes)
-            neck = self.bottleneck(feats)
-            logits, *stripes = self.classify(neck)
-            return Output(feats, neck, logits, affinities, tuple(stripes))
-
-    def feature_maps(self, given: Mapping[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images by view -> the maps of the last stage, (B, D, H, W), view after view, and the affinities."""
-        maps, affinities = [], {}
-        for name, view in self.method.views.items():
-            if given.get(name) is None:
-                continue
-            x = self.streams[view.modality](given[name])
-            if self.similarity:
-                x, affinities[name] = self.similarity[view.modality](x)
-            maps.append(x)
-        x = torch.cat(maps) if len(maps) > 1 else maps[0]
-        for stage in self.shared:
-            x = self.run_stage(stage, x)
-            if stage == "layer2" and self.graph is not None:
-                x = self.graph(x)
-        return x, affinities
-
-    def classify(self, neck: Tensor) -> list[Tensor]:
-        """The logits (B, C) of the whole map and of each stripe, from their features (B, D) after BNNeck."""
-        parts = 1 + self.method.stripes
-        return [F.linear(*part) for part in zip(neck.chunk(parts, 1), self.classifier.weight.chunk(parts))]
-
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """One shared stage, with the non-local blocks that follow its last blocks."""
-        blocks = self.shared[stage]
-        attached = self.non_local[stage] if stage in self.non_local else ()
-        first = len(blocks) - len(attached)
-        for index, block in enumerate(blocks):
-            x = block(x)
-            if index >= first:
-                x = attached[index - first](x)
-        return x
-
-    def parameter_groups(self, lr: float, pretrained: bool, optim: str = "sgd") -> list[dict]:
-        """Optimiser groups: a pretrained backbone learns at a tenth of the rate, a random one at all of it.
-
-        AGW's non-local blocks learn at a tenth beside either, as in its published code: they multiply three
-        of their inputs' projections, so that at the full rate they outgrow the running statistics behind them
-        within an epoch, and features overflow in testing. A gamma's gradient is a sum over all of its
-        message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs; it learns at a
-        fiftieth (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs no less.
+    def add_parts(self, backbone: Backbone, similarity: str | None = "cosine",
+                  graph: str | None = "normalised") -> None:
+        """similarity: the affinity of the similarity module; graph: the messages of graph reasoning; either
+        is left out for None.
         """
-        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "non_local": [], "gamma": [], "new": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                non_local = name.startswith("non_local.")
-                backbone = name.startswith(("streams.", "shared.")) or (non_local and pretrained)
-                groups["backbone" if backbone else "non_local" if non_local else
-                       "gamma" if name.endswith("gamma") else "new"].append(parameter)
-        rates = {"backbone": 0.1 if pretrained else 1.0, "non_local": 0.1,
-                 "gamma": GAMMA_RATES[optim], "new": 1.0}
-        return [{"params": parameters, "lr": lr * rates[kind]}
-                for kind, parameters in groups.items() if parameters]
+        self.similarity = nn.ModuleDict({modality: ModalitySimilarity(similarity) for modality in MODALITIES
+                                         if similarity})
+        self.graph = GraphReasoning(backbone.width("layer2"), graph) if graph else None
+
+    def join(self, maps: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        """The maps of each view -> one attended batch, and the affinities by view."""
+        if not self.similarity:
+            return super().join(maps)
+        pairs = {name: self.similarity[self.method.views[name].modality](x) for name, x in maps.items()}
+        x, _ = super().join({name: attended for name, (attended, _) in pairs.items()})
+        return x, {"affinities": {name: affinity for name, (_, affinity) in pairs.items()}}
+
+    def after(self, stage: str, x: Tensor, before: Tensor) -> Tensor:
+        """Graph reasoning follows stage 2."""
+        return self.graph(x) if stage == "layer2" and self.graph is not None else x
 
 
-def folded(net: nn.Module) -> nn.Module:
-    """A copy for inference whose BatchNorm2d are part of the convolutions before them, a pass less each."""
-    net = copy.deepcopy(net).eval()
-    for module in list(net.modules()):
-        children = list(module.named_children())  # in our modules, their order is that of `forward`
-        for (before, convolution), (behind, norm) in zip(children, children[1:]):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                setattr(module, before, fuse_conv_bn_eval(convolution, norm))
-                setattr(module, behind, nn.Identity())
-    return net
+class StripedCGRNet(CGRNet, Striped):
+    """CGRNet's modules in the network of `strong`."""
+
+    def add_parts(self, backbone: Backbone, similarity: str | None = "cosine",
+                  graph: str | None = "normalised", stripes: int = 3) -> None:
+        """See `CGRNet.add_parts` and `Striped.add_parts`."""
+        Striped.add_parts(self, backbone, stripes)
+        CGRNet.add_parts(self, backbone, similarity, graph)
 
 
-def pool(x: Tensor, kind: str, stripes: int = 0, power: float = 3.0) -> Tensor:
-    """(B, C, H, W) float32 -> (B, (1 + stripes) C): mean, or generalised mean (GeM, Radenovic et al., TPAMI
-    2019) with p = 3, of the whole map, then of each of its horizontal stripes from the top.
+NON_LOCAL = {"layer2": 2, "layer3": 3}
+CAJ_VIEWS = {"visible": View("visible", ("standard", "erase")),
+             "exchanged": View("visible", ("standard", "exchanged", "erase")),
+             "infrared": View("infrared", ("standard", "erase"))}
+STRONG = ("standard", "exchange", "erase")
+STRONG_VIEWS = {modality: View(modality, STRONG) for modality in MODALITIES}
 
-    The constant of 1e-12 within the root is that of AGW. As in RLE (Tan et al., NeurIPS 2024), parts are not
-    normalised one by one: means over a map and over its stripes have one scale already. Stripes overlap by a
-    row where they do not divide the map.
+METHODS = {
+    "base": Method(TwoStream, losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3})}),
+    "agw": Method(AGW, losses={"id": Loss(), "weighted_triplet": Loss()}, pooling="gem",
+                  parts={"non_local": NON_LOCAL}),
+    "cgrnet": Method(CGRNet, own_stages=1,
+                     losses={"id": Loss(), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
+                     parts={"similarity": "cosine", "graph": "normalised"}),
+    # Ye et al., ICCV 2021
+    "caj": Method(AGW, losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem", views=CAJ_VIEWS,
+                  parts={"non_local": NON_LOCAL}),
+    # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; a weight of 2 gives the whole map 1
+    "strong": Method(Striped, losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem",
+                     views=STRONG_VIEWS, parts={"stripes": 3}),
+    "cgrnet-strong": Method(StripedCGRNet, own_stages=1, pooling="gem", views=STRONG_VIEWS,
+                            losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
+                                    "similarity": Loss(10.0)},
+                            parts={"similarity": "cosine", "graph": "normalised", "stripes": 3}),
+}
+
+
+def build_network(method: str | Method, arch: str, num_classes: int,
+                  weights: dict[str, Tensor] | None = None) -> TwoStream:
+    """The network of a row of METHODS, given by its name or itself, on one of BACKBONES.
+
+    weights: a torchvision state dict of the backbone, None for a random start.
     """
-    x = x if kind == "average" else x.pow(power)
-    means = x.mean((2, 3))
-    if stripes:
-        rows = F.adaptive_avg_pool2d(x, (stripes, 1)).squeeze(3)  # (B, C, stripes)
-        means = torch.cat([means, rows.transpose(1, 2).flatten(1)], 1)
-    return means if kind == "average" else (means + 1e-12).pow(1 / power)
+    method = METHODS[method] if isinstance(method, str) else method
+    return method.network(method, arch, num_classes, weights)
+
+
+# ---------------------------------------------------------------------------------------- changes and checks
+FIELDS = {"own_stages": int, "pooling": str}  # that `--set` may change, beside parts and losses
+POOLINGS = ("average", "gem")
+
+
+def override(method: Method, assignments: Sequence[str]) -> Method:
+    """A row with the fields that `--set FIELD=VALUE ...` changes.
+
+    FIELD is `own_stages`, `pooling`, one of the row's `parts`, `losses.NAME` (VALUE: a weight, also of a loss
+    that the row lacks; the name of a loss that takes its place; None to leave it out) or
+    `losses.NAME.PARAMETER`, of which `weight` is one. Raises `UserError` for what there is not.
+    """
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        parts = keywords(method.network.add_parts)
+        if name.startswith("losses."):
+            method = replace(method, losses=override_losses(method.losses, assignment))
+        elif name in FIELDS:
+            method = replace(method, **{name: parse(assignment, FIELDS[name])})
+        else:
+            require_known(f"--set {assignment}", "", [name], [*FIELDS, *parts, "losses.NAME"])
+            method = replace(method, parts={**method.parts, name: parse(assignment, parts[name])})
+    return method
+
+
+def override_losses(losses: Mapping[str, Loss], assignment: str) -> dict[str, Loss]:
+    """The losses of a row as one assignment to `losses.NAME` or `losses.NAME.PARAMETER` changes them."""
+    path, _, text = assignment.partition("=")
+    _, name, *parameter = path.split(".", 2)
+    adds = not parameter and is_number(text)
+    require_known(f"--set {assignment}", "losses.", [name], LOSSES if adds else losses)
+    loss = losses.get(name, Loss())
+    if adds or parameter == ["weight"]:
+        return {**losses, name: replace(loss, weight=parse(assignment, float))}
+    if parameter:
+        known = keywords(LOSSES[name])
+        require_known(f"--set {assignment}", f"losses.{name}.", parameter, ["weight", *known])
+        value = parse(assignment, known[parameter[0]])
+        return {**losses, name: replace(loss, parameters={**loss.parameters, parameter[0]: value})}
+    if text == "None":
+        return {other: value for other, value in losses.items() if other != name}
+    require_known(f"--set {assignment}", "", [text], LOSSES)
+    shared = {word: value for word, value in loss.parameters.items() if word in keywords(LOSSES[text])}
+    return {text if other == name else other: Loss(loss.weight, shared) if other == name else value
+            for other, value in losses.items()}
+
+
+def check_method(name: str, method: Method) -> None:
+    """Raise `UserError` for a word in a row that nobody knows, or a loss that lacks a parameter."""
+    where = f"method {name}"
+    require_known(where, "losses: ", method.losses, LOSSES)
+    for loss_name, loss in method.losses.items():
+        entry = inspect.signature(LOSSES[loss_name])
+        require_known(where, f"losses.{loss_name}: ", loss.parameters, keywords(LOSSES[loss_name]))
+        try:
+            entry.bind(None, None, **loss.parameters)
+        except TypeError as error:
+            raise UserError(f"{where}: losses.{loss_name}: {error}") from None
+    require_known(where, "pooling: ", [method.pooling], POOLINGS)
+    require_known(where, "own_stages: ", [method.own_stages], range(len(STAGES) + 1))
+    require_known(where, "parts: ", method.parts, keywords(method.network.add_parts))
+    for view_name, view in method.views.items():
+        require_known(where, f"views.{view_name}: ", [view.modality], MODALITIES)
+        require_known(where, f"views.{view_name}: ", view.augment, [*AUGMENTATIONS, *COMBINED])
+
+
+def require_known(where: str, prefix: str, words: Iterable[Any], known: Iterable[Any]) -> None:
+    """Raise `UserError` that names the first of some words that is not among the known ones."""
+    for word in words:
+        if word not in known:
+            raise UserError(f"{where}: {prefix}{word} found, one of {', '.join(map(str, known))} expected")
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a loss, or of `add_parts`, and their types: all but the first two."""
+    names = list(inspect.signature(function).parameters)[2:]
+    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    return {name: hints.get(name, float) for name in names}
+
+
+def parse(assignment: str, kind: Any) -> Any:
+    """The value of FIELD=VALUE as a type, or as one of a union of types; `UserError` where it is none."""
+    _, _, text = assignment.partition("=")
+    kinds = get_args(kind) or (kind,)
+    if text == "None" and NoneType in kinds:
+        return None
+    if bool in kinds and text in ("True", "False"):
+        return text == "True"
+    for number in (int, float):
+        if number in kinds and is_number(text, number):
+            return number(text)
+    if str in kinds and text:
+        return text
+    expected = " or ".join(each.__name__.replace("NoneType", "None") for each in kinds)
+    raise UserError(f"--set {assignment}: {text!r} found, {expected} expected")
+
+
+def is_number(text: str, kind: type = float) -> bool:
+    """Whether a text is a number of this type."""
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True

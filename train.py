@@ -39,7 +39,7 @@ from devices import (Processes, choose_device, prepare, require_compiler, seed_e
 from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor,
                     load_optimiser, score, search_features, set_learning_rate, train_one_epoch, train_steps)
 from loss import Criterion
-from model import METHODS, Method, TwoStream
+from model import METHODS, Method, TwoStream, build_network
 from results import FEATURES, count, show_percent, unmatched_line
 from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given,
                    run, versions, warn)
@@ -252,11 +252,11 @@ def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: i
         net, line = saved.network(args.resume), saved.first_weights
         net.method = method
     elif args.init:
-        net = TwoStream(method, args.arch, classes)
+        net = build_network(method, args.arch, classes)
         line = f"--init {args.init}: {load_init(net, args.init, args.dataset, args.trial)}"
     else:
         weights, line = pretrained_weights(args.pretrained, args.arch)
-        net, line = TwoStream(method, args.arch, classes, weights), f"--pretrained {line}"
+        net, line = build_network(method, args.arch, classes, weights), f"--pretrained {line}"
     if args.sync_bn:
         if device.type != "cuda":
             raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only, the run is on the "

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from data_loader import normalise
 from datasets.images import read_image
 from datasets.types import ImageSpec
-from model import TwoStream, pool
+from two_stream import TwoStream
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def find_evidence_of_all(net: TwoStream, first: str, others: Sequence[str], moda
     (own,), found = (last_maps(net, normalise(torch.from_numpy(images).to(device)), modality)
                      for images, modality in zip(pixels, modalities))
     pairs = [pair_maps(net, own[None], x[None], kind) for x in found]
-    exact = net.method.pooling == "average"
+    exact = net.linear and net.method.pooling == "average"
     return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact)
             for other, maps in zip(others, pairs)]
 
@@ -86,20 +86,20 @@ def pair_maps(net: TwoStream, x: Tensor, y: Tensor, kind: str) -> tuple[np.ndarr
 
 def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
     """The feature (1, D) of a last map (1, D, rows, columns), not normalised."""
-    feats = pool(x, net.method.pooling, net.method.stripes)
-    return net.bottleneck(feats) if kind == "bnneck" else feats
+    output = net.embed(x)
+    return output.neck if kind == "bnneck" else output.feats
 
 
 @torch.enable_grad()
 def evidence_map(net: TwoStream, x: Tensor, other: Tensor, kind: str) -> np.ndarray:
     """The map on one image: its last map x (1, D, rows, columns), the other image's unit feature (1, D).
 
-    Activation times the gradient of the similarity, the length of the own feature held fast; what the shift
-    of BNNeck adds is spread over all places.
+    Activation times the gradient of the similarity, the length of the own feature held fast; what that
+    leaves, such as the shift of BNNeck, is spread over all places.
     """
     x = x.detach().requires_grad_()
     found = feature(net, x, kind)
-    weight = other / found.detach().norm()
-    (gradient,) = torch.autograd.grad((found * weight).sum(), x)
-    shift = (feature(net, torch.zeros_like(x), kind) * weight).sum() if kind == "bnneck" else 0.0
-    return ((x * gradient).sum((0, 1)) * x[0, 0].numel() + shift).detach().cpu().numpy()
+    similarity = (found * other).sum() / found.detach().norm()
+    (gradient,) = torch.autograd.grad(similarity, x)
+    shares = (x * gradient).sum((0, 1))
+    return (shares * shares.numel() + similarity - shares.sum()).detach().cpu().numpy()

@@ -161,9 +161,9 @@ def make_network(method: str, arch: str = "resnet18"):
     """A network as if trained: streams that differ, gammas that act, BatchNorms that know its activations."""
     import torch
 
-    from model import TwoStream
+    from model import build_network
     torch.manual_seed(0)
-    net = TwoStream(method, arch, 4)
+    net = build_network(method, arch, 4)
     for name, value in net.named_parameters():
         noise = torch.empty_like(value).uniform_(0.8, 1.2)
         value.data = 0.5 * noise if name.endswith("gamma") else value.data * noise
@@ -180,9 +180,9 @@ def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int
     """A file as train.py writes it, of an untrained network whose BatchNorms tell images apart; its path."""
     import torch
 
-    from model import TwoStream
+    from model import build_network
     torch.manual_seed(seed)
-    net = TwoStream(method, "resnet18", 4)
+    net = build_network(method, "resnet18", 4)
     for name, value in net.state_dict().items():
         if name.endswith("running_mean"):
             value.normal_(0, 0.1)

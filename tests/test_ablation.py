@@ -7,7 +7,7 @@ from conftest import SMALL
 from torch import nn
 
 from engine import build_optimiser
-from model import METHODS, TwoStream
+from model import METHODS, build_network
 from tools import ablation
 from utils import UserError
 
@@ -81,7 +81,7 @@ def test_a_relation_alone_leaves_the_other_gammas_at_0(run, script):
     ("own stage 1 at the full rate", r"streams\.\w+\.layer1\.", 0.5)])
 def test_a_row_sets_the_rate_of_its_own_parameters_alone(row, named, expected):
     method = ablation.ROWS[row].method
-    net = TwoStream(method, "resnet18", 4)
+    net = build_network(method, "resnet18", 4)
     optimiser = build_optimiser(net, nn.Identity(), 0.5, True, "sgd")
 
     def rates() -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from checkpoint import is_published, load_file, load_init, load_network, load_published
-from model import TwoStream
+from model import build_network
 from utils import UserError
 
 WORDS = {"visible": "visible", "infrared": "thermal"}
@@ -316,7 +316,7 @@ def test_resume_and_init_read_the_same_files(wrapper, tmp_path, cgrnet):
     weights = as_file(cgrnet, "module.")["net"]
     torch.save({wrapper: weights, "epoch": 42} if wrapper else weights, tmp_path / "a.t")
     assert_same_features(load_network(tmp_path / "a.t")[0], cgrnet)
-    net = TwoStream("cgrnet", "resnet18", 3)
+    net = build_network("cgrnet", "resnet18", 3)
     line = load_init(net, str(tmp_path / "a.t"), "sysu", 1)
     assert "157 of 173 tensors and 100 % of the backbone's parameters" in line
     assert "left out: classifier.weight" in line

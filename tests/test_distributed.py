@@ -38,9 +38,9 @@ def train(net, batches):
 
 
 def make(batch):
-    from model import METHODS, TwoStream
+    from model import METHODS, build_network
     torch.manual_seed(0)
-    net = TwoStream(METHODS["base"], "resnet18", 6)
+    net = build_network(METHODS["base"], "resnet18", 6)
     freeze_statistics(net)
     generator = torch.Generator().manual_seed(1)
     batches = [(*torch.randn(2, batch, 3, 32, 16, generator=generator),

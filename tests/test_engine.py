@@ -15,7 +15,7 @@ from data_loader import IdentitySampler, TrainBatches, TrainImages
 from devices import allow_tf32
 from engine import Meters, build_optimiser, train_steps
 from loss import Criterion
-from model import METHODS, MODALITIES, Method, TwoStream
+from model import METHODS, MODALITIES, Method, build_network
 
 PERSONS, IMAGES, HEIGHT, WIDTH = 4, 4, 32, 24
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(
@@ -45,7 +45,7 @@ def make_training(method: Method, device: torch.device, on_device: bool):
     """Network, losses, batches and optimiser of a small run."""
     torch.manual_seed(0)
     allow_tf32()
-    net = TwoStream(method, "resnet18", PERSONS).to(device, memory_format=torch.channels_last)
+    net = build_network(method, "resnet18", PERSONS).to(device, memory_format=torch.channels_last)
     criterion, images = Criterion(method.losses, PERSONS, net.dim).to(device), stripes()
     sampler = IdentitySampler({modality: side.labels for modality, side in images.items()},
                               PERSONS, 2, seed=0)

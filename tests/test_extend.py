@@ -14,7 +14,7 @@ import loss
 import train
 from backbones import STAGES, Backbone
 from data_manager import DATASETS
-from model import METHODS, Loss, TwoStream, View
+from model import METHODS, CGRNet, Loss, View, build_network
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_loss_with_parameters_reaches_optimiser_and_checkpoint(trained, monkey
     centres = content["criterion"]["learnt.centres.centres"]
     assert centres.shape == (4, 512) and centres.abs().sum() > 0
     assert content["optimiser"]["param_groups"][-1]["initial_lr"] == 0.02
-    net = TwoStream("mine", "resnet18", 4)
+    net = build_network("mine", "resnet18", 4)
     criterion = loss.Criterion(net.method.losses, 4, net.dim)
     optimiser = engine.build_optimiser(net, criterion, 0.02, False, "sgd")
     criterion.load_state_dict(content["criterion"])
@@ -92,8 +92,9 @@ def test_augmentations_of_the_command_line_replace_the_methods_own(trained, monk
 
 
 def test_a_module_of_a_method(trained, monkeypatch):
-    """A row that names a module of model.py: the graph without the similarity module, on a shared stage 1."""
-    monkeypatch.setitem(METHODS, "graph", dataclasses.replace(METHODS["base"], graph="plain"))
+    """A row with one module of two: the graph without the similarity module, on a shared stage 1."""
+    monkeypatch.setitem(METHODS, "graph", dataclasses.replace(
+        METHODS["base"], network=CGRNet, parts={"similarity": None, "graph": "plain"}))
     assert "graph.gamma" in trained("--method", "graph")["net"]
 
 
@@ -110,12 +111,12 @@ def test_a_backbone(trained, monkeypatch):
 
 @pytest.mark.parametrize("arch", backbones.BACKBONES)
 def test_widths_are_those_of_the_stages_and_the_last_keeps_its_resolution(arch):
-    net = TwoStream("base", arch, 3).eval()
+    net = build_network("base", arch, 3).eval()
     with torch.inference_mode():
         x = net.streams["visible"](torch.zeros(1, 3, 64, 32))
         for stage, width, size in zip(STAGES, backbones.BACKBONES[arch].widths,
                                       ((16, 8), (8, 4), (4, 2), (4, 2))):
-            x = net.run_stage(stage, x)
+            x = net.run_stage(stage, net.shared[stage], x)
             assert x.shape == (1, width, *size), stage
 
 

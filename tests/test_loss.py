@@ -125,7 +125,7 @@ def test_the_gradient_of_the_squared_triplet_vanishes_where_its_docstring_says()
 def test_losses_of_stripes_are_the_mean_of_the_whole_map_and_of_their_mean():
     feats, labels = batch(0, dim=20)
     logits = torch.randn(4, 12, 3)
-    output = Output(feats, feats, logits[0], {}, tuple(logits[1:]))
+    output = Output(feats, feats, logits[0], tuple(logits[1:]))
     parts = feats.chunk(4, 1)
     plain = {"id": [F.cross_entropy(part, labels) for part in logits],
              "triplet": [batch_hard_triplet(part, labels, 0.3) for part in parts],
@@ -166,7 +166,8 @@ def test_a_criterion_is_the_weighted_sum_of_its_row(method):
     feats, labels = batch(0)
     logits, affinities = torch.randn(12, 3), dict(zip(("visible", "infrared"), torch.rand(2, 6, 4, 4)))
     losses = METHODS[method].losses
-    total, parts = Criterion(losses, 3, 5)(Output(feats, feats, logits, affinities), labels[:6])
+    total, parts = Criterion(losses, 3, 5)(Output(feats, feats, logits, extras={"affinities": affinities}),
+                                           labels[:6])
     assert parts.keys() == losses.keys()
     plain = {"id": F.cross_entropy(logits, labels), "triplet": batch_hard_triplet(feats, labels, 0.3),
              "weighted_triplet": weighted_triplet(feats, labels),

@@ -7,7 +7,11 @@ import torchvision
 from torch import nn
 
 from loss import Criterion
-from model import METHODS, GraphReasoning, ModalitySimilarity, NonLocal, TwoStream, View, folded, pool
+from methods.agw import NonLocal
+from methods.strong import pool_stripes
+from model import (METHODS, GraphReasoning, Loss, ModalitySimilarity, Output, View, build_network,
+                   check_method, folded, override, pool)
+from utils import UserError
 
 
 def randomise(module: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -105,10 +109,10 @@ def test_affinities_are_those_of_float32_under_autocast(affinity):
 def test_three_views_go_through_the_streams_of_their_modalities():
     views = {"visible": View("visible"), "grey": View("visible"), "infrared": View("infrared")}
     torch.manual_seed(3)
-    net = TwoStream(dataclasses.replace(METHODS["cgrnet"], views=views), "resnet18", 5).eval()
+    net = build_network(dataclasses.replace(METHODS["cgrnet"], views=views), "resnet18", 5).eval()
     images = dict(zip(views, torch.randn(3, 2, 3, 48, 24)))
     found = net(**images)
-    assert found.affinities.keys() == views.keys()
+    assert found.extras["affinities"].keys() == views.keys()
     for number, (name, view) in enumerate(views.items()):
         alone = net(**{view.modality: images[name]})
         torch.testing.assert_close(found.feats[2 * number:2 * number + 2], alone.feats, rtol=1e-4, atol=1e-5)
@@ -138,12 +142,12 @@ def test_pooling_of_stripes(kind, power, height):
     parts = [x, *(x[:, :, i * height // 3:-(-(i + 1) * height // 3)] for i in range(3))]
     expected = torch.cat([((part ** power).flatten(2).mean(2) + 1e-12 * (power > 1)) ** (1 / power)
                           for part in parts], 1)
-    torch.testing.assert_close(pool(x, kind, 3), expected)
+    torch.testing.assert_close(pool_stripes(x, kind, 3), expected)
 
 
 def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
     torch.manual_seed(3)
-    net = TwoStream("strong", "resnet18", 5).train()
+    net = build_network("strong", "resnet18", 5).train()
     output = net(*torch.randn(2, 4, 3, 96, 48))
     logits = [output.logits, *output.stripes]
     assert net.dim == 4 * 512 and output.feats.shape == output.neck.shape == (8, 4 * 512)
@@ -159,7 +163,7 @@ def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
 
 @pytest.mark.parametrize("method", ["base", "agw", "cgrnet", "caj"])
 def test_methods_without_stripes_keep_their_names_and_shapes(method):
-    state = TwoStream(method, "resnet18", 5).state_dict()
+    state = build_network(method, "resnet18", 5).state_dict()
     assert state["bottleneck.weight"].shape == (512,) and state["classifier.weight"].shape == (5, 512)
     assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph",
                                                       "bottleneck", "classifier"}
@@ -167,28 +171,29 @@ def test_methods_without_stripes_keep_their_names_and_shapes(method):
 
 def test_cgrnet_strong_is_strong_with_the_modules():
     strong, both = METHODS["strong"], METHODS["cgrnet-strong"]
-    modules = {"own_stages": 1, "similarity": "cosine", "graph": "normalised"}
     losses = {**strong.losses, "similarity": METHODS["cgrnet"].losses["similarity"]}
-    assert both == dataclasses.replace(strong, losses=losses, **modules)
+    assert both == dataclasses.replace(strong, network=both.network, losses=losses, own_stages=1,
+                                       parts={**strong.parts, **METHODS["cgrnet"].parts})
 
 
 def test_caj_is_agw_with_an_exchanged_view_of_the_visible_images():
     agw, caj = METHODS["agw"], METHODS["caj"]
-    assert (caj.pooling, caj.non_local, caj.own_stages) == (agw.pooling, agw.non_local, agw.own_stages)
+    assert (caj.network, caj.pooling, caj.parts, caj.own_stages) == (agw.network, agw.pooling, agw.parts, 0)
     assert [(name, view.modality) for name, view in caj.views.items()] == [
         ("visible", "visible"), ("exchanged", "visible"), ("infrared", "infrared")]
-    own = TwoStream("caj", "resnet18", 5).state_dict()
+    own = build_network("caj", "resnet18", 5).state_dict()
     assert {name: value.shape for name, value in own.items()} == {
-        name: value.shape for name, value in TwoStream("agw", "resnet18", 5).state_dict().items()}
+        name: value.shape for name, value in build_network("agw", "resnet18", 5).state_dict().items()}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_new_modules_start_as_the_identity(method):
     """A network with all gammas at 0 equals the network without the modules."""
-    plain = dataclasses.replace(METHODS[method], non_local=(), similarity=None, graph=None)
+    modules = METHODS[method].parts.keys() - {"stripes"}
+    plain = override(METHODS[method], [f"{name}=None" for name in modules])
     torch.manual_seed(4)
-    net = TwoStream(method, "resnet18", 5).eval().to(memory_format=torch.channels_last)
-    without = TwoStream(plain, "resnet18", 5).eval().to(memory_format=torch.channels_last)
+    net = build_network(method, "resnet18", 5).eval().to(memory_format=torch.channels_last)
+    without = build_network(plain, "resnet18", 5).eval().to(memory_format=torch.channels_last)
     without.load_state_dict({name: net.state_dict()[name] for name in without.state_dict()})
     visible, infrared = torch.randn(2, 2, 3, 48, 24)
     for found, expected in zip(net(visible, infrared)[:3], without(visible, infrared)[:3]):
@@ -199,7 +204,7 @@ def test_new_modules_start_as_the_identity(method):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_gradients_reach_every_parameter(method, bf16):
     torch.manual_seed(5)
-    net = TwoStream(method, "resnet18", 4)
+    net = build_network(method, "resnet18", 4)
     for name, parameter in net.named_parameters():
         if "gamma" in name or ".W.1." in name:  # what starts at zero hides what is behind it for one step
             nn.init.constant_(parameter, 0.1)
@@ -216,7 +221,7 @@ def test_gradients_reach_every_parameter(method, bf16):
 
 def test_modalities_use_their_own_layers_and_agree_with_the_joint_pass():
     torch.manual_seed(6)
-    net = TwoStream("cgrnet", "resnet18", 3).eval()
+    net = build_network("cgrnet", "resnet18", 3).eval()
     images = torch.randn(2, 3, 48, 24)
     joint = net(images, images)
     for half, single in ((0, net(visible=images)), (1, net(infrared=images))):
@@ -228,11 +233,11 @@ def test_modalities_use_their_own_layers_and_agree_with_the_joint_pass():
 
 
 def test_last_stage_keeps_its_resolution_and_size_is_that_of_the_layers_in_use():
-    net = TwoStream("cgrnet", "resnet50", 395)
+    net = build_network("cgrnet", "resnet50", 395)
     with torch.inference_mode():
         x = net.eval().streams["visible"](torch.zeros(1, 3, 64, 32))
         for stage in net.shared:
-            x = net.run_stage(stage, x)
+            x = net.run_stage(stage, net.shared[stage], x)
     assert x.shape == (1, 2048, 4, 2)
     without_classifier = sum(p.numel() for name, p in net.named_parameters() if "classifier" not in name)
     assert without_classifier <= 26e6
@@ -242,17 +247,17 @@ def test_last_stage_keeps_its_resolution_and_size_is_that_of_the_layers_in_use()
 def test_backbone_takes_given_weights_in_both_streams():
     weights = {name: torch.randn_like(value) if value.is_floating_point() else value
                for name, value in torch.nn.Module.state_dict(torchvision.models.resnet18()).items()}
-    net = TwoStream("cgrnet", "resnet18", 3, weights)
+    net = build_network("cgrnet", "resnet18", 3, weights)
     for modality in ("visible", "infrared"):
         assert torch.equal(net.streams[modality].layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
     assert torch.equal(net.shared["layer4"][1].bn2.running_var, weights["layer4.1.bn2.running_var"])
     del weights["layer3.0.conv1.weight"]
     with pytest.raises(KeyError):
-        TwoStream("base", "resnet18", 3, weights)
+        build_network("base", "resnet18", 3, weights)
 
 
 def test_a_pretrained_backbone_learns_at_a_tenth():
-    net = TwoStream("cgrnet", "resnet18", 3)
+    net = build_network("cgrnet", "resnet18", 3)
     backbone, gamma, new = net.parameter_groups(0.1, pretrained=True)
     assert [group["lr"] for group in (backbone, gamma, new)] == pytest.approx([0.01, 0.002, 0.1])
     adam = net.parameter_groups(0.1, True, "adam")
@@ -265,7 +270,7 @@ def test_a_pretrained_backbone_learns_at_a_tenth():
 
 
 def test_non_local_blocks_learn_with_the_backbone_as_published():
-    net = TwoStream("agw", "resnet18", 3)
+    net = build_network("agw", "resnet18", 3)
     backbone, new = net.parameter_groups(0.1, pretrained=True)
     assert {id(p) for p in net.non_local.parameters()} <= {id(p) for p in backbone["params"]}
     assert [group["lr"] for group in (backbone, new)] == pytest.approx([0.01, 0.1])
@@ -275,7 +280,7 @@ def test_non_local_blocks_learn_with_the_backbone_as_published():
 @pytest.mark.parametrize("method", ["agw", "cgrnet"])
 def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method, arch):
     torch.manual_seed(4)
-    net = TwoStream(method, arch, 5)
+    net = build_network(method, arch, 5)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1),
@@ -287,3 +292,64 @@ def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method, arch
     with torch.no_grad():
         for found, expected in zip(small(*images)[:3], net.eval()(*images)[:3]):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_set_changes_fields_of_a_row():
+    row = METHODS["cgrnet"]
+    changed = override(row, ["graph=None", "own_stages=2", "losses.triplet.weight=3",
+                             "losses.triplet.margin=0.5"])
+    assert changed.parts == {"similarity": "cosine", "graph": None} and changed.own_stages == 2
+    assert (changed.losses["triplet"].weight, changed.losses["triplet"].parameters) == (3.0, {"margin": 0.5})
+    changed = override(row, ["losses.triplet=weighted_triplet", "losses.id=None",
+                             "losses.squared_triplet=0.5", "losses.weighted_triplet.constant_weights=True"])
+    assert list(changed.losses) == ["weighted_triplet", "similarity", "squared_triplet"]
+    assert [loss.weight for loss in changed.losses.values()] == [2.0, 10.0, 0.5]
+    assert changed.losses["weighted_triplet"].parameters == {"constant_weights": True}
+    assert row == METHODS["cgrnet"] and row.parts["graph"] == "normalised"
+
+
+@pytest.mark.parametrize("assignment, message", [
+    ("grap=None", "grap found, one of own_stages, pooling, similarity, graph, losses.NAME expected"),
+    ("own_stages=two", "'two' found, int expected"),
+    ("losses.centre=1", "losses.centre found, one of id, triplet,"),
+    ("losses.triplet.margn=1", "losses.triplet.margn found, one of weight, margin expected"),
+    ("losses.triplet=centre", "centre found, one of id, triplet,"),
+    ("losses.weighted_triplet.weight=1", "losses.weighted_triplet found, one of id, triplet, similarity exp"),
+    ("graph", "'' found, str or None expected")])
+def test_what_a_row_has_not_cannot_be_set(assignment, message):
+    with pytest.raises(UserError, match=f"^--set {assignment}: {message}"):
+        override(METHODS["cgrnet"], [assignment])
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"losses": {"tripelt": Loss()}}, "losses: tripelt found, one of id, triplet,"),
+    ({"losses": {"triplet": Loss(1.0, {"margn": 1})}}, "losses.triplet: margn found, one of margin expected"),
+    ({"views": {"visible": View("visible", ("standrad",))}}, "views.visible: standrad found, one of "),
+    ({"parts": {"grahp": None}}, "parts: grahp found, one of similarity, graph expected"),
+    ({"pooling": "max"}, "pooling: max found, one of average, gem expected"),
+    ({"own_stages": 5}, "own_stages: 5 found, one of 0, 1, 2, 3, 4 expected")])
+def test_a_typo_in_a_row_is_one_line(changes, message):
+    with pytest.raises(UserError, match=f"^method mine: {message}"):
+        check_method("mine", dataclasses.replace(METHODS["cgrnet"], **changes))
+
+
+def test_what_a_network_cannot_make_is_one_line():
+    for method, assignment, message in (("cgrnet", "similarity=cosnie", "similarity: 'cosnie' found"),
+                                        ("cgrnet", "graph=flat", "graph: 'flat' found")):
+        with pytest.raises(UserError, match=message):
+            build_network(override(METHODS[method], [assignment]), "resnet18", 3)
+    with pytest.raises(UserError, match="non_local: layer5 found, one of layer1,"):
+        build_network(dataclasses.replace(METHODS["agw"], parts={"non_local": {"layer5": 1}}), "resnet18", 3)
+    net = build_network(override(METHODS["cgrnet"], ["similarity=None"]), "resnet18", 3)
+    with pytest.raises(UserError, match=r"losses.similarity: the network of this method gives no affinities"):
+        Criterion(net.method.losses, 3, net.dim)(net(*torch.randn(2, 2, 3, 32, 16)), torch.arange(2))
+
+
+def test_an_output_knows_its_views():
+    output = Output(*torch.zeros(3, 12, 1), copies=2,
+                    views={"visible": "visible", "grey": "visible", "infrared": "infrared"})
+    values = torch.arange(12)  # two images a view, twice
+    assert {name: rows.tolist() for name, rows in output.by_view(values).items()} == {
+        "visible": [0, 1, 6, 7], "grey": [2, 3, 8, 9], "infrared": [4, 5, 10, 11]}
+    assert {name: rows.tolist() for name, rows in output.by_modality(values).items()} == {
+        "visible": [0, 1, 6, 7, 2, 3, 8, 9], "infrared": [4, 5, 10, 11]}

@@ -16,7 +16,7 @@ from conftest import ROOT, SMALL, make_llcm
 from test_faults import RUN, make_world
 
 from devices import choose_device
-from model import METHODS, TwoStream
+from model import METHODS, build_network
 from train import warn_of_stuck_triplet
 from utils import UserError
 
@@ -106,7 +106,7 @@ def test_test_images_that_cannot_be_read_end_no_training(script, world, tmp_path
 
 def test_non_local_blocks_from_scratch_keep_to_a_tenth():
     """At the full rate, their cubic product outgrows the running statistics behind it within an epoch."""
-    net = TwoStream("agw", "resnet18", 3)
+    net = build_network("agw", "resnet18", 3)
     rates = {id(p): group["lr"] for group in net.parameter_groups(0.1, pretrained=False)
              for p in group["params"]}
     tenths = [rates[id(p)] for p in net.non_local.parameters()]

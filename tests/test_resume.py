@@ -10,7 +10,7 @@ from conftest import ROOT, SMALL, make_regdb
 from test_train import figures, weights
 
 from checkpoint import load_init
-from model import TwoStream
+from model import build_network
 from utils import UserError
 
 # The function at whose beginning a run is ended in its evaluation.
@@ -233,7 +233,7 @@ def test_init_takes_weights_and_says_what_came_and_what_not(left_alone, killed, 
 
 def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tmp_path):
     torch.manual_seed(0)
-    base, net = (TwoStream("base", "resnet18", classes) for classes in (5, 3))
+    base, net = (build_network("base", "resnet18", classes) for classes in (5, 3))
     torch.save({f"module.{name}": value for name, value in base.state_dict().items()}, tmp_path / "bare.t")
     line = load_init(net, str(tmp_path / "bare.t"), "sysu", 1)
     assert line.endswith("left out: classifier.weight") and "100 % of the backbone" in line
@@ -241,16 +241,16 @@ def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tm
 
 
 def test_init_refuses_another_architecture_by_the_first_layer_that_is_missing(tmp_path):
-    torch.save(TwoStream("base", "resnet18", 3).state_dict(), tmp_path / "small.t")
+    torch.save(build_network("base", "resnet18", 3).state_dict(), tmp_path / "small.t")
     with pytest.raises(UserError, match="small.t: .* without shared.layer1.0.conv1.weight of shape .64, "
                        "64, 1, 1. found"):
-        load_init(TwoStream("base", "resnet50", 3), str(tmp_path / "small.t"), "sysu", 1)
+        load_init(build_network("base", "resnet50", 3), str(tmp_path / "small.t"), "sysu", 1)
 
 
 def test_init_of_cgrnet_from_base_starts_as_that_base(tmp_path):
     """With all gammas at 0 the network is its first one, a base; both streams get its shared stage 1."""
     torch.manual_seed(0)
-    base, net = (TwoStream(method, "resnet18", 3).to(memory_format=torch.channels_last).eval()
+    base, net = (build_network(method, "resnet18", 3).to(memory_format=torch.channels_last).eval()
                  for method in ("base", "cgrnet"))
     torch.save({"net": base.state_dict()}, tmp_path / "base.t")
     left_out = load_init(net, str(tmp_path / "base.t"), "sysu", 1).partition("left out: ")[2].split(", ")

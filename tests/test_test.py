@@ -15,7 +15,7 @@ from conftest import ROOT, make_checkpoint, make_regdb, make_sysu
 import options
 import results
 from eval_metrics import eval_sysu
-from model import TwoStream
+from model import build_network
 from utils import UserError
 
 METHOD, ARCH = "base", "resnet18"
@@ -25,7 +25,7 @@ def checkpoint(path, dataset, trial=1, best=False):
     """A file as train.py writes it, of an untrained network; returns its path."""
     torch.manual_seed(0)
     facts = {"dataset": dataset, "method": METHOD, "arch": ARCH, "img_w": 16, "img_h": 32, "trial": trial}
-    content = {"format": 1, "net": TwoStream(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1,
+    content = {"format": 1, "net": build_network(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1,
                "trial": trial, "args": facts}
     torch.save(content if best else {**content, "optimiser": {}}, path)
     return path

@@ -9,7 +9,7 @@ from conftest import SMALL
 
 from engine import build_optimiser, learning_rate_factor
 from loss import Criterion
-from model import TwoStream
+from model import build_network
 
 
 def records(cwd):
@@ -147,7 +147,7 @@ def test_a_short_run_of_the_step_schedule_is_warned_of(regdb, script):
 
 
 def test_optimisers_take_their_groups():
-    net = TwoStream("base", "resnet18", 3)
+    net = build_network("base", "resnet18", 3)
     criterion = Criterion(net.method.losses, 3, net.dim)
     for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
         optimiser = build_optimiser(net, criterion, 0.1, True, name)

@@ -11,7 +11,7 @@ from scipy.stats import binom, norm
 import figures
 from datasets.types import MODALITIES, Images
 from eval_metrics import modality_gap
-from model import TwoStream
+from model import build_network
 from retrieval import verification
 from retrieval.verification import RATES, Pairs, make_pairs, thresholds
 
@@ -147,7 +147,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     facts = {"dataset": "regdb", "method": "base", "arch": "resnet18", "img_w": 16, "img_h": 32, "trial": 1}
-    torch.save({"format": 1, "net": TwoStream("base", "resnet18", 4).state_dict(), "num_classes": 4,
+    torch.save({"format": 1, "net": build_network("base", "resnet18", 4).state_dict(), "num_classes": 4,
                 "epoch": 1, "trial": 1, "args": facts, "optimiser": {}}, folder / "last.t")
     make_regdb(folder / "RegDB", persons=20, images=5)
     return folder

@@ -31,15 +31,15 @@ from devices import choose_device, prepare, seed_everything, use_bf16
 from engine import (Extraction, build_optimiser, learning_rate_factor, score, search_features,
                     set_learning_rate, train_steps)
 from loss import Criterion
-from model import METHODS, STRONG, Loss, Method, TwoStream
+from model import METHODS, STRONG, CGRNet, Loss, Method, TwoStream, build_network, override
 from results import FEATURES
 from utils import Parser, UserError, integer, make_folder, run
 
 BASE, AGW, CGRNET = (METHODS[name] for name in ("base", "agw", "cgrnet"))
 DOUBLE = {name: CGRNET.losses[name] for name in ("id", "triplet")}
 OWN = replace(BASE, losses=DOUBLE, own_stages=1)
-SIMILARITY = replace(CGRNET, graph=None)
-GRAPH = replace(BASE, losses=DOUBLE, graph="normalised")
+SIMILARITY = override(CGRNET, ["graph=None"])
+GRAPH = replace(BASE, network=CGRNet, losses=DOUBLE, parts={"similarity": None, "graph": "normalised"})
 GAMMAS, OWN_STAGES, STAGE_1 = r".*gamma$", r"streams\.\w+\.layer\d", r"shared\.layer1"  # of parameters
 CONSTANT = Loss(1.0, {"constant_weights": True})
 ADDED = {name: ("standard", name) for name in AUGMENTATIONS if name != "standard"} | {"strong": STRONG}
@@ -90,19 +90,19 @@ ROWS = {name: Row(method) for name, method in METHODS.items()} | {
     "shared stage 1, local to local alone": Row(GRAPH, relation=0),
     "shared stage 1, global to local alone": Row(GRAPH, relation=1),
     "shared stage 1, local to global alone": Row(GRAPH, relation=2),
-    "cgrnet, energy": Row(replace(CGRNET, similarity="energy")),
-    "cgrnet, plain": Row(replace(CGRNET, graph="plain")),
-    "cgrnet, energy and plain": Row(replace(CGRNET, similarity="energy", graph="plain")),
+    "cgrnet, energy": Row(override(CGRNET, ["similarity=energy"])),
+    "cgrnet, plain": Row(override(CGRNET, ["graph=plain"])),
+    "cgrnet, energy and plain": Row(override(CGRNET, ["similarity=energy", "graph=plain"])),
     "cgrnet, gammas at a fiftieth": Row(CGRNET, rates={GAMMAS: 1 / 50}),
     "cgrnet, gammas at the full rate": Row(CGRNET, rates={GAMMAS: 1.0}),
     "agw, average pooling": Row(replace(AGW, pooling="average")),
-    "agw, no non-local": Row(replace(AGW, non_local=())),
+    "agw, no non-local": Row(override(AGW, ["non_local=None"])),
     "agw, batch-hard triplet": Row(replace(AGW, losses=BASE.losses)),
     "agw, constant weights": Row(replace(AGW, losses={"id": Loss(), "weighted_triplet": CONSTANT})),
     "caj, constant weights": Row(replace(METHODS["caj"], losses={"id": Loss(), "squared_triplet": CONSTANT})),
     "strong, standard augmentation": Row(replace(METHODS["strong"], views=BASE.views)),
     "base, GeM": Row(replace(BASE, pooling="gem")),
-    "base, non-local": Row(replace(BASE, non_local=AGW.non_local)),
+    "base, non-local": Row(replace(BASE, network=AGW.network, parts=AGW.parts)),
     "base, weighted triplet": Row(replace(BASE, losses={"id": Loss(), "weighted_triplet": Loss()})),
 } | {f"base, {name}": Row(replace(BASE, views={modality: View(modality, augment) for modality in MODALITIES}))
      for name, augment in ADDED.items()}
@@ -198,7 +198,7 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
     weights, _ = pretrained_weights(args.pretrained, args.arch)
     seed_everything(seed)
     method = options.with_flags(ROWS[row].method, args)
-    net = TwoStream(method, args.arch, len(split.pids), weights)
+    net = build_network(method, args.arch, len(split.pids), weights)
     net.to(device, memory_format=torch.channels_last)
     criterion = Criterion(net.method.losses, len(split.pids), net.dim).to(device)
     optimiser = build_optimiser(net, criterion, args.lr, weights is not None, args.optim)

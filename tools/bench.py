@@ -35,7 +35,7 @@ from devices import choose_device, keep_freed_memory, precision, prepare, use_bf
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
 from loss import Criterion
-from model import METHODS, MODALITIES, Method, TwoStream, View
+from model import METHODS, MODALITIES, Method, TwoStream, View, build_network
 from retrieval import onnx_model
 from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
@@ -272,8 +272,7 @@ def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator
 
 def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Forward, loss and backward of cgrnet with and without graph reasoning and similarity module."""
-    without = dataclasses.replace(METHODS["cgrnet"], graph=None, similarity=None,
-                                  losses=METHODS["base"].losses)
+    without = dataclasses.replace(METHODS["base"], own_stages=METHODS["cgrnet"].own_stages)
     for name, bf16 in precisions(device):
         pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
                   for method in (without, METHODS["cgrnet"])]
@@ -287,7 +286,7 @@ def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
 def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
     """Parameters without classifier, and the arithmetic of a forward pass of one image of either modality."""
     for method in METHODS:
-        net = TwoStream(method, args.arch, CLASSES).to(device).eval()
+        net = build_network(method, args.arch, CLASSES).to(device).eval()
         parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
         flops = flops_of_pair(net, args, device)
         yield {"name": f"params {args.arch} {method}", "parameters": parameters, "flops_pair": flops,
@@ -334,7 +333,7 @@ def made_files(root: Path, names: list[str]) -> list[str]:
 def made_network(method: Method, arch: str, device: torch.device,
                  memory_format: torch.memory_format = torch.contiguous_format) -> tuple[TwoStream, Criterion]:
     """A network with random weights, and its losses."""
-    net = TwoStream(method, arch, CLASSES).to(device, memory_format=memory_format)
+    net = build_network(method, arch, CLASSES).to(device, memory_format=memory_format)
     return net, Criterion(method.losses, CLASSES, net.dim).to(device)
 
 

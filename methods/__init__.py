@@ -1,0 +1,1 @@
+"""What single methods add to the two-stream network, a file each."""
