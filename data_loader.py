@@ -7,12 +7,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets import arrays as train_arrays
 from datasets.arrays import Marks
@@ -110,40 +110,71 @@ def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray
 
 # ----------------------------------------------------------------------------------------------- augmentation
 def augment(images: Tensor, names: Sequence[str], modality: str, generator: torch.Generator) -> Tensor:
-    """Augment a batch of one modality in the ways that are named, one after the other, and normalise it.
+    """Augment a batch of one modality in the ways that are named, `standard` first, and normalise it.
 
-    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, on the same device. `generator`
-    belongs to that device.
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) float32 channels-last, on the same device, to
+    which `generator` belongs.
     """
     names = single_names(names)
-    if "standard" not in names:
-        images = normalise(images)
-    for name in sorted(names, key=lambda name: name != "standard"):  # the one that works on bytes
-        change = AUGMENTATIONS[name]
-        images = (change.write if isinstance(change, InPlace) else change)(images, modality, generator)
+    if "standard" in names:
+        images = standard(images, modality, generator)
+    images = normalise(images)
+    for name in names:
+        if name != "standard":
+            images = AUGMENTATIONS[name](images, modality, generator)
     return images
 
 
-def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
-    """Pad by 10 pixels of zeros, crop at random, mirror half of the images, normalise.
+def single_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, with those that stand for several replaced by these."""
+    return tuple(dict.fromkeys(single for name in names for single in COMBINED.get(name, (name,))))
 
-    images (B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, equal in distribution to the
-    same steps on single images.
-    """
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, normalised as for ImageNet."""
+    scale, shift = (line.repeat(images.shape[2]) for line in scale_and_shift(images.device))
+    lines = images.flatten(2).float()  # long lines are faster than many pixels of three values
+    return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).permute(0, 3, 1, 2)
+
+
+def scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset (3,) that normalise the channels of a pixel."""
+    return (constant(tuple(1 / (255 * std) for std in STD), device),
+            constant(tuple(-mean / std for mean, std in zip(MEAN, STD)), device))
+
+
+@functools.lru_cache
+def constant(values: tuple, device: torch.device) -> Tensor:
+    """A tensor of constants, made once, as the device would wait for each copy."""
+    return torch.tensor(values, device=device)
+
+
+def standard(images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
+    """Pad by 10 pixels of zeros, crop at random, mirror half of the images (B, height, width, 3) uint8."""
     batch, device = len(images), images.device
-    offsets = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=device)
+    top, left = torch.randint(2 * PADDING + 1, (2, batch), generator=generator, device=device)
     mirrored = torch.rand(batch, generator=generator, device=device) < 0.5
-    if device.type == "cpu":
-        return augment_one_by_one(images, *offsets, mirrored)
-    return normalise(crop_and_mirror(images, *offsets, mirrored))
+    return crop_and_mirror(images, top, left, mirrored)
+
+
+def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    """Pad (B, height, width, 3) with zeros, take the window at (top, left) of each image, mirror where told.
+
+    What is mirrored is taken out of the mirrored image, so that lines are copied whole.
+    """
+    batch, height, width, _ = images.shape
+    padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    tall, wide = padded.shape[1:3]
+    runs = torch.stack([padded, padded.flip(2)]).flatten().unfold(0, 3 * width, 3)  # all of `width` pixels
+    image = mirrored * batch + torch.arange(batch, device=images.device)  # of the 2 B in the stack
+    left = torch.where(mirrored, 2 * PADDING - left, left)
+    rows = (image * tall + top)[:, None] + torch.arange(height, device=images.device)  # (B, height)
+    return runs.index_select(0, (rows * wide + left[:, None]).flatten()).view(images.shape)
 
 
 def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
     """Random erasing (Zhong et al., AAAI 2020): with probability p, a rectangle becomes the mean colour."""
-    places = draw_rectangles(images, p, generator)
-    if images.device.type == "cpu":
-        return erase_one_by_one(images, places)
-    return images.masked_fill_(inside(places, images), 0)
+    return torch.where(inside(draw_rectangles(images, p, generator), images), 0.0, images)
 
 
 def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float = 2 / 3) -> Tensor:
@@ -182,37 +213,27 @@ def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float
     a tenth of its value. At most 8 rectangles; the published code has no such bound.
     """
     batch, device = len(images), images.device
-    places = torch.stack([draw_rectangles(images, 1.0, generator) for _ in range(RECTANGLES)])
-    peaks = torch.stack([draw_beta(beta, batch, generator) for _ in range(RECTANGLES)])
-    chosen = torch.rand(batch, generator=generator, device=device) < p
-    return (relight_one_by_one if device.type == "cpu" else relight)(images, places, peaks, chosen)
+    rectangles = [draw_rectangles(images, 1.0, generator) for _ in range(RECTANGLES)]
+    peaks = [draw_beta(beta, batch, generator) for _ in range(RECTANGLES)]
+    active = torch.rand(batch, generator=generator, device=device) < p
+    scale, shift = (part[:, None, None] for part in scale_and_shift(device))
+    values = (images - shift) / (255 * scale)  # from 0 to 1
+    strength = torch.ones_like(images)
+    for rectangle, peak in zip(rectangles, peaks):
+        region = inside(rectangle, images) & active[:, None, None, None]
+        largest = torch.where(region, values * strength, 0.0).amax((2, 3)).clamp_min(1 / 255)
+        strength = torch.where(region, strength * (peak / largest)[:, :, None, None], strength)
+        active = active & (strength.amin((1, 2, 3)) >= DARKEST)
+    return torch.where(strength == 1, images, values * strength * (255 * scale) + shift)
 
 
-@dataclass(frozen=True)
-class InPlace:
-    """An augmentation that writes into the images, as `augment` has it do, whose batch no one else has.
-
-    Called as any other, it works on a copy.
-    """
-
-    write: Callable[..., Tensor]
-
-    def __call__(self, images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
-        return self.write(images.clone(), modality, generator)
-
-
-# Each but `standard` maps normalised images (B, 3, height, width) of a modality to others; see `augment`.
+# `standard` maps bytes (B, height, width, 3) to others, each other one the normalised images (B, 3, height,
+# width) of a modality; what they are given they leave as it is.
 AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
-    "standard": standard, "erase": InPlace(erase), "exchange": InPlace(exchange), "grey": InPlace(grey),
-    "channel": InPlace(channel), "mix": InPlace(mix), "radiance": InPlace(radiance),
-    "exchanged": InPlace(functools.partial(channel, p=1.0)),
+    "standard": standard, "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
+    "radiance": radiance, "exchanged": functools.partial(channel, p=1.0),
 }
 COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
-
-
-def single_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once, with those that stand for several replaced by these."""
-    return tuple(dict.fromkeys(single for name in names for single in COMBINED.get(name, (name,))))
 
 
 def draw_rectangles(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
@@ -235,19 +256,16 @@ def draw_rectangles(images: Tensor, p: float, generator: torch.Generator) -> Ten
     return torch.stack([top, top + tall * chosen, left, left + wide]).long()
 
 
-def inside(places: Tensor, images: Tensor) -> Tensor:
-    """Which pixels of B images the rectangles (4, B) hold, (B, 1, height, width) bool."""
-    top, bottom, left, right = places[:, :, None]
-    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
-    return (((rows >= top) & (rows < bottom))[:, None, :, None]
-            & ((columns >= left) & (columns < right))[:, None, None])
-
-
-def erase_one_by_one(images: Tensor, places: Tensor) -> Tensor:
-    """`images.masked_fill_(inside(places, images), 0)` for the CPU, which touches the rectangles alone."""
-    for image, (top, bottom, left, right) in zip(images, places.t().tolist()):
-        image[:, top:bottom, left:right] = 0
-    return images
+def inside(rectangles: Tensor, images: Tensor) -> Tensor:
+    """Which values of B images the rectangles (4, B) hold, (B, 3, height, width) bool, channels-last."""
+    top, bottom, left, right = rectangles[:, :, None]
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=images.device)
+    columns = torch.arange(3 * width, device=images.device) // 3  # of the values of a line
+    # bytes are combined ten times as fast as bools
+    tall, wide = ((rows >= top) & (rows < bottom)).byte(), ((columns >= left) & (columns < right)).byte()
+    held = (tall[:, :, None] & wide[:, None]).view(torch.bool)
+    return held.view(-1, height, width, 3).permute(0, 3, 1, 2)
 
 
 def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float,
@@ -256,61 +274,14 @@ def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float
     if modality != VISIBLE:
         return images
     rows = torch.randint(len(weights), (len(images),), generator=generator, device=images.device)
-    return recolour(images, on_device(weights, images.device)[rows], p, generator)
+    return recolour(images, constant(weights, images.device)[rows], p, generator)
 
 
 def recolour(images: Tensor, weights: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """With probability p, the sum of an image's channels with its weights (B, 3) in all three."""
     chosen = torch.rand(len(images), generator=generator, device=images.device) < p
-    if images.device.type == "cpu":
-        return recolour_one_by_one(images, weights, chosen)
-    sums = torch.einsum("bchw,bc->bhw", images, weights)[:, None]
-    return torch.where(chosen[:, None, None, None], sums, images)
-
-
-def recolour_one_by_one(images: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen images (B,) bool as sums of their channels, in place for the CPU, where a lone channel is
-    copied to the others."""
-    for index in chosen.nonzero()[:, 0].tolist():
-        image, row = images[index], weights[index].tolist()
-        if 1.0 in row:
-            shown = row.index(1.0)
-            for other in {0, 1, 2} - {shown}:
-                image[other] = image[shown]
-        else:
-            image.copy_(image.permute(1, 2, 0) @ weights[index])
-    return images
-
-
-def relight(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
-    """`radiance` with what it draws: rectangles (R, 4, B), their peaks (R, B, 3), which images (B,) bool."""
-    scale, shift = (part[:3].view(3, 1, 1) for part in scale_and_shift(images.device, images.shape[3]))
-    strength, active = torch.ones_like(images), chosen
-    values = (images - shift) / (255 * scale)  # from 0 to 1
-    for rectangles, peak in zip(places, peaks):
-        region = inside(rectangles, images) & active[:, None, None, None]
-        largest = (values * strength * region).amax((2, 3)).clamp_min(1 / 255)
-        strength = torch.where(region, strength * (peak / largest)[:, :, None, None], strength)
-        active = active & (strength.amin((1, 2, 3)) >= DARKEST)
-    return torch.where(strength == 1, images, values * strength * (255 * scale) + shift)
-
-
-def relight_one_by_one(images: Tensor, places: Tensor, peaks: Tensor, chosen: Tensor) -> Tensor:
-    """`relight` in place for the CPU, which touches the rectangles alone."""
-    scale, shift = (part[:3].view(3, 1, 1) for part in scale_and_shift(images.device, images.shape[3]))
-    for index in chosen.nonzero()[:, 0].tolist():
-        strength = torch.ones_like(images[index])
-        for (top, bottom, left, right), peak in zip(places[:, :, index].tolist(), peaks[:, index]):
-            if top == bottom:
-                continue
-            part = (slice(None), slice(top, bottom), slice(left, right))
-            values = (images[index][part] - shift) / (255 * scale)
-            factor = (peak / values.amax((1, 2)).clamp_min(1 / 255)).view(3, 1, 1)
-            images[index][part] = values * factor * (255 * scale) + shift
-            strength[part] *= factor
-            if strength[part].amin() < DARKEST:
-                break
-    return images
+    red, green, blue = (weight[:, None, None] * part for weight, part in zip(weights.t(), images.unbind(1)))
+    return torch.where(chosen[:, None, None, None], (red + green + blue)[:, None], images)
 
 
 def draw_beta(beta: float, batch: int, generator: torch.Generator) -> Tensor:
@@ -320,70 +291,20 @@ def draw_beta(beta: float, batch: int, generator: torch.Generator) -> Tensor:
     return torch._sample_dirichlet(concentration, generator)[..., 0]
 
 
-def augment_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-    """`normalise(crop_and_mirror(...))` for the CPU: one image at a time stays in cache (docs/speed.md)."""
-    height, width = images.shape[1:3]
-    scale, shift = scale_and_shift(images.device, width)
-    canvas = images.new_zeros(height + 2 * PADDING, width + 2 * PADDING, 3)
-    result = torch.empty(images.shape)
-    for image, target, y, x, mirror in zip(images, result, top.tolist(), left.tolist(), mirrored.tolist()):
-        canvas[PADDING:-PADDING, PADDING:-PADDING] = image
-        window = canvas[y:y + height, x:x + width]
-        lines = target.copy_(window.flip(1) if mirror else window).flatten(1)
-        torch.addcmul(shift, lines, scale, out=lines)
-    return result.permute(0, 3, 1, 2)
-
-
-def crop_and_mirror(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-    """Pad (B, height, width, 3) with zeros, take the window at (top, left) of each image, mirror where told.
-
-    Lines are copied whole and bytes are chosen eight at a time, which is several times as fast as one by one.
-    """
-    batch, height, width, _ = images.shape
-    padded = torch.nn.functional.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
-    runs = padded.flatten().unfold(0, 3 * width, 3)  # every run of `width` pixels, a view
-    lines = torch.arange(batch, device=images.device)[:, None] * padded.shape[1] + top[:, None]
-    lines = lines + torch.arange(height, device=images.device)  # (B, height) of the padded images
-    cropped = runs.index_select(0, (lines * padded.shape[2] + left[:, None]).flatten()).view(images.shape)
-    word = torch.int64 if cropped[0].numel() % 8 == 0 else torch.uint8
-    choices = [choice.flatten(1).view(word) for choice in (cropped.flip(2), cropped)]
-    return torch.where(mirrored[:, None], *choices).view(torch.uint8).view(images.shape)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """(B, height, width, 3) uint8 -> (B, 3, height, width) channels-last, normalised as for ImageNet."""
-    scale, shift = scale_and_shift(images.device, images.shape[2])
-    lines = images.flatten(2).float()
-    return torch.addcmul(shift, lines, scale, out=lines).view(images.shape).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache
-def scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each value of a line of pixels, made once: a copy would make the device wait."""
-    return (torch.tensor([1 / (255 * std) for std in STD] * width, device=device),
-            torch.tensor([-mean / std for mean, std in zip(MEAN, STD)] * width, device=device))
-
-
-@functools.lru_cache
-def on_device(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """A constant table, made once, for the same reason."""
-    return torch.tensor(values, device=device)
-
-
+# ---------------------------------------------------------------------------------------------------- batches
 class TrainBatches:
     """Batches of an epoch on the device: ({view: images}, labels).
 
-    Pixels live on the device where `on_device`; else, on CUDA, a thread gathers them into pinned memory and
-    copies them, one batch ahead, on a stream of its own, while the device computes. Every view of a modality
-    shows the same images. Augmentation of a step depends on (seed, epoch, step, rank) alone.
+    Pixels live on the device where `on_device`; else, on CUDA, they are copied one batch ahead through pinned
+    memory, on a stream of their own, while the device computes. Every view of a modality shows the same
+    images. Augmentation of a step depends on (seed, epoch, step, rank) alone.
     """
 
     def __init__(self, images: dict[str, TrainImages], sampler: IdentitySampler, views: Mapping[str, View],
                  device: torch.device, on_device: bool, seed: int, rank: int = 0) -> None:
         self.pixels = [images[m].pixels.to(device) if on_device else images[m].pixels for m in MODALITIES]
         self.labels = torch.from_numpy(images[VISIBLE].labels).to(device)
-        self.sampler, self.views, self.device, self.on_device = sampler, views, device, on_device
-        self.seed, self.rank = seed, rank
+        self.sampler, self.views, self.device, self.seed, self.rank = sampler, views, device, seed, rank
         self.generator = torch.Generator(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" and not on_device else None
 
@@ -399,46 +320,34 @@ class TrainBatches:
         """The batches from step `start` of an epoch on; labels are those of any one view, (N x P,)."""
         indices = torch.from_numpy(self.sampler.epoch(epoch, self.rank))
         labels = self.labels[indices[:, 0].to(self.device)]
-        indices = indices.to(self.device) if self.on_device else indices
-        for step, batch in enumerate(self.read(indices[start:]), start):
+        for step, batch in enumerate(self.read(indices[start:].to(self.pixels[0].device)), start):
             pixels = dict(zip(MODALITIES, batch))
             self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
             yield {name: augment(pixels[view.modality], view.augment, view.modality, self.generator)
                    for name, view in self.views.items()}, labels[step]
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """The raw pixels of each batch, as `gather` has them, where the device's current stream may use them.
-
-        A thread reads one ahead where pixels are copied to a GPU; on the CPU it would stand in the way of the
-        threads that augment (docs/speed.md).
-        """
+        """The pixels of each batch (steps, 2, N x P), as `gather` gives them, a copied batch ahead."""
+        gathered = map(self.gather, indices)
         if self.stream is None:
-            yield from map(self.gather, indices)
+            yield from gathered
             return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.gather, indices[0]) if len(indices) else None
-            for following in range(1, len(indices) + 1):
-                pixels = self.arrived(ahead.result())
-                ahead = pool.submit(self.gather, indices[following]) if following < len(indices) else None
-                yield pixels
+        current, pixels = torch.cuda.current_stream(self.device), next(gathered, None)
+        while pixels is not None:
+            current.wait_stream(self.stream)
+            pixels.record_stream(current)
+            following = next(gathered, None)
+            yield pixels
+            pixels = following
 
     def gather(self, index: Tensor) -> Tensor:
-        """A batch's raw pixels by modality, (2, N x P, height, width, 3) uint8, on the way to the device."""
+        """Pixels by modality on the device, (2, N x P, height, width, 3) uint8; a copy may be under way."""
         pixels = torch.empty((*index.shape, *self.pixels[0].shape[1:]), dtype=torch.uint8,
                              device=self.pixels[0].device, pin_memory=self.stream is not None)
         for half, source, rows in zip(pixels, self.pixels, index):
             torch.index_select(source, 0, rows, out=half)
-        if self.stream is not None:
-            with torch.cuda.stream(self.stream):
-                pixels = pixels.to(self.device, non_blocking=True)
-        return pixels
-
-    def arrived(self, pixels: Tensor) -> Tensor:
-        """The same pixels, for which the device's current stream waits."""
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)
-        pixels.record_stream(current)
-        return pixels
+        with torch.cuda.stream(self.stream):
+            return pixels.to(self.device, non_blocking=True)
 
 
 def step_seed(*numbers: int) -> int:

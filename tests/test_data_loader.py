@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageOps
 
 from datasets import arrays as train_arrays
-from data_loader import (AUGMENTATIONS, MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages,
-                         augment, augment_one_by_one, batches, crop_and_mirror, load_train_images, normalise)
+from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment,
+                         crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
-from datasets.images import read_image
+from datasets.images import read_batches, read_image
 from datasets.types import ImageSpec
 from model import METHODS
 from utils import UserError
@@ -77,17 +77,6 @@ def test_crop_and_mirror_equals_pillow_on_single_images():
         assert np.array_equal(found[i].numpy(), expected)
 
 
-@pytest.mark.parametrize("size", [(24, 22), (33, 17)])
-def test_augmentation_of_single_images_and_of_batches_is_the_same(size):
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randint(256, (7, *size, 3), generator=generator, dtype=torch.uint8)
-    places = torch.randint(2 * PADDING + 1, (2, 7), generator=generator)
-    mirrored = torch.rand(7, generator=generator) < 0.5
-    one_by_one = augment_one_by_one(images, *places, mirrored)
-    batched = normalise(crop_and_mirror(images, *places, mirrored))
-    assert torch.equal(one_by_one, batched) and one_by_one.stride() == batched.stride()
-
-
 def test_normalise():
     image = np.random.default_rng(1).integers(0, 256, (1, 5, 4, 3), dtype=np.uint8)
     expected = (image[0].transpose(2, 0, 1) / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
@@ -135,44 +124,17 @@ def test_batches_carry_the_pixels_that_the_sampler_names():
         assert all(torch.equal(again[0][name], before[0][name]) for name in ("visible", "infrared"))
 
 
-def test_streamed_pixels_give_the_batches_of_resident_ones():
-    """Gathered by NumPy in a thread, or by torch where the pixels live."""
-    generator = torch.Generator().manual_seed(0)
-    images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), generator=generator, dtype=torch.uint8),
-                             v) for m, v in LABELS.items()}
-    sampler = IdentitySampler(LABELS, 2, 3, 5)
-    views, device = METHODS["base"].views, torch.device("cpu")
-    streamed, resident = (list(TrainBatches(images, sampler, views, device, where, 5).epoch(1))
-                          for where in (False, True))
-    assert len(streamed) == len(resident) == sampler.steps
-    for (views, labels), (others, other_labels) in zip(streamed, resident):
-        assert torch.equal(labels, other_labels) and views.keys() == others.keys()
-        assert all(torch.equal(view, others[name]) for name, view in views.items())
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_streamed_pixels_give_the_batches_of_resident_ones_on_cuda():
+def test_copied_pixels_give_the_batches_of_resident_ones_on_cuda():
     device = torch.device("cuda", 0)
     images = {m: TrainImages(torch.randint(256, (len(v), 33, 17, 3), dtype=torch.uint8), v)
               for m, v in LABELS.items()}
     sampler = IdentitySampler(LABELS, 2, 3, 5)
     views = METHODS["base"].views
-    streamed, resident = (list(TrainBatches(images, sampler, views, device, where, 5).epoch(1))
+    copied, resident = (list(TrainBatches(images, sampler, views, device, where, 5).epoch(1))
                           for where in (False, True))
-    for (views, _), (others, _) in zip(streamed, resident, strict=True):
+    for (views, _), (others, _) in zip(copied, resident, strict=True):
         assert all(torch.equal(view, others[name]) for name, view in views.items())
-
-
-def test_augmentations_come_in_order_and_without_standard_the_image_is_only_normalised(monkeypatch):
-    monkeypatch.setitem(AUGMENTATIONS, "add", lambda images, modality, generator: images + 1)
-    monkeypatch.setitem(AUGMENTATIONS, "double", lambda images, modality, generator: images * 2)
-    images = torch.randint(256, (3, 5, 4, 3), dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(augment(images, (), "visible", generator), normalise(images))
-    assert torch.equal(augment(images, ("add", "double"), "visible", generator), (normalise(images) + 1) * 2)
-    standard = augment(images, ("standard",), "visible", generator.manual_seed(1))
-    assert torch.equal(augment(images, ("add", "standard"), "visible",
-                               generator.manual_seed(1)), standard + 1)
 
 
 def test_regdb_is_decoded_to_arrays(regdb):
@@ -214,10 +176,11 @@ def test_stale_arrays_are_refused(sysu, script):
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_test_images_come_in_order(regdb, workers, batch_size):
     paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
-    found = list(batches(paths, ImageSpec(32, 16), batch_size, workers))
+    found = list(read_batches(paths, ImageSpec(32, 16), batch_size, workers))
     assert list(map(len, found)) == [len(paths[start:start + batch_size])
                                      for start in range(0, len(paths), batch_size)]
-    assert np.array_equal(torch.cat(found), np.stack([read_image(path, ImageSpec(32, 16)) for path in paths]))
+    single = [read_image(path, ImageSpec(32, 16)) for path in paths]
+    assert np.array_equal(np.concatenate(found), np.stack(single))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -226,13 +189,13 @@ def test_an_image_that_cannot_be_read_is_named_and_no_reader_is_left(regdb, work
     open(paths[7], "w").close()
     before = threading.active_count()
     with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
-        list(batches(paths, ImageSpec(32, 16), 5, workers))
+        list(read_batches(paths, ImageSpec(32, 16), 5, workers))
     assert threading.active_count() == before
 
 
 def test_readers_end_with_the_one_who_asks(regdb):
     paths, before = sorted(map(str, (regdb / "Visible").rglob("*.bmp"))) * 20, threading.active_count()
-    with contextlib.closing(batches(paths, ImageSpec(32, 16), 8, 2)) as reading:
+    with contextlib.closing(read_batches(paths, ImageSpec(32, 16), 8, 2)) as reading:
         next(reading)
         assert threading.active_count() > before
     assert threading.active_count() == before
