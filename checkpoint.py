@@ -1,15 +1,13 @@
 """Files of weights, ours and other code's: written whole or not at all, read without running what they hold.
 
-Other code: the AGW line (AGW, CAJ and their `base`) and the published CGRNet, read by their keys. Each of
-their modules carries a whole ResNet of which their forward pass uses some stages; those are taken, the rest
-is counted. What their forward pass does not use is built without: the published CGRNet has no graph.
+Files of other code are known by their keys: a row of `FOREIGN` says how that code names our weights.
 """
 from __future__ import annotations
 
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,8 @@ from utils import UserError, atomic_path, one_line, sha256, warn
 
 FORMAT = 1
 OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
+WRAPPERS = ("net", "state_dict", "model", "model_state_dict")  # keys that state dicts are saved under
+COUNT = "num_batches_tracked"  # BatchNorm's count of batches, which nothing reads
 
 
 @dataclass
@@ -61,9 +61,11 @@ class Checkpoint:
             if self.args.get(name) not in known:
                 raise UserError(f"{flag} {path}: {name} {str(self.args.get(name))[:40]!r} found in it, one "
                                 f"of {', '.join(known)} expected; use a file that train.py wrote")
-        method = override(METHODS[self.args["method"]], list(map(str, self.args.get("set") or ())))
-        net = build_network(method, self.args["arch"], self.num_classes)
-        restore(net, self.net, path, flag)
+        name, arch = self.args["method"], self.args["arch"]
+        method = override(METHODS[name], list(map(str, self.args.get("set") or ())))
+        net = build_network(method, arch, self.num_classes)
+        load_weights(net, self.net, {name: name for name in net.state_dict()}, (), f"{flag} {path}",
+                     f"{name} on {arch}, {self.num_classes} classes")
         return net
 
 
@@ -116,12 +118,11 @@ def why_refused(path: Path, error: Exception) -> str:
 
 def numpy_globals() -> list[Any]:
     """What a pickled NumPy array or number (bool, integer, float) refers to, no more; NumPy 1 and 2."""
-    core = getattr(np, "_core", None) or np.core
-    reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
+    reconstruct, scalar = np.zeros(0).__reduce__()[0], np.float64().__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in ("?", *np.typecodes["AllInteger"], *np.typecodes["Float"])}
-    return [np.ndarray, np.dtype, *sorted(dtypes, key=str), reconstruct, scalar,
-            (reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar"),
-            (reconstruct, "numpy._core.multiarray._reconstruct"), (scalar, "numpy._core.multiarray.scalar")]
+    return [np.ndarray, np.dtype, *dtypes,
+            *((function, f"numpy.{core}.multiarray.{function.__name__}")
+              for core in ("core", "_core") for function in (reconstruct, scalar))]
 
 
 def load_checkpoint(path: str | Path, flag: str = "--resume") -> Checkpoint:
@@ -130,16 +131,12 @@ def load_checkpoint(path: str | Path, flag: str = "--resume") -> Checkpoint:
 
 
 def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Checkpoint:
-    """A file's content as a checkpoint; `UserError` if it is none, is of another version or holds NaN."""
-    if not is_own(content):
-        raise UserError(f"{flag} {path}: {describe(content)} found, {OURS}")
-    if content["format"] != FORMAT:
-        raise UserError(f"{flag} {path}: format {content['format']} found, {FORMAT} expected; use the "
-                        "version of the code that wrote it")
+    """A file's content as a checkpoint; raises `UserError` if it is none or one of a later version."""
+    if not is_own(content) or content["format"] != FORMAT:
+        found = f"format {content['format']}" if is_own(content) else describe(content)
+        raise UserError(f"{flag} {path}: {found} found, {OURS}")
     names = {entry.name for entry in dataclasses.fields(Checkpoint)}
-    checkpoint = Checkpoint(**{name: value for name, value in content.items() if name in names})
-    require_finite(checkpoint.net, path, flag)
-    return checkpoint
+    return Checkpoint(**{name: value for name, value in content.items() if name in names})
 
 
 def load_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, dict[str, Any]]:
@@ -149,7 +146,7 @@ def load_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, d
     """
     content = load_file(path, flag)
     if is_published(content):
-        net, facts, report = load_published(content, str(path))
+        net, facts, report = load_published(content, path, flag)
         print("\n".join(report))
         return net, facts
     checkpoint = as_checkpoint(content, path, flag)
@@ -171,31 +168,6 @@ def describe(content: Any) -> str:
     return f"a dict with the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
 
 
-def require_finite(weights: Mapping[str, Any], path: str | Path, flag: str) -> None:
-    """Raise `UserError` if a weight is no tensor, or holds NaN or an infinity."""
-    for name, value in weights.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{flag} {path}: {name} is a {type(value).__name__}, a tensor expected; "
-                            "use another file")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{flag} {path}: {name} holds NaN or infinite values; use an earlier checkpoint")
-
-
-def restore(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path, flag: str) -> None:
-    """Load weights that must fit the network key by key; `UserError` names the first that does not."""
-    own = net.state_dict()
-    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
-    for kind, names in (("lacks", missing), ("has an unexpected", unexpected)):
-        if names:
-            raise UserError(f"{flag} {path}: {kind} {min(names, key=str)} ({len(names)} such); a file of the "
-                            "same method and architecture expected")
-    for name, value in weights.items():
-        if value.shape != own[name].shape:
-            raise UserError(f"{flag} {path}: {name} has shape {tuple(value.shape)}, {tuple(own[name].shape)} "
-                            "expected; a file of the same architecture and class count expected")
-    net.load_state_dict(weights)
-
-
 def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
     """Delete all but the newest `keep` epoch_N files up to this epoch; later ones are an earlier run's."""
     name = re.compile(re.escape(run) + r"_epoch_(\d+)\.t")
@@ -211,7 +183,46 @@ def warn_of_best(path: str | Path) -> None:
          "this field; a last file is not")
 
 
-# ---------------------------------------------------------------------------------------------- first weights
+# ---------------------------------------------------------------------------------------------------- weights
+def load_weights(net: nn.Module, found: Mapping[str, Any], names: Mapping[str, str], spare: Collection[str],
+                 source: str, expected: str) -> None:
+    """Load a file's state dict into a network.
+
+    names: the file's name of each of the network's weights; spare: other names that it may hold; source: flag
+    and file. Raises `UserError` for a weight that is missing or does not fit, and for an unknown name.
+    """
+    own = net.state_dict()
+    faults = [line for ours, theirs in names.items() if (line := fault(found, theirs, own[ours].shape))]
+    faults += [f"has an unexpected {name}" for name in found.keys() - set(names.values()) - set(spare)]
+    if faults:
+        raise UserError(f"{source}: {faults[0]} ({len(faults)} such); the weights of {expected} expected, "
+                        "whole and finite; use another file")
+    net.load_state_dict({ours: found[theirs] for ours, theirs in names.items() if theirs in found},
+                        strict=False)
+
+
+def fault(weights: Mapping[str, Any], name: str, shape: torch.Size) -> str:
+    """What keeps a file's entry from being a weight of that shape, in words; empty if nothing does."""
+    if name not in weights:
+        return "" if name.endswith(COUNT) else f"lacks {name}"
+    value = weights[name]
+    if not isinstance(value, Tensor):
+        return f"{name} is a {type(value).__name__}, a tensor expected"
+    if value.shape != shape:
+        return f"{name} has shape {tuple(value.shape)}, {tuple(shape)} expected"
+    return "" if torch.isfinite(value).all() else f"{name} holds NaN or infinite values"
+
+
+def state_dict(content: Any) -> dict[str, Any]:
+    """The state dict that a file's content is, or holds under one of WRAPPERS, without the `module.` that
+    DataParallel puts before every name; empty if there is none.
+    """
+    if not isinstance(content, dict):
+        return {}
+    weights = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
+    return {str(name).removeprefix("module."): value for name, value in weights.items()}
+
+
 def pretrained_weights(source: str, arch: str) -> tuple[dict[str, Tensor] | None, str]:
     """The backbone's first weights, and a line that says which: None for `none`, ImageNet-1k's for
     `imagenet`, or those of a file in torchvision's form.
@@ -221,13 +232,12 @@ def pretrained_weights(source: str, arch: str) -> tuple[dict[str, Tensor] | None
     if source == "none":
         return None, "none, a random start"
     path = fetch_imagenet(arch) if source == "imagenet" else source
-    weights, shapes = load_file(path, "--pretrained"), weight_shapes(arch)
-    for name, shape in shapes.items():
-        value = weights.get(name) if isinstance(weights, dict) else None
-        if not isinstance(value, Tensor) or value.shape != shape:
-            raise UserError(f"--pretrained {source}: {path} holds {describe(weights)} without {name} of "
-                            f"shape {tuple(shape)}; torchvision's state dict of {arch} expected")
-    require_finite({name: weights[name] for name in shapes}, path, "--pretrained")
+    weights = load_file(path, "--pretrained")
+    found = weights if isinstance(weights, dict) else {}
+    for name, shape in weight_shapes(arch).items():
+        if line := fault(found, name, shape):
+            raise UserError(f"--pretrained {source}: {path} holds {describe(weights)} and {line}; "
+                            f"torchvision's state dict of {arch} expected")
     return weights, f"{source}, {path} (SHA-256 {sha256(Path(path))[:16]})"
 
 
@@ -245,22 +255,20 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
             raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons "
                             f"are among the test persons of trial {trial}; take a file of the same trial, or "
                             "of another data set")
-    weights = {name: value for name, value in state_dict(content).items() if isinstance(value, Tensor)}
-    if is_published(weights):
-        weights = translated(weights, path, "--init")[0]
-    require_finite(weights, path, "--init")
+    weights = state_dict(content)
+    if is_published(content):
+        weights = load_published(content, path, "--init")[0].state_dict()
     own = net.state_dict()
     sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name)
                for name in own}
-    fitting = {name: weights[source] for name, source in sources.items()
-               if source in weights and weights[source].shape == own[name].shape}
-    backbone = [name for name in own if name.startswith(("streams.", "shared."))]
-    missing = [name for name in backbone if name not in fitting and not name.endswith("num_batches_tracked")]
+    faults = {name: fault(weights, source, own[name].shape) for name, source in sources.items()}
+    missing = [line for name, line in faults.items() if line and name.startswith(("streams.", "shared."))]
     if missing:
-        raise UserError(f"--init {path}: {describe(content)} without {missing[0]} of shape "
-                        f"{tuple(own[missing[0]].shape)} found ({len(missing)} such of {len(backbone)}); the "
-                        "whole backbone of this network expected; take a file of the same architecture whose "
-                        "layers fit, or leave --init out (torchvision's weights: --pretrained FILE)")
+        raise UserError(f"--init {path}: {describe(content)} {missing[0]} ({len(missing)} such); the whole "
+                        "backbone of this network expected; take a file of the same architecture, or leave "
+                        "--init out (torchvision's weights: --pretrained FILE)")
+    fitting = {name: weights[source] for name, source in sources.items()
+               if source in weights and not faults[name]}
     net.load_state_dict(fitting, strict=False)
     left = sorted((own.keys() | weights.keys()) - fitting.keys() - {sources[name] for name in fitting})
     return (f"{len(fitting)} of {len(own)} tensors and 100 % of the backbone's parameters came from the "
@@ -268,133 +276,87 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- other code
-WRAPPERS = ("net", "state_dict", "model", "model_state_dict")  # keys that state dicts are saved under
-SIGNS = ("visible_module.visible.", "thermal_module.thermal.", "base_resnet.base.")  # of a published file
-AGW = {  # our modules -> theirs; the longest name that fits counts
-    "streams.visible": "visible_module.visible", "streams.infrared": "thermal_module.thermal",
-    "shared": "base_resnet.base", "non_local.layer2": "NL_2", "non_local.layer3": "NL_3",
-    "bottleneck": "bottleneck", "classifier": "classifier",
-}
-CGRNET_ONLY = {
-    "streams.visible.layer1": "visible_block.base.layer1",
-    "streams.infrared.layer1": "thermal_block.base.layer1",
-    "shared.layer2": "common_block.base.layer2", "similarity.visible": "cam1", "similarity.infrared": "cam2",
-}
-# Modules of published files that hold a whole ResNet each, and those of CGRNet that no forward pass uses.
-BRANCH = re.compile(r"(visible_module\.visible|thermal_module\.thermal"
-                    r"|(base_resnet|(visible|thermal|common)_block)\.base)\.")
-UNUSED = ("local2local.", "local2global.", "global2local.")
-PUBLISHED = METHODS | {"cgrnet": override(METHODS["cgrnet"], ["graph=None", "similarity=energy"])}
+@dataclass(frozen=True)
+class Foreign:
+    """How other code names the weights of one of our methods.
+
+    method: a name in METHODS; changes: what its forward pass does otherwise, as `--set` says it; signs:
+    prefixes of names that tell its files; names: patterns of the beginning of our names, and what it has in
+    their place (the first that fits counts, what none fits is the same); resnets: prefixes under which a file
+    holds a whole ResNet, of which some stages are used; unused: prefixes of other names that are not used.
+    """
+
+    method: str
+    signs: tuple[str, ...]
+    names: Mapping[str, str]
+    resnets: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    def translate(self, ours: str) -> str:
+        """Their name of one of our weights."""
+        fitting = ((pattern, theirs) for pattern, theirs in self.names.items() if re.match(pattern, ours))
+        pattern, theirs = next(fitting, ("", ""))
+        return re.sub(pattern, theirs, ours, count=1)
+
+
+BRANCHES = {r"streams\.visible\.": "visible_module.visible.", r"shared\.": "base_resnet.base.",
+            r"streams\.infrared\.": "thermal_module.thermal."}
+FOREIGN = (  # the first whose sign a file has counts
+    Foreign("cgrnet", changes=("graph=None", "similarity=energy"),
+            signs=("visible_block.", "thermal_block.", "common_block.", "cam1.", "cam2."),
+            names={r"streams\.visible\.layer1\.": "visible_block.base.layer1.",
+                   r"streams\.infrared\.layer1\.": "thermal_block.base.layer1.",
+                   r"shared\.layer2\.": "common_block.base.layer2.",
+                   r"similarity\.visible\.": "cam1.", r"similarity\.infrared\.": "cam2.", **BRANCHES},
+            resnets=(*BRANCHES.values(), "visible_block.base.", "thermal_block.base.", "common_block.base."),
+            unused=("local2local.", "local2global.", "global2local.")),
+    Foreign("agw", signs=("NL_",),  # CAJ's network is the same
+            names={r"non_local\.layer(\d)\.(\d)\.g\.": r"NL_\1.\2.g.0.", r"non_local\.layer": "NL_",
+                   **BRANCHES},
+            resnets=tuple(BRANCHES.values())),
+    Foreign("base", signs=tuple(BRANCHES.values()), names=BRANCHES,
+            resnets=tuple(BRANCHES.values())),
+)
 
 
 def is_published(content: Any) -> bool:
-    """Whether a file's content is a state dict with keys of the AGW line, see `state_dict`."""
-    return any(name.startswith(SIGNS) for name in state_dict(content))
+    """Whether a file's content is, or holds, a state dict of other code that `FOREIGN` tells of."""
+    return find_foreign(state_dict(content)) is not None
 
 
-def state_dict(content: Any) -> dict[str, Any]:
-    """The state dict that a file's content is, or holds under one of WRAPPERS, without the `module.` that
-    DataParallel puts before every name; empty if there is none.
-    """
-    if not isinstance(content, dict):
-        return {}
-    weights = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
-    return {str(name).removeprefix("module."): value for name, value in weights.items()}
+def find_foreign(found: Mapping[str, Any]) -> Foreign | None:
+    """The code that a state dict comes from, None for ours or an unknown one."""
+    return next((row for row in FOREIGN if any(name.startswith(row.signs) for name in found)), None)
 
 
-def load_published(content: dict[str, Any], path: str) -> tuple[TwoStream, dict[str, Any], list[str]]:
+def load_published(content: Any, path: str | Path,
+                   flag: str = "--resume") -> tuple[TwoStream, dict[str, Any], list[str]]:
     """The network of a published checkpoint in eval mode, what its keys say, and lines on what was used.
 
-    Raises `UserError` for a key that the forward pass needs and that is missing, of another shape or not
-    finite, and for keys of modules that it does not know.
+    Raises `UserError` for a weight that is missing or does not fit, and for one that the method has no place
+    for.
     """
     found = state_dict(content)
-    weights, method, arch, classes = translated(found, path, "--resume")
-    require_finite(weights, path, "--resume")
-    net = build_network(PUBLISHED[method], arch, classes)
-    net.load_state_dict(weights, strict=False)
-    missing, unused = len(net.state_dict()) - len(weights), unused_names(found, method, arch)
-    trained_on = [("dataset", name) for name, data in DATASETS.items()
-                  if data.published.get("training persons") == classes]
-    report = [f"used: {len(weights)} keys ({method}, {arch}, {classes} classes)",
-              f"unused: {len(unused)} keys ({summarise(unused)})" if unused else "unused: none",
-              f"missing: {missing} keys that testing does not read (num_batches_tracked)" if missing
-              else "missing: none"]
-    return net.eval(), {"method": method, "arch": arch, **dict(trained_on)}, report
-
-
-def translated(found: dict[str, Any], path: str, flag: str) -> tuple[dict[str, Tensor], str, str, int]:
-    """The weights of a published state dict under our names, with method, backbone and number of classes.
-
-    Raises `UserError` for a missing key, one of another shape, and one that no known module has.
-    """
-    head = found.get("classifier.weight")
+    row, head = find_foreign(found), found.get("classifier.weight")
     if not isinstance(head, Tensor) or head.ndim != 2:
         raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells "
                         "the number of classes; a complete checkpoint expected")
-    tops = {name.split(".")[0] for name in found}
-    method = "cgrnet" if tops & {name.split(".")[0] for name in CGRNET_ONLY.values()} else (
-        "agw" if any(name.startswith("NL_") for name in tops) else "base")
-    arch = min(BACKBONES,
-               key=lambda arch: len(published_shapes(method, arch, len(head)).keys() - found.keys()))
-    shapes = published_shapes(method, arch, len(head))
-    for name, (_, shape) in shapes.items():
-        if name not in found:
-            if name.endswith("num_batches_tracked"):  # a count that testing does not read
-                continue
-            raise UserError(f"{flag} {path}: lacks {name}, which {method} on {arch} needs; a complete "
-                            "checkpoint expected")
-        if getattr(found[name], "shape", None) != shape:
-            what = f"has shape {tuple(found[name].shape)}" if isinstance(found[name], Tensor) else (
-                f"is a {type(found[name]).__name__}")
-            raise UserError(f"{flag} {path}: {name} {what}, a tensor of shape {tuple(shape)} expected for "
-                            f"{method} on {arch}; use another file")
-    layers, used = torchvision_state(arch), set(map(top, shapes))
-    for name in unused_names(found, method, arch):
-        spare = name.startswith(UNUSED) or (BRANCH.match(name) and BRANCH.sub("", name, 1) in layers)
-        if not spare or top(name) in used:
-            raise UserError(f"{flag} {path}: {name} found, which {method} on {arch} has no place for; a "
-                            f"published file of AGW, CAJ or CGRNet on {' or '.join(BACKBONES)} expected: "
-                            "this is another network")
-    return {ours: found[name] for name, (ours, _) in shapes.items() if name in found}, method, arch, len(head)
-
-
-def published_shapes(method: str, arch: str, classes: int) -> dict[str, tuple[str, torch.Size]]:
-    """For each published name that a method's forward pass uses: our name of it, and its shape."""
-    theirs = AGW | (CGRNET_ONLY if method == "cgrnet" else {})
-    with torch.device("meta"):
-        own = build_network(PUBLISHED[method], arch, classes).state_dict()
-    return {translate(name, theirs): (name, value.shape) for name, value in own.items()}
-
-
-def unused_names(found: Mapping[str, Any], method: str, arch: str) -> list[str]:
-    """The names of a published state dict that the forward pass does not use."""
-    used = published_shapes(method, arch, 1)
-    return [name for name in found if name not in used]
-
-
-def translate(name: str, theirs: Mapping[str, str]) -> str:
-    """The published name of one of our weights; their non-local block wraps g in a sequence."""
-    module = max((ours for ours in theirs if name.startswith(f"{ours}.")), key=len)
-    return re.sub(r"^(NL_\d\.\d+\.g)\.", r"\1.0.", theirs[module] + name[len(module):])
-
-
-def top(name: str) -> str:
-    """The layer of a ResNet, or else the module, that a published name belongs to."""
-    return re.match(r"\w+\.(?:visible|thermal|base)\.\w+|\w*", name)[0]
-
-
-def summarise(names: Iterable[str]) -> str:
-    """Published names in a few words, such as `visible_module.visible.layer1-4, fc; local2local`."""
-    layers: dict[str, list[str]] = {}
-    for layer in dict.fromkeys(map(top, names)):
-        module, _, last = layer.rpartition(".")
-        layers.setdefault(module or last, []).extend([last] if module else [])
-    words = []
-    for module, inner in layers.items():
-        text = ", ".join(inner)
-        for first, last in ((1, 4), (1, 3), (2, 4), (1, 2), (2, 3), (3, 4)):
-            text = text.replace(", ".join(f"layer{n}" for n in range(first, last + 1)),
-                                f"layer{first}-{last}")
-        words.append(f"{module}.{text}" if text else module)
-    return "; ".join(words)
+    layers = {name.removeprefix(prefix) for name in found for prefix in row.resnets if prefix in name}
+    resnets = {arch: torchvision_state(arch).keys() for arch in BACKBONES}
+    arch = min(resnets, key=lambda arch: len(layers ^ resnets[arch]))
+    net = build_network(override(METHODS[row.method], row.changes), arch, len(head))
+    names = {name: row.translate(name) for name in net.state_dict()}
+    spare = {prefix + name for prefix in row.resnets for name in resnets[arch]}
+    spare |= {name for name in found if name.startswith(row.unused)}
+    load_weights(net, found, names, spare, f"{flag} {path}", f"{row.method} on {arch}, as published,")
+    trained_on = [("dataset", name) for name, data in DATASETS.items()
+                  if data.published.get("training persons") == len(head)]
+    used = found.keys() & names.values()
+    modules = dict.fromkeys(re.match(r"\w+(\.(visible|thermal|base)\.\w+)?", name)[0]
+                            for name in found if name not in used)
+    return net.eval(), {"method": row.method, "arch": arch, **dict(trained_on)}, [
+        f"used: {len(used)} keys ({row.method}, {arch}, {len(head)} classes)",
+        f"unused: {len(found) - len(used)} keys ({', '.join(modules)})" if modules else "unused: none",
+        f"missing: {len(names) - len(used)} keys that testing does not read ({COUNT})"
+        if len(names) > len(used) else "missing: none"]

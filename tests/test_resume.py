@@ -228,7 +228,7 @@ def test_init_takes_weights_and_says_what_came_and_what_not(left_alone, killed, 
                      "every key used", line)
     refused = script(*common, "--method", "base")  # whose stage 1 the file has twice
     assert refused.returncode == 2, refused.stderr
-    assert "without shared.layer1.0.conv1.weight of shape" in refused.stderr, refused.stderr
+    assert "lacks shared.layer1.0.conv1.weight" in refused.stderr, refused.stderr
 
 
 def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tmp_path):
@@ -242,8 +242,8 @@ def test_init_reads_bare_state_dicts_and_the_prefix_of_data_parallel_training(tm
 
 def test_init_refuses_another_architecture_by_the_first_layer_that_is_missing(tmp_path):
     torch.save(build_network("base", "resnet18", 3).state_dict(), tmp_path / "small.t")
-    with pytest.raises(UserError, match="small.t: .* without shared.layer1.0.conv1.weight of shape .64, "
-                       "64, 1, 1. found"):
+    with pytest.raises(UserError, match="small.t: .* shared.layer1.0.conv1.weight has shape .64, 64, "
+                       "3, 3., .64, 64, 1, 1. expected"):
         load_init(build_network("base", "resnet50", 3), str(tmp_path / "small.t"), "sysu", 1)
 
 
