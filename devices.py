@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from backbones import BACKBONES
+from datasets.types import ImageSpec
 from utils import UserError, one_line, warn
 
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what a launcher sets for each process of a run
@@ -32,8 +35,8 @@ class Processes:
 
 
 def start_processes(device: torch.device) -> Processes:
-    """Join the processes that a launcher (torchrun, srun) tells of in RANK, WORLD_SIZE and MASTER_ADDR, by
-    NCCL on CUDA, by gloo on the CPU; a run of one without these.
+    """Join the processes that a launcher (torchrun, srun) announces by RANK, WORLD_SIZE and MASTER_ADDR, with
+    NCCL on CUDA and gloo on the CPU; a single process where these are not set.
 
     Raises `UserError` if the others are not found.
     """
@@ -45,7 +48,7 @@ def start_processes(device: torch.device) -> Processes:
     except (RuntimeError, ValueError) as error:
         where = " ".join(f"{name}={os.environ[name]}" for name in (*sorted(LAUNCHED), "MASTER_PORT"))
         raise UserError(f"{where}: the processes of this run do not find each other "
-                        f"({one_line(error)[:160]}); mend these, or unset RANK for a run of one "
+                        f"({one_line(error)[:160]}); mend these, or unset RANK for a single "
                         "process") from None
     return Processes(dist.get_rank(), dist.get_world_size())
 
@@ -57,29 +60,26 @@ def stop_processes() -> None:
 
 
 def choose_device(gpu: str) -> torch.device:
-    """The device that `--gpu` names; where a launcher starts several processes, one for each. Where it is not
-    there, one line and the CPU, or the only GPU.
+    """The device that `--gpu` names, or one for each process of a launcher; the CPU where there is none.
 
     Raises `UserError` for what names no device, and for one of several GPUs that is not there.
     """
     if gpu == "cpu":
         return torch.device("cpu")
-    number = gpu.removeprefix("cuda:")
-    if gpu != "mps" and not (number.isascii() and number.isdigit()):
+    if not re.fullmatch("mps|(cuda:)?[0-9]+", gpu):
         raise UserError(f"--gpu {gpu}: N or cuda:N (the number of one device), mps or cpu expected; for "
                         "several GPUs: torchrun --nproc-per-node 2 train.py, which gives each its process")
+    kind = "MPS" if gpu == "mps" else "CUDA"
     if not (torch.backends.mps if gpu == "mps" else torch.cuda).is_available():
-        if int(os.environ.get("RANK", 0)) == 0:
-            what = "MPS" if gpu == "mps" else "CUDA"
-            warn(f"--gpu {gpu}: no {what} device here, running on the CPU (--gpu cpu asks for that)")
+        if os.environ.get("RANK", "0") == "0":
+            warn(f"--gpu {gpu}: no {kind} device here, running on the CPU (--gpu cpu asks for that)")
         return torch.device("cpu")
     if gpu == "mps":
         return torch.device("mps")
-    index, count = int(number), torch.cuda.device_count()
+    index, count = int(gpu.removeprefix("cuda:")), torch.cuda.device_count()
     if "LOCAL_RANK" in os.environ:
         index = int(os.environ["LOCAL_RANK"])
-    elif LAUNCHED <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1":
-        # srun may show each process its own GPU alone
+    elif LAUNCHED <= os.environ.keys():  # srun may show each process its own GPU alone
         index = int(os.environ.get("SLURM_LOCALID", os.environ["RANK"])) % count
     elif index >= count == 1:
         warn(f"--gpu {gpu}: one CUDA device here, number 0 (they count from 0); running on that")
@@ -105,18 +105,18 @@ def allow_tf32() -> None:
 
 
 def prepare(device: torch.device) -> None:
-    """Set this process up to compute on a device: TF32 on CUDA, memory that is used again on the CPU."""
+    """Allow TF32 on CUDA, and have freed memory used again on the CPU."""
     allow_tf32()
     if device.type == "cpu":
         keep_freed_memory()
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Have the C library keep freed memory for the next tensor, or not; does nothing where it is not glibc.
+    """Have glibc keep freed memory for the next tensor, or not; does nothing with another C library.
 
-    glibc gives tensors of over 32 MB back to the system as they are freed, and takes zeroed pages for the
-    next, one fault each: up to a third of a step (docs/speed.md). Not to keep is what its own, growing
-    thresholds come to, see mallopt(3).
+    glibc returns tensors of over 32 MB to the system as they are freed, and each page of the next costs a
+    fault: up to a third of a step (docs/speed.md). Not to keep is what its own thresholds grow to, see
+    mallopt(3).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -133,41 +133,45 @@ def keep_freed_memory(keep: bool = True) -> None:
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
     """Products and convolutions in full float32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = False
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for backend, allowed in zip(backends, before):
+            backend.allow_tf32 = allowed
 
 
 def require_compiler(device: torch.device) -> None:
-    """Try torch.compile on a small function; `UserError` in one line if it cannot be used here."""
+    """Raise `UserError` where torch.compile cannot compile a small function."""
     try:
-        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(8, device=device))
+        torch.compile(torch.relu)(torch.ones(8, device=device))
     except Exception as error:  # a compiler that is missing, or does not fit, in many ways
         raise UserError(f"--compile: torch.compile does not work here ({one_line(error)[:200]}); install a "
                         "C++ compiler (on a GPU, triton), or leave --compile out") from None
 
 
-def use_bf16(device: torch.device, amp: str, width: int = 288) -> bool:
-    """Whether to autocast to bfloat16: `auto` says yes where the device multiplies it natively.
+def use_bf16(device: torch.device, amp: str, arch: str, spec: ImageSpec) -> bool:
+    """Whether to autocast to bfloat16: `auto` says yes where the device has it and the backbone gains by it.
 
     Not so on a CPU for images of up to 16 pixels in width: with strides of 2, oneDNN's bfloat16 convolution
     of their maps of two columns gives wrong numbers (torch 2.15 on AMX).
     """
     if amp != "auto":
         return amp == "bf16"
+    gains = device.type == "cuda" or (BACKBONES[arch].cpu_bf16 and spec.width > 16)
+    return gains and has_bf16(device)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16: CUDA from capability 8.0, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and width > 16 and cpu_has_bf16()
-
-
-def cpu_has_bf16() -> bool:
-    """True on processors with AMX or AVX512-BF16 (torch's own answer; False where it gives none)."""
-    answers = (getattr(torch.cpu, name, None)
+    answers = (getattr(torch.cpu, name, bool)  # some versions of torch lack one of them
                for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(answer() for answer in answers if answer is not None)
+    return device.type == "cpu" and any(answer() for answer in answers)
 
 
 def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:

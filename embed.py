@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from datasets.folders import RANGE, require_range
-from datasets.types import MODALITIES, Features
+from datasets.types import MODALITIES, Features, ImageSpec
 from embedding import Rows, average, embed_batches, find_images, find_tracklets, join, read_boxes
 from results import FEATURES
 from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
@@ -48,7 +48,7 @@ def build_parser() -> Parser:
                                       "images of more than 8 bits (default: the checkpoint's)"})
     parser.add_argument("--gpu", **GPU)
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
-                        help="bfloat16 autocast; auto: where the device has it natively")
+                        help="bfloat16 autocast; auto: where the device has it and the backbone gains by it")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", help="images a step")
     parser.add_argument("--workers", type=integer(0, 256), default=4, metavar="N",
                         help="parallel readers of images (0: none but the program itself)")
@@ -121,7 +121,7 @@ def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
     net, facts = checkpoint.load_network(args.resume)
     device = choose_device(args.gpu)
     prepare(device)
-    bf16 = use_bf16(device, args.amp, facts.get("img_w", 288))
+    bf16 = use_bf16(device, args.amp, facts["arch"], ImageSpec.from_arguments(facts))
     return net.to(device), {**facts, "precision": "bf16" if bf16 else "float32",
                             "sha256": sha256(Path(args.resume))}
 

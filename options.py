@@ -129,7 +129,7 @@ def add_shared_arguments(parser: Parser, script: str) -> None:
                         help="checkpoint to go on from, or to test")
     parser.add_argument("--gpu", **GPU, machine=True)
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
-                        help="bfloat16 autocast; auto: where the device has it natively")
+                        help="bfloat16 autocast; auto: where the device has it and the backbone gains by it")
     parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", machine=True,
                         help="images a step in evaluation")
     directions = ", ".join(f"{data.direction} for {name}" for name, data in DATASETS.items())

@@ -213,8 +213,9 @@ def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
 # ---------------------------------------------------------------------------------------- features and scores
 def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
-    bf16 = use_bf16(device, args.amp, args.img_w)
-    return Extraction(ImageSpec.from_arguments(vars(args)), args.test_batch, args.workers, device, bf16,
+    spec = ImageSpec.from_arguments(vars(args))
+    bf16 = use_bf16(device, args.amp, args.arch, spec)
+    return Extraction(spec, args.test_batch, args.workers, device, bf16,
                       args.flip, silent=False)
 
 
@@ -285,7 +286,7 @@ def extras(args: argparse.Namespace, device: torch.device, models: list[Model],
            searches: list[Search]) -> list[str]:
     """What was done beyond the protocol, in words."""
     words = ["flip"] if args.flip else []
-    words += ["bfloat16"] if use_bf16(device, args.amp, args.img_w) else []
+    words += ["bfloat16"] if extraction(args, device).bf16 else []
     words += [f"feature {args.feature}"] if args.feature else []
     words += [results.RERANKED] if args.rerank == "k-reciprocal" else []
     words += sorted({f"trained on {model.home}" for model in models if model.home})

@@ -240,8 +240,8 @@ def set_up(args: argparse.Namespace, saved: Checkpoint | None, state: Checkpoint
                                 args.optim)
     if saved is not None:
         go_on_from(saved, args.resume, criterion, optimiser, sampler)
-    return Training(args, state, files, device, use_bf16(device, args.amp, args.img_w), net, criterion,
-                    optimiser)
+    bf16 = use_bf16(device, args.amp, args.arch, ImageSpec.from_arguments(vars(args)))
+    return Training(args, state, files, device, bf16, net, criterion, optimiser)
 
 
 def first_network(args: argparse.Namespace, saved: Checkpoint | None, classes: int,

@@ -1,9 +1,5 @@
 """Every way of computing a step trains: float32, bfloat16, compiled, on each device that is there."""
-import platform
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,19 +98,3 @@ def test_no_step_makes_the_host_wait_for_the_device(on_device):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert meters.read() is None
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_used_again():
-    """In a process of its own: the setting holds for a main thread, and stays."""
-    script = """
-import resource, torch, devices
-devices.keep_freed_memory()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(50):
-    torch.ones(1 << 24)  # 64 MB, 16,384 pages
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True,
-                          text=True, check=True)
-    assert int(done.stdout) < 10 * 16384  # those of the first few

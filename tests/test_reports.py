@@ -15,10 +15,8 @@ import torch
 from conftest import ROOT, SMALL, make_llcm
 from test_faults import RUN, make_world
 
-from devices import choose_device
 from model import METHODS, build_network
 from train import warn_of_stuck_triplet
-from utils import UserError
 
 DRIVER = f"""
 import sys
@@ -356,32 +354,6 @@ def test_a_model_of_one_data_set_on_another(script, world, tmp_path):
     one = script(*test, "--trial", 2, "--out", "found")
     assert one.returncode == 0 and "bnneck trial 2" in one.stdout and "bnneck trial 1" not in one.stdout
     assert json.loads((script.cwd / "found/results.json").read_text())["extras"] == ["trained on SYSU-MM01"]
-
-
-def test_devices(monkeypatch, capsys):
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_LOCALID"):
-        monkeypatch.delenv(name, raising=False)
-    for gpu in ("0,1", "-1", "cuda:", "all", ""):
-        with pytest.raises(UserError, match="N or cuda:N .*, mps or cpu expected; for several GPUs: "
-                           "torchrun --nproc-per-node"):
-            choose_device(gpu)
-    count = [1]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count[0])
-    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    assert choose_device("cuda:0") == torch.device("cuda", 0) and not capsys.readouterr().err
-    assert choose_device("1") == torch.device("cuda", 0)
-    assert capsys.readouterr().err == ("warning: --gpu 1: one CUDA device here, number 0 "
-                                       "(they count from 0); running on that\n")
-    count[0] = 2
-    assert choose_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(UserError, match=r"--gpu 2: 2 CUDA device\(s\) found, counted from 0; name one"):
-        choose_device("2")
-    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "host"), ("SLURM_LOCALID", "1")):
-        monkeypatch.setenv(name, value)
-    assert choose_device("0") == torch.device("cuda", 1)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device("mps") == torch.device("mps")
 
 
 def test_a_launcher_that_sets_ranks_alone(world, tmp_path):

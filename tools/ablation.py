@@ -205,7 +205,7 @@ def train(row: str, seed: int, args: argparse.Namespace, split: TrainSplit, imag
     ROWS[row].set_up(net, optimiser, args.lr)
     sampler = IdentitySampler({m: split.labels(m) for m in MODALITIES}, args.batch_size, args.num_pos, seed)
     batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", seed)
-    bf16 = use_bf16(device, args.amp, args.img_w)
+    bf16 = use_bf16(device, args.amp, args.arch, ImageSpec.from_arguments(vars(args)))
     for epoch in range(args.epochs):
         set_learning_rate(optimiser, learning_rate_factor(epoch, args.epochs, args.schedule))
         for values in train_steps(net, criterion, batches, optimiser, epoch, 0, bf16):

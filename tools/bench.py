@@ -31,7 +31,7 @@ from backbones import BACKBONES
 from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
 from datasets.types import ImageSpec
-from devices import choose_device, keep_freed_memory, precision, prepare, use_bf16
+from devices import choose_device, has_bf16, keep_freed_memory, precision, prepare
 from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
 from eval_metrics import eval_sysu
 from loss import Criterion
@@ -302,9 +302,9 @@ def unit_rows(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def precisions(device: torch.device) -> list[tuple[str, bool]]:
     """The precisions to report: float32 and, where the device has it natively, bf16."""
-    if not use_bf16(device, "auto"):
+    if not has_bf16(device):
         print("bf16: left out, the device does not have it natively")
-    return [("float32", False), ("bf16", True)][:1 + use_bf16(device, "auto")]
+    return [("float32", False), ("bf16", True)][:1 + has_bf16(device)]
 
 
 def made_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, TrainImages], IdentitySampler]:
