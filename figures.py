@@ -21,7 +21,7 @@ from PIL import Image
 
 from datasets.images import read_image
 from datasets.types import MODALITIES, Images, ImageSpec, Search
-from results import scored
+from results import Record
 from retrieval.verification import Pairs
 from utils import UserError, atomic_path, one_line
 
@@ -35,18 +35,18 @@ ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart
 WORDS = {"pool": "after pooling", "bnneck": "after BNNeck", "sum": "sum of both cosines"}
 
 
-def draw(out: Path, record: dict[str, Any], search: Search, dist_mat: np.ndarray, reranked: bool) -> None:
+def draw(out: Path, record: Record, search: Search, dist_mat: np.ndarray, reranked: bool) -> None:
     """Write `cmc.png`, `ranking.png` and `distances.png` into a folder, each whole or not at all.
 
     record: the results of all trials; search, dist_mat (Q, G): the first trial's, with the last feature.
     """
-    title = " + ".join([record["protocol"]["name"], *record["extras"]])
+    title = " + ".join([record.protocol.name, *record.extras])
     first = f"{title}, trial {search.trial}"
     same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
     word = "re-ranked distance" if reranked else "cosine distance"
-    figures = {"cmc": draw_cmc(title, record["trials"]),
+    figures = {"cmc": draw_cmc(title, record),
                "ranking": draw_ranking(first, dist_mat, shown, same, search,
-                                       ImageSpec(*record["image_size"], record.get("range"))),
+                                       record.spec),
                "distances": draw_distances(first, word, dist_mat, shown, same)}
     save(out, figures)
 
@@ -69,15 +69,14 @@ def curve_axes(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
+def draw_cmc(title: str, record: Record) -> Figure:
     """CMC curves of the features, in per cent: the mean over trials, in a band of a standard deviation."""
     figure, axes = curve_axes(title)
     lowest = 100.0
-    for feature, colour, style, marker in zip(scored(trials), (ORANGE, BLUE), ("--", "-"), ("s", "o")):
-        curves = 100 * np.array([trial[feature]["cmc"] for trial in trials])
-        measures = {"Rank-1": curves[:, 0],
-                    "mAP": 100 * np.array([trial[feature]["mAP"] for trial in trials])}
-        numbers = [f"{name} {values.mean():.2f}" + (f" ± {values.std():.2f}" if len(trials) > 1 else "")
+    for feature, colour, style, marker in zip(record.features, (ORANGE, BLUE), ("--", "-"), ("s", "o")):
+        curves = 100 * record.cmc(feature)
+        measures = {"Rank-1": curves[:, 0], "mAP": 100 * record.values(feature, "mAP")}
+        numbers = [f"{name} {values.mean():.2f}" + (f" ± {values.std():.2f}" if np.ptp(values) else "")
                    for name, values in measures.items()]
         mean, std, ranks = curves.mean(0), curves.std(0), np.arange(1, curves.shape[1] + 1)
         axes.fill_between(ranks, (mean - std).clip(0), (mean + std).clip(max=100), color=colour, alpha=0.18,
@@ -87,8 +86,8 @@ def draw_cmc(title: str, trials: list[dict[str, Any]]) -> Figure:
         lowest = min(lowest, (mean - std).min())
     axes.set(xlabel="rank", ylabel="matching rate (%)", xlim=(0.5, len(ranks) + 0.5),
              ylim=(max(0, 10 * (lowest // 10) - 20), 100), xticks=[1, *range(5, len(ranks) + 1, 5)])
-    heading = (f"mean and standard deviation of {len(trials)} trials" if len(trials) > 1
-               else f"trial {trials[0]['trial']}")
+    heading = (f"mean and standard deviation of {len(record.trials)} trials" if len(record.trials) > 1
+               else f"trial {record.trials[0].number}")
     axes.legend(loc="best", fontsize=8, title=heading, title_fontsize=8)
     return figure
 

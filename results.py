@@ -1,4 +1,4 @@
-"""Results of a test: the record of every trial, its table, JSON and CSV, and the comparison of several."""
+"""Records of tests: what results.json and results.csv hold, and the scores of each query beside them."""
 from __future__ import annotations
 
 import csv
@@ -7,23 +7,22 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bootstrap import LEVEL, RESAMPLES, QueryScores, paired_difference
-from datasets.types import FEATURES, SUM, Search
-from utils import UserError, atomic_path, warn, write_json
+from bootstrap import QueryScores
+from datasets.types import FEATURES, SUM, ImageSpec, Search
+from utils import UserError, atomic_path, one_line, write_json
 
 FORMAT = 1
-COMPARABLE = ("name", "trials", "images")  # what records must share
 FOLDER = "results"  # of records, below the current folder, unless --out names another
 RERANKED = "k-reciprocal re-ranking"  # as records name it
 RANKS = (1, 5, 10, 20)
-DIFFERENCES = ("rank-1", "mAP")  # that `--compare` puts to the test
 MEASURES = (*(f"rank-{k}" for k in RANKS), "mAP", "mINP")
+WORDS = {"pool": "after pooling", "bnneck": "after BNNeck", "sum": "sum of both cosines"}  # of each feature
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,116 @@ class Scores:
         """Rank-1/5/10/20, mAP and mINP by name."""
         return {**{f"rank-{k}": self.cmc[k - 1] for k in RANKS}, "mAP": self.mAP, "mINP": self.mINP}
 
-    def record(self) -> dict[str, Any]:
-        """What results.json holds of them."""
-        return {"cmc": list(self.cmc), "mAP": self.mAP, "mINP": self.mINP}
 
-
-def describe_protocol(searches: Sequence[Search], root: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Protocol:
     """What makes two results comparable: the search, its trials, and a SHA-256 of its images and persons."""
+
+    name: str
+    trials: tuple[int, ...]
+    images: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The scores of one draw of the gallery, or one split, by feature, and what it was scored on."""
+
+    number: int
+    scores: Mapping[str, Scores]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    unmatched: int = 0  # queries that see no match and are left out of the mean
+
+
+@dataclass(frozen=True)
+class Model:
+    """The checkpoint of a test, or the ten of RegDB's splits.
+
+    settings: what its training shares with that of other seeds; seed: None where nothing says it; paths: of
+    the files, as the command line named them.
+    """
+
+    method: str
+    arch: str
+    files: tuple[str, ...]
+    sha256: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A test: how it was done, and the scores of every trial.
+
+    extras: what was done beyond the protocol, in words; spec: how images were read; similarities:
+    calibration, thresholds and modality gap, as results.json holds them.
+    """
+
+    protocol: Protocol
+    extras: tuple[str, ...]
+    model: Model
+    spec: ImageSpec
+    trials: tuple[Trial, ...]
+    similarities: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def features(self) -> list[str]:
+        """The features that were scored."""
+        return [feature for feature in (*FEATURES, SUM) if feature in self.trials[0].scores]
+
+    def values(self, feature: str, measure: str) -> np.ndarray:
+        """A measure in each trial, (T,), fractions."""
+        return np.array([trial.scores[feature].headline()[measure] for trial in self.trials])
+
+    def cmc(self, feature: str) -> np.ndarray:
+        """The CMC curve of each trial, (T, K), fractions."""
+        return np.array([trial.scores[feature].cmc for trial in self.trials])
+
+    def summary(self, statistic: str) -> dict[str, dict[str, float]]:
+        """Mean or (population) standard deviation, "mean" or "std", over trials by feature and measure."""
+        return {feature: {measure: float(getattr(self.values(feature, measure), statistic)())
+                          for measure in MEASURES} for feature in self.features}
+
+    def to_json(self) -> dict[str, Any]:
+        """What results.json holds."""
+        trials = [{"trial": trial.number, **{name: asdict(scores) for name, scores in trial.scores.items()},
+                   "counts": dict(trial.counts), "queries_without_match": trial.unmatched}
+                  for trial in self.trials]
+        values = {} if self.spec.range is None else {"range": self.spec.range}
+        return {"format": FORMAT, "protocol": asdict(self.protocol), "extras": self.extras,
+                "checkpoint": asdict(self.model), "image_size": [self.spec.height, self.spec.width], **values,
+                "trials": trials, "mean": self.summary("mean"), "std": self.summary("std"),
+                **self.similarities}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Record:
+        """The record that results.json holds; raises one of many errors where that is none."""
+        known = {name: record["checkpoint"].get(name) for name in Model.__dataclass_fields__}
+        model = Model(**{name: tuple(value) if isinstance(value, list) else value
+                         for name, value in known.items() if value is not None})
+        trials = [Trial(trial["trial"], {name: Scores(**{**trial[name], "cmc": tuple(trial[name]["cmc"])})
+                                         for name in (*FEATURES, SUM) if name in trial},
+                        trial.get("counts", {}), trial.get("queries_without_match", 0))
+                  for trial in record["trials"]]
+        protocol = record["protocol"]
+        spec = ImageSpec(*record["image_size"], tuple(record["range"]) if "range" in record else None)
+        found = Record(Protocol(protocol["name"], tuple(protocol["trials"]), protocol["images"]),
+                       tuple(record["extras"]), model, spec, tuple(trials),
+                       {name: record[name] for name in ("calibration", "thresholds", "modality_gap")
+                        if name in record})
+        found.summary("mean")  # fails for values that are no numbers
+        return found
+
+
+def describe_protocol(searches: Sequence[Search], root: str) -> Protocol:
+    """The protocol of some searches of one data set, whose folder is `root`."""
     digest = hashlib.sha256()
     for search in searches:
         for side in (search.query, search.gallery):
             for path, pid, camid in zip(side.paths, side.pids, side.camids):
                 digest.update(f"{Path(path).relative_to(root).as_posix()} {pid} "
                               f"{camid}\n".encode("utf-8", "surrogateescape"))
-    return {"name": searches[0].name, "trials": [search.trial for search in searches],
-            "images": digest.hexdigest()}
+    return Protocol(searches[0].name, tuple(search.trial for search in searches), digest.hexdigest())
 
 
 def count(search: Search) -> dict[str, int]:
@@ -62,71 +156,58 @@ def count(search: Search) -> dict[str, int]:
             for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
 
 
-def unmatched_line(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many queries see no match and are not in the mean, over all trials; nothing if there are none."""
-    lone = [f"{trial['queries_without_match']} of {trial['counts']['query_images']}"
-            for trial in trials if trial.get("queries_without_match")]
-    return ["queries that see no match, left out of the mean: "
-            f"{', '.join(dict.fromkeys(lone))}"] if lone else []
-
-
-def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and (population) standard deviation over trials of each measure of each feature, fractions."""
-    tables = {feature: np.array([list(headline(trial[feature]).values()) for trial in trials])
-              for feature in scored(trials)}
-    return {name: {feature: dict(zip(MEASURES, statistic(table, axis=0).tolist()))
-                   for feature, table in tables.items()}
-            for name, statistic in (("mean", np.mean), ("std", np.std))}
-
-
-def scored(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The features that the trials of a record were scored with."""
-    return [feature for feature in (*FEATURES, SUM) if feature in trials[0]]
-
-
-def headline(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The measures of one feature of one trial of a record."""
-    return Scores(**scores).headline()
-
-
+# --------------------------------------------------------------------------------------------------- in words
 def show_percent(values: Mapping[str, float]) -> str:
     """Named fractions as per cent on one line."""
     return " ".join(f"{name} {value:.2%}" for name, value in values.items())
 
 
-def lines(record: dict[str, Any]) -> list[str]:
-    """The table of a record: every trial of both features, then mean and deviation, in per cent."""
-    extras = "".join(f" + {extra}" for extra in record["extras"])
-    rows = [record["protocol"]["name"], *unmatched_line(record["trials"]),
+def unmatched_line(unmatched: Sequence[tuple[int, int]]) -> list[str]:
+    """How many queries of how many see no match, trial by trial; nothing if none of them does."""
+    lone = dict.fromkeys(f"{lone} of {queries}" for lone, queries in unmatched if lone)
+    return [f"queries that see no match, left out of the mean: {', '.join(lone)}"] if lone else []
+
+
+def lines(record: Record) -> list[str]:
+    """The table of a record: every trial of each feature, then mean and deviation, in per cent."""
+    extras = "".join(f" + {extra}" for extra in record.extras)
+    lone = [(trial.unmatched, trial.counts.get("query_images", 0)) for trial in record.trials]
+    rows = [record.protocol.name, *unmatched_line(lone),
             " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
-    features = scored(record["trials"])
-    for feature in features:
-        for trial in record["trials"]:
-            values = [f"{100 * headline(trial[feature])[name]:15.2f}" for name in MEASURES]
-            rows.append(" ".join([f"{feature + ' trial ' + str(trial['trial']):<24}", *values]) + extras)
-    for feature in features:
-        values = [f"{show_spread(record, feature, name):>15}" for name in MEASURES]
-        rows.append(" ".join([f"{feature + ' mean ± std':<24}", *values]) + extras)
+    for feature in record.features:
+        for number, trial in enumerate(record.trials):
+            cells = [f"{100 * record.values(feature, name)[number]:15.2f}" for name in MEASURES]
+            rows.append(" ".join([f"{f'{feature} trial {trial.number}':<24}", *cells]) + extras)
+    for feature in record.features:
+        cells = [spread(record.values(feature, name)) for name in MEASURES]
+        kind = "mean ± std" if "±" in "".join(cells) else "mean"
+        rows.append(" ".join([f"{f'{feature} {kind}':<24}", *(f"{cell:>15}" for cell in cells)]) + extras)
     return rows
 
 
-def gap_lines(record: dict[str, Any]) -> list[str]:
+def spread(values: np.ndarray) -> str:
+    """Mean ± (population) standard deviation over trials, in per cent; of equal values, the mean alone."""
+    return f"{100 * values.mean():.2f}" + (f" ± {100 * values.std():5.2f}" if np.ptp(values) else "")
+
+
+def gap_lines(record: Record) -> list[str]:
     """The gap between the modalities in words, with what changes it beyond the protocol."""
-    extras = "".join(f" + {extra}" for extra in record["extras"] if extra != RERANKED)
+    extras = "".join(f" + {extra}" for extra in record.extras if extra != RERANKED)
     return [f"modality gap {feature:<7}centroids {gap['centroids']:.3f} apart; mean cosine distance within "
             f"visible {gap['visible']:.3f}, within infrared {gap['infrared']:.3f}, across {gap['across']:.3f}"
             + extras
-            for feature, gap in record["modality_gap"].items()]
+            for feature, gap in record.similarities["modality_gap"].items()]
 
 
-def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Path:
+# ------------------------------------------------------------------------------------------------------ files
+def default_path(resume: str, record: Record, named: bool = False) -> Path:
     """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras, and
     numbered where that holds the record of another test.
 
     named: whether the user chose the trial, of which a checkpoint may see several.
     """
-    trials = [f"trial {trial}" for trial in record["protocol"]["trials"]]
-    words = [record["protocol"]["name"], *(trials if named and len(trials) == 1 else []), *record["extras"]]
+    trials = [f"trial {trial}" for trial in record.protocol.trials]
+    words = [record.protocol.name, *(trials if named and len(trials) == 1 else []), *record.extras]
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
     stem = f"{Path(resume).stem.replace('{}', 'all')}_{slug}"
     numbers = itertools.chain([""], map("_{}".format, itertools.count(2)))
@@ -134,35 +215,49 @@ def default_path(resume: str, record: dict[str, Any], named: bool = False) -> Pa
     return next(path for path in paths if not holds_another(path, record))
 
 
-def holds_another(path: Path, record: dict[str, Any]) -> bool:
+def holds_another(path: Path, record: Record) -> bool:
     """Whether a file is there and not the record of the same test: same checkpoint, images and extras."""
-    try:
-        other = json.loads(path.read_text(encoding="utf-8"))
-        return any(other[key] != record[key] for key in ("protocol", "checkpoint", "extras"))
-    except FileNotFoundError:
+    if not path.exists():
         return False
-    except (OSError, ValueError, KeyError, TypeError):
+    try:
+        other = read(path)
+    except UserError:
         return True
+    return any(getattr(other, name) != getattr(record, name) for name in ("protocol", "extras")) or any(
+        getattr(other.model, name) != getattr(record.model, name) for name in ("sha256", "settings", "seed"))
 
 
-def write(record: dict[str, Any], folder: Path) -> None:
+def write(record: Record, folder: Path) -> None:
     """Write `results.json` and `results.csv`, each whole or not at all."""
-    write_json(folder / "results.json", record)
+    write_json(folder / "results.json", record.to_json())
     with atomic_path(folder / "results.csv") as temporary:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["protocol", "extras", "feature", "trial", *MEASURES])
-            for feature in scored(record["trials"]):
-                head = [record["protocol"]["name"], " + ".join(record["extras"]), feature]
-                for trial in record["trials"]:
-                    writer.writerow([*head, trial["trial"], *headline(trial[feature]).values()])
+            for feature in record.features:
+                head = [record.protocol.name, " + ".join(record.extras), feature]
+                for trial in record.trials:
+                    writer.writerow([*head, trial.number, *trial.scores[feature].headline().values()])
                 for kind in ("mean", "std"):
-                    writer.writerow([*head, kind, *record[kind][feature].values()])
+                    writer.writerow([*head, kind, *record.summary(kind)[feature].values()])
 
 
-def queries_path(record: Path) -> Path:
+def read(path: str | Path) -> Record:
+    """The record in a file; raises `UserError` that names it where there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']} found, {FORMAT} expected")
+        return Record.from_json(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not a results.json of test.py ({one_line(reason)[:100]}); name one, or "
+                        "test that checkpoint again") from None
+
+
+def queries_path(record: str | Path) -> Path:
     """The file of each query's scores that stands beside a record."""
-    return record.with_suffix(".queries.npz")
+    return Path(record).with_suffix(".queries.npz")
 
 
 def write_queries(queries: QueryScores, record: Path) -> None:
@@ -175,167 +270,36 @@ def write_queries(queries: QueryScores, record: Path) -> None:
             np.savez_compressed(file, **arrays)
 
 
-def read_queries(record: Path) -> QueryScores | None:
-    """Each query's scores beside a record, None where there are none; raises `UserError` for another file."""
-    path = queries_path(record)
-    try:
-        with np.load(path) as arrays:
-            features = [name.removeprefix("ap_") for name in arrays if name.startswith("ap_")]
-            first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in features}
-                               for name in ("first_rank", "ap"))
-            return QueryScores(arrays["draws"], arrays["pids"], first_ranks, ap)
-    except FileNotFoundError:
+def read_queries(path: str | Path, record: Record) -> QueryScores | None:
+    """Each query's scores beside a record, None where there are none.
+
+    Raises `UserError` for a damaged file, and for one of another test.
+    """
+    file = queries_path(path)
+    if not file.exists():
         return None
-    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
-        raise UserError(f"--compare {path}: not the file that test.py writes beside a record "
-                        f"({type(error).__name__}); test that checkpoint again") from None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What `--compare` reads of a record; kind: what records of other seeds share; seed: None if unknown."""
-
-    path: str
-    protocol: Mapping[str, Any]
-    method: str
-    files: str
-    extras: str
-    kind: Any
-    seed: int | None
-    features: Sequence[str]
-    values: Mapping[str, Mapping[str, str]]  # by feature and measure: mean ± standard deviation
-    queries: QueryScores | None = None
-
-
-def read(path: str) -> Summary:
-    """The summary of a `results.json`; raises `UserError` if it is none."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise UserError(f"--compare {path}: format {str(record['format'])[:20]} found, {FORMAT} "
-                            "expected; test that checkpoint again")
-        features, made = scored(record["trials"]), record["checkpoint"]
-        values = {feature: {name: show_spread(record, feature, name) for name in MEASURES}
-                  for feature in features}
-        queries = read_queries(Path(path))
-        if queries is not None and not fits(queries, record):
-            raise UserError(f"--compare {queries_path(Path(path))}: of another test than {path}, or damaged; "
-                            "test that checkpoint again")
-        seed = made.get("seed") if isinstance(made.get("seed"), int) else None
-        kind = (made["method"], made.get("arch"), made.get("settings"), record["extras"])
-        return Summary(path, {key: record["protocol"][key] for key in COMPARABLE}, made["method"],
-                       ", ".join(made["files"]), "".join(f" + {extra}" for extra in record["extras"]),
-                       kind, seed, features, values, queries)
-    except FileNotFoundError:
-        raise UserError(f"--compare {path}: no such file; name a JSON file that test.py wrote") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error}"[:100]
-        raise UserError(f"--compare {path}: not a results.json of test.py ({what}); name one") from None
+        with np.load(file) as arrays:
+            first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in record.features}
+                               for name in ("first_rank", "ap"))
+            queries = QueryScores(arrays["draws"], arrays["pids"], first_ranks, ap)
+        if fits(queries, record):
+            return queries
+        reason = f"of another test than {path}"
+    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
+        reason = f"not the file that test.py writes beside a record ({type(error).__name__})"
+    raise UserError(f"{file}: {reason}; test that checkpoint again")
 
 
-def fits(queries: QueryScores, record: Mapping[str, Any]) -> bool:
+def fits(queries: QueryScores, record: Record) -> bool:
     """Whether the scores of the queries are those of the record."""
     arrays = (queries.draws, queries.pids, *queries.first_ranks.values(), *queries.ap.values())
-    if queries.draws.ndim != 1 or len({array.shape for array in arrays}) > 1:
+    if len({array.shape for array in arrays}) > 1:
         return False
-    for feature in scored(record["trials"]):
-        if feature not in queries.ap:
+    for feature, trial in itertools.product(record.features, record.trials):
+        chosen = (queries.draws == trial.number) & (queries.first_ranks[feature] > 0)
+        told = {"mAP": trial.scores[feature].mAP, "rank-1": trial.scores[feature].cmc[0]}
+        if not chosen.any() or not all(abs(queries.values(feature, name)[chosen].mean() - value) <= 1e-5
+                                       for name, value in told.items()):
             return False
-        for trial in record["trials"]:
-            mine = (queries.draws == trial["trial"]) & (queries.first_ranks[feature] > 0)
-            told = {"mAP": trial[feature]["mAP"], "rank-1": trial[feature]["cmc"][0]}
-            if not mine.any() or not all(abs(queries.values(feature, name)[mine].mean() - value) <= 1e-5
-                                         for name, value in told.items()):
-                return False
     return True
-
-
-def show_spread(record: Mapping[str, Any], feature: str, name: str) -> str:
-    """Mean ± standard deviation of one measure, in per cent."""
-    return f"{100 * record['mean'][feature][name]:6.2f} ± {100 * record['std'][feature][name]:5.2f}"
-
-
-def compare(paths: Sequence[str]) -> list[str]:
-    """The means of several results side by side.
-
-    Raises `UserError` unless all are of one protocol and one set of images.
-    """
-    summaries = [read(path) for path in paths]
-    first = summaries[0]
-    for other in summaries[1:]:
-        for key in COMPARABLE:
-            if first.protocol[key] != other.protocol[key]:
-                mine, theirs = (str(side.protocol[key])[:40] for side in (first, other))
-                raise UserError(f"--compare: {first.path} has {key} {mine}, {other.path} has {theirs}; "
-                                "results of different protocols cannot be compared; "
-                                "test both in the same way")
-    rows = [first.protocol["name"]]
-    rows += [f"[{number}] {each.path}: {each.method}{each.extras}, {each.files}"
-             for number, each in enumerate(summaries, 1)]
-    for feature in (*FEATURES, SUM):
-        if any(feature in each.features for each in summaries):
-            heads = [f"{f'[{number}]':>15}" for number in range(1, len(paths) + 1)]
-            rows.append(" ".join([f"{feature:<8}", *heads]))
-            for name in MEASURES:
-                cells = [each.values[feature][name] if feature in each.features else "-"
-                         for each in summaries]
-                rows.append(" ".join([f"{name:<8}", *(f"{cell:>15}" for cell in cells)]))
-    return rows + differences(summaries)
-
-
-def differences(summaries: Sequence[Summary]) -> list[str]:
-    """The paired difference of each group of records to the first one, with an interval.
-
-    A group is the records that differ by their seed alone; where all do, each is a group. Warns where a
-    record has no file of its queries, and of a group of one beside others of several. Raises `UserError`
-    where queries are not the same.
-    """
-    if lacking := [each.path for each in summaries if each.queries is None]:
-        if len(summaries) > 1:
-            warn(f"--compare: {queries_path(Path(lacking[0]))} is not there, so that no difference is "
-                 "tested; test that checkpoint again")
-        return []
-    first = summaries[0]
-    for other in summaries[1:]:
-        if not all(np.array_equal(getattr(first.queries, name), getattr(other.queries, name))
-                   for name in ("draws", "pids")):
-            raise UserError(f"--compare {queries_path(Path(other.path))}: other queries than beside "
-                            f"{first.path}; test both checkpoints again")
-    groups = group_seeds(summaries)
-    sizes = sorted(map(len, groups))
-    if sizes[0] == 1 < sizes[-1]:
-        warn("--compare: one record is set against several seeds, so that the interval leaves out how much "
-             "its own seeds would differ; name as many of it")
-    return [row for group in groups[1:] for row in difference_rows(summaries, groups[0], group)]
-
-
-def group_seeds(summaries: Sequence[Summary]) -> list[list[int]]:
-    """The places of records, those together that differ by a known seed alone; each by itself if all do."""
-    groups: list[list[int]] = []
-    for number, each in enumerate(summaries):
-        for group in groups:
-            seeds = {summaries[place].seed for place in group}
-            known = None not in seeds | {each.seed}
-            if known and each.seed not in seeds and summaries[group[0]].kind == each.kind:
-                group.append(number)
-                break
-        else:
-            groups.append([number])
-    return groups if len(groups) > 1 else [[number] for number in range(len(summaries))]
-
-
-def difference_rows(summaries: Sequence[Summary], first: Sequence[int], second: Sequence[int]) -> list[str]:
-    """The difference of one group of records to another, in words and per cent."""
-    names = [" ".join(f"[{number + 1}]" for number in group) for group in (second, first)]
-    rows = [f"{names[0]} less {names[1]}, with {100 * LEVEL:.0f} % intervals ({RESAMPLES:,} bootstrap "
-            "samples of persons, draws and records)"]
-    for feature in (*FEATURES, SUM):
-        if not all(feature in summaries[number].features for number in (*first, *second)):
-            continue
-        for measure in DIFFERENCES:
-            found = paired_difference(*([summaries[number].queries.sums(feature, measure) for number in group]
-                                        for group in (first, second)))
-            value, low, high = (f"{100 * part:+6.2f}" for part in (found.value, found.low, found.high))
-            rows.append(f"{feature:<8}{measure:<7} {value}  [{low}, {high}]"
-                        + ("" if found.told_apart else "  not told apart by this test"))
-    return rows if rows[1:] else [f"{names[0]} and {names[1]} were scored with no feature in common"]

@@ -32,6 +32,7 @@ from model import TwoStream
 from results import FEATURES
 from retrieval import verification
 from retrieval.evidence import find_evidence
+from tables import compare
 from utils import (Parser, UserError, atomic_path, make_folder, parse_given, require_matplotlib, run, sha256,
                    warn, write_json)
 
@@ -58,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = options.test_parser()
     args, given = parse_arguments(parser, words)
     if args.compare:
-        print("\n".join(results.compare(args.compare)))
+        print(compare(args.compare))
         return
     device = choose_device(args.gpu)
     prepare(device)
@@ -82,9 +83,9 @@ def main(words: Sequence[str] | None = None) -> None:
                               for line in DATASETS[args.dataset].surprises(args.data_path, search=search)):
         warn(line)
     pairs = {kind: find_pairs(*first, kind) for kind in scored_features(args)}
-    record = make_record(args, device, models, searches, rankings)
-    record |= describe_similarities(record["extras"], first, pairs)
-    print("\n".join([*results.lines(record), *verification.lines(record, pairs), *results.gap_lines(record)]))
+    record = make_record(args, device, models, searches, rankings, pairs, first[0])
+    print("\n".join([*results.lines(record), *verification.lines(record.similarities, pairs),
+                     *results.gap_lines(record)]))
     persons = DATASETS[args.dataset].persons(searches)
     write(args, "trial" in given, record, query_scores(searches, persons, rankings), *first)
     if args.out:
@@ -230,18 +231,18 @@ def scored_features(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def make_record(args: argparse.Namespace, device: torch.device, models: list[Model], searches: list[Search],
-                rankings: list[dict[str, Ranking]]) -> dict[str, Any]:
-    """What results.json says of the test: how it was done, every trial, mean and standard deviation."""
+                rankings: list[dict[str, Ranking]],
+                pairs: dict[str, verification.Pairs], features: dict[str, Features]) -> results.Record:
+    """The record of the test; pairs, features: of the first search."""
     paths = [model.path for model in models]
-    trials = [record_trial(*each) for each in zip(searches, rankings)]
-    return {"format": results.FORMAT, "protocol": results.describe_protocol(searches, args.data_path),
-            "extras": extras(args, device, models, searches),
-            "checkpoint": {"method": args.method, "arch": args.arch,
-                           "files": [Path(path).name for path in paths],
-                           "sha256": [sha256(Path(path)) for path in paths],
-                           "settings": models[0].settings, "seed": models[0].seed},
-            "image_size": [args.img_h, args.img_w], **({"range": args.range} if args.range else {}),
-            "trials": trials, **results.summarise(trials)}
+    made = results.Model(args.method, args.arch, tuple(Path(path).name for path in paths),
+                         tuple(sha256(Path(path)) for path in paths), models[0].settings, models[0].seed,
+                         tuple(paths))
+    words = extras(args, device, models, searches)
+    return results.Record(results.describe_protocol(searches, args.data_path), tuple(words), made,
+                          ImageSpec.from_arguments(vars(args)),
+                          tuple(record_trial(*each) for each in zip(searches, rankings)),
+                          describe_similarities(words, (features, searches[0]), pairs))
 
 
 def describe_similarities(named: list[str], first: tuple[dict[str, Features], Search],
@@ -253,11 +254,10 @@ def describe_similarities(named: list[str], first: tuple[dict[str, Features], Se
             "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
 
 
-def record_trial(search: Search, rankings: dict[str, Ranking]) -> dict[str, Any]:
-    """One search's scores with each feature, as a record holds them."""
-    return {"trial": search.trial,
-            **{kind: scores_of(ranking).record() for kind, ranking in rankings.items()},
-            "counts": results.count(search), "queries_without_match": search.unmatched()}
+def record_trial(search: Search, rankings: dict[str, Ranking]) -> results.Trial:
+    """One search's scores with each feature."""
+    return results.Trial(search.trial, {kind: scores_of(ranking) for kind, ranking in rankings.items()},
+                         results.count(search), search.unmatched())
 
 
 def query_scores(searches: list[Search], persons: np.ndarray,
@@ -300,7 +300,7 @@ def extras(args: argparse.Namespace, device: torch.device, models: list[Model],
     return words
 
 
-def write(args: argparse.Namespace, named: bool, record: dict[str, Any], queries: QueryScores,
+def write(args: argparse.Namespace, named: bool, record: results.Record, queries: QueryScores,
           features: dict[str, Features], search: Search) -> None:
     """Write what was found, and the features asked for; named: whether the user gave the trial."""
     if args.save_features:
@@ -312,19 +312,19 @@ def write(args: argparse.Namespace, named: bool, record: dict[str, Any], queries
         results.write_queries(queries, Path(args.out) / "results.json")
     else:
         path = results.default_path(args.resume, record, named)
-        write_json(path, record)
+        write_json(path, record.to_json())
         results.write_queries(queries, path)
         print(f"results: {path}")
 
 
-def draw(args: argparse.Namespace, record: dict[str, Any], net: TwoStream, features: dict[str, Features],
+def draw(args: argparse.Namespace, record: results.Record, net: TwoStream, features: dict[str, Features],
          search: Search, pairs: dict[str, verification.Pairs]) -> None:
     """Write the figures of the first trial; without scikit-learn, all but the embedding."""
     import figures  # Matplotlib takes a second to load
     out, rerank = Path(args.out), args.rerank != "none"
     dist_mat = distances(features, search, scored_features(args)[-1], rerank)
     figures.draw(out, record, search, dist_mat, rerank)
-    title = " + ".join([record["protocol"]["name"], *record["extras"]]) + f", trial {search.trial}"
+    title = " + ".join([record.protocol.name, *record.extras]) + f", trial {search.trial}"
     figures.save(out, {"verification": figures.draw_verification(title, pairs)})
     modalities, spec = (search.query.modality, search.gallery.modality), ImageSpec.from_arguments(vars(args))
     rows = [[(caption, find_evidence(net, pair, modalities, spec))

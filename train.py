@@ -40,7 +40,7 @@ from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser,
                     load_optimiser, score, search_features, set_learning_rate, train_one_epoch, train_steps)
 from loss import Criterion
 from model import METHODS, Method, TwoStream, build_network
-from results import FEATURES, count, show_percent, unmatched_line
+from results import FEATURES, show_percent, unmatched_line
 from utils import (Interrupted, RunFiles, UserError, atomic_path, explain, git_commit, one_line, parse_given,
                    run, versions, warn)
 
@@ -492,7 +492,7 @@ def describe_run(training: Training, split: TrainSplit, searches: list[Search],
 
 def unmatched(search: Search) -> list[str]:
     """A line on the queries of a search that see no match, if there are such."""
-    return unmatched_line([{"counts": count(search), "queries_without_match": search.unmatched()}])
+    return unmatched_line([(search.unmatched(), len(search.query))])
 
 
 def warn_of_surprises(args: argparse.Namespace, files: RunFiles, split: TrainSplit, searches: list[Search],

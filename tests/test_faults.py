@@ -588,7 +588,7 @@ FLAGS = [
     Case("train: no such device", "train.py --gpu 0,1",
          "--gpu 0,1: N or cuda:N .*, mps or cpu expected; for several GPUs: torchrun --nproc-per-node"),
     Case("test: nothing to test", "test.py", "--resume: no checkpoint given; name one"),
-    Case("test: nothing to compare", "test.py --compare a.json", "--compare a.json: no such file"),
+    Case("test: nothing to compare", "test.py --compare a.json", "a.json: not a results.json of test.py"),
     Case("test: compares and tests", "test.py --compare a.json --resume b.t",
          "--resume: --compare reads results and tests nothing"),
     Case("test: features under another name", "test.py --resume {last} --save-features f.npy",

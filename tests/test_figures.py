@@ -7,7 +7,7 @@ import figures
 from datasets.sysu import SysuSearch
 from datasets.types import Images, ImageSpec
 from eval_metrics import distance_matrix
-from results import FEATURES
+from results import FEATURES, Model, Protocol, Record, Scores, Trial
 from utils import UserError
 
 NAMES = ["cmc.png", "distances.png", "ranking.png"]
@@ -36,12 +36,11 @@ def make_search(root, q_pids, g_pids, q_camids=None, g_camids=None, width=8, see
 
 def make_record(trials=2, extras=(), size=(64, 32)):
     rng = np.random.default_rng(0)
-    scores = [{feature: {"cmc": np.sort(rng.random(20)).tolist(), "mAP": 0.4, "mINP": 0.2}
-               for feature in FEATURES} for _ in range(trials)]
-    return {"protocol": {"name": "SYSU-MM01 all-search, single-shot, random gallery, i2v"},
-            "extras": list(extras), "image_size": list(size),
-            "trials": [{"trial": trial, **score} for trial, score in enumerate(scores)]}
-
+    scores = [{feature: Scores(tuple(np.sort(rng.random(20)).tolist()), 0.4, 0.2) for feature in FEATURES}
+              for _ in range(trials)]
+    protocol = Protocol("SYSU-MM01 all-search, single-shot, random gallery, i2v", tuple(range(trials)), "")
+    return Record(protocol, extras, Model("base", "resnet18", ("a.t",), ("00",)), ImageSpec(*size),
+                  tuple(Trial(number, each) for number, each in enumerate(scores)))
 
 
 def test_three_images_are_written_whole_and_are_the_same_each_time(tmp_path):
@@ -89,7 +88,7 @@ def test_excluded_images_are_shown_nowhere(tmp_path, monkeypatch):
     figures.draw(tmp_path, make_record(), search, dist_mat, False)
     expected = [[False, False, True, True], [True] * 4, [False, False, True, True]]
     assert given["draw_ranking"][2].tolist() == given["draw_distances"][3].tolist() == expected
-    title = make_record()["protocol"]["name"]
+    title = make_record().protocol.name
     assert [words[0] for words in given.values()] == [title, f"{title}, trial 0", f"{title}, trial 0"]
 
 
@@ -140,20 +139,20 @@ def test_queries_spread_from_best_to_worst_over_different_persons():
 
 def test_cmc_is_in_per_cent_with_a_band_of_one_deviation():
     record = make_record(10)
-    figure = figures.draw_cmc("title", record["trials"])
+    figure = figures.draw_cmc("title", record)
     axes = figure.axes[0]
     for line, feature in zip(axes.lines, FEATURES):
-        curves = 100 * np.array([trial[feature]["cmc"] for trial in record["trials"]])
+        curves = 100 * np.array([trial.scores[feature].cmc for trial in record.trials])
         np.testing.assert_allclose(line.get_xydata(), np.stack([np.arange(1, 21), curves.mean(0)], 1))
         first = curves[:, 0]
-        assert f"Rank-1 {first.mean():.2f} ± {first.std():.2f}, mAP 40.00 ± 0.00" in line.get_label()
+        assert f"Rank-1 {first.mean():.2f} ± {first.std():.2f}, mAP 40.00" in line.get_label()
     band = axes.collections[1].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx((curves.mean(0) + curves.std(0)).clip(max=100).max())
     assert "10 trials" in axes.get_legend().get_title().get_text()
 
 
 def test_one_trial_has_no_deviation():
-    figure = figures.draw_cmc("title", make_record(1)["trials"])
+    figure = figures.draw_cmc("title", make_record(1))
     assert not any("±" in line.get_label() for line in figure.axes[0].lines)
 
 

@@ -1,0 +1,380 @@
+"""Tables of several records or runs: seeds together, with differences and their intervals."""
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+import results
+from bootstrap import LEVEL, RESAMPLES, Difference, QueryScores, paired_difference
+from datasets.types import FEATURES, SUM
+from results import MEASURES, WORDS, Record
+from utils import UserError, one_line, warn
+
+PUBLISHED = Path(__file__).resolve().with_name("published.json")
+SHOWN = ("rank-1", "rank-10", "rank-20", "mAP", "mINP")
+COMPARED = ("rank-1", "mAP")  # whose differences are shown
+TITLES = {"mAP": "mAP", "mINP": "mINP", **{f"rank-{k}": f"Rank-{k}" for k in results.RANKS}}
+Values = Mapping[str, Mapping[str, float]]  # fractions by feature and measure
+
+
+@dataclass(frozen=True)
+class Run:
+    """The scores of one trained model, from a record of test.py or the log of a run.
+
+    protocol: what the scores of other runs must share to stand in one table; kind: what runs of other seeds
+    share; seed: None where nothing says it; record, queries: of a test alone.
+    """
+
+    path: str
+    protocol: str
+    kind: Mapping[str, Any]
+    seed: int | None
+    values: Values
+    record: Record | None = None
+    queries: QueryScores | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method and its settings, one of each seed, and what tells them from other groups."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def values(self, feature: str, measure: str) -> np.ndarray:
+        """A measure of each run that has it."""
+        return np.array([run.values[feature][measure] for run in self.runs
+                         if measure in run.values.get(feature, {})])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: mean and spread (0 for one seed) by measure, and differences to the first group.
+
+    source: of a published row, which is not measured here.
+    """
+
+    label: str
+    seeds: int
+    cells: Mapping[str, tuple[float, float]]
+    differences: Mapping[str, Difference]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one protocol and one feature."""
+
+    protocol: str
+    feature: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """Protocol and feature in words."""
+        return f"{self.protocol}, {WORDS[self.feature]}"
+
+    def best(self, measure: str, place: int = 0) -> str:
+        """The best value of a column, in per cent as it is printed, or the second best; "" for one row."""
+        values = sorted({round(100 * row.cells[measure][0], 2) for row in self.rows if measure in row.cells})
+        return f"{values[-1 - place]:.2f}" if len(values) > 1 else ""
+
+
+# -------------------------------------------------------------------------------------------- what files hold
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs that files hold: records (`.json`), logs of train.py, or lines of many runs (`.jsonl`)."""
+    stems = Counter(Path(path).stem for path in set(paths))
+    runs: list[Run] = []
+    for path in dict.fromkeys(paths):
+        if Path(path).suffix == ".jsonl":
+            name = Path(path).stem if stems[Path(path).stem] == 1 else str(Path(path).with_suffix(""))
+            runs += log_runs(path, name)
+        else:
+            runs.append(record_run(path))
+    return runs
+
+
+def record_run(path: str) -> Run:
+    """The run of a record."""
+    record = results.read(path)
+    model = record.model
+    size = f"{record.spec.height}x{record.spec.width}"
+    settings = {name: value for name, value in model.settings.items() if name not in ("img_h", "img_w")}
+    kind = {"": model.method, "arch": model.arch, **settings, "size": size, "+": " + ".join(record.extras)}
+    protocol = record.protocol
+    return Run(path, protocol.name, kind, model.seed, record.summary("mean"), record,
+               results.read_queries(path, record))
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The JSON lines of a file; raises `UserError` where they are not those of a run."""
+    try:
+        lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        if not lines or not all("epoch" in line or "row" in line and "seed" in line for line in lines):
+            raise ValueError("no epochs")
+        return lines
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: no JSON lines of a run of train.py ({one_line(reason)[:100]}); name a file "
+                        "below log/") from None
+
+
+def log_runs(path: str, name: str) -> list[Run]:
+    """The run of a log, as its last evaluation scored it; or the runs of a file with one on each line."""
+    lines = read_lines(path)
+    if "row" in lines[0]:  # in per cent
+        return [Run(path, Path(path).stem, {"": line["row"]}, line["seed"],
+                    by_feature({key: value / 100 for key, value in line.items() if key.endswith(COMPARED)}))
+                for line in lines]
+    evaluated = [line for line in lines if any("/" in key for key in line)]
+    if not evaluated:
+        raise UserError(f"{path}: no evaluation in it; name the log of a run with one")
+    seed = re.search(r"_seed_(\d+)", name)
+    dataset = Path(name).name.split("_")[0]
+    return [Run(path, f"{dataset}, last evaluation, first trial", {"": re.sub(r"_seed_\d+", "", name)},
+                seed and int(seed[1]), by_feature(evaluated[-1]))]
+
+
+def by_feature(line: Mapping[str, Any]) -> Values:
+    """The figures "feature/measure" of a line of a log, by feature and measure."""
+    return {feature: {measure: float(line[f"{feature}/{measure}"]) for measure in MEASURES
+                      if f"{feature}/{measure}" in line} for feature in FEATURES}
+
+
+# ----------------------------------------------------------------------------------------------------- groups
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one protocol, those together that differ by a known seed alone."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            seeds = {other.seed for other in group}
+            if run.seed is not None and not {run.seed, None} & seeds and group[0].kind == run.kind:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return [Group(label, tuple(group)) for label, group in zip(label_groups(groups), groups)]
+
+
+def label_groups(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """What tells each group from the others, in words: its method, and settings that are not those of all."""
+    kinds = [group[0].kind for group in groups]
+    names = list(dict.fromkeys(name for kind in kinds for name in kind))
+    differing = [name for name in names if len({json.dumps(kind.get(name)) for kind in kinds}) > 1]
+    told = [name for name in names if name in differing or name in ("", "+")]
+    labels = [" ".join(f"{name} {say(kind[name])}".strip() for name in told if kind.get(name))
+              for kind in kinds]
+    if all(group[0].record is None for group in groups):
+        labels = shorten(labels)
+    return [label if labels.count(label) == 1 else f"{label} ({group[0].path})"
+            for label, group in zip(labels, groups)]
+
+
+def say(value: Any) -> str:
+    """A setting in a few words; of a digest, its beginning."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else str(value)
+
+
+def shorten(names: Sequence[str]) -> list[str]:
+    """Names of runs without the words that all of them have."""
+    words = [name.split("_") for name in names]
+    shared = set.intersection(*map(set, words))
+    labels = ["_".join(word for word in name if word not in shared) for name in words]
+    methods = [name[1] if len(name) > 1 else name[0] for name in words]
+    labels = [label or method for label, method in zip(labels, methods)]
+    return labels if len(set(labels)) == len(names) > 1 else list(names)
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+def make_tables(runs: Sequence[Run], against: str | None = None, features: Sequence[str] = (),
+                published: bool = False, error: bool = False) -> list[Table]:
+    """A table for each protocol and feature.
+
+    against: the label of the group to which the others' differences are shown; error: the spread is the
+    standard error of the mean, not the standard deviation over seeds.
+    """
+    tables = []
+    for protocol in dict.fromkeys(run.protocol for run in runs):
+        groups = group_runs([run for run in runs if run.protocol == protocol])
+        reference = None if against is None else find_group(groups, against)
+        for feature in features or (*FEATURES, SUM):
+            scored = [group for group in groups if len(group.values(feature, "mAP"))]
+            rows = [make_row(group, feature, reference, error) for group in scored]
+            if rows:
+                facts = published_rows(protocol, groups) if published else []
+                tables.append(Table(protocol, feature, (*facts, *rows)))
+    if not tables:
+        raise UserError(f"--feature {' '.join(features)}: none of the runs was scored with it; leave it out")
+    return tables
+
+
+def find_group(groups: Sequence[Group], label: str) -> Group:
+    """The group of a label; raises `UserError` that names those there are."""
+    for group in groups:
+        if label in (group.label, group.label.split()[0]):
+            return group
+    raise UserError(f"--against {label}: {', '.join(group.label for group in groups)} found; name one of "
+                    "these")
+
+
+def make_row(group: Group, feature: str, reference: Group | None, error: bool) -> Row:
+    """Means, spreads and differences of a group."""
+    cells = {}
+    for measure in SHOWN:
+        values = group.values(feature, measure)
+        if len(values):
+            spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            cells[measure] = float(values.mean()), spread / len(values) ** 0.5 if error else spread
+    found = {}
+    if reference is not None and group is not reference:
+        found = {measure: difference(reference, group, feature, measure) for measure in COMPARED}
+    return Row(group.label, len(group.runs), cells,
+               {measure: each for measure, each in found.items() if each is not None})
+
+
+def difference(first: Group, second: Group, feature: str, measure: str) -> Difference | None:
+    """The second group's mean less the first's, with an interval; None where nothing pairs them.
+
+    Of records: by the bootstrap over queries' persons, draws and seeds. Of logs: Student's, over the seeds
+    that both have.
+    """
+    if all(run.queries is not None for run in (*first.runs, *second.runs)):
+        sides = [[run.queries.sums(feature, measure) for run in group.runs if feature in run.queries.ap]
+                 for group in (first, second)]
+        return paired_difference(*sides) if all(sides) else None
+    sides = [{run.seed: run.values[feature][measure] for run in group.runs
+              if run.record is None and measure in run.values.get(feature, {})} for group in (first, second)]
+    pairs = np.array([sides[1][seed] - sides[0][seed] for seed in sides[0] if seed in sides[1]])
+    if len(pairs) < 2:
+        return Difference(float(pairs[0]), np.nan, np.nan) if len(pairs) else None
+    reach = stats.t.ppf((1 + LEVEL) / 2, len(pairs) - 1) * pairs.std(ddof=1) / len(pairs) ** 0.5
+    return Difference(float(pairs.mean()), float(pairs.mean() - reach), float(pairs.mean() + reach))
+
+
+def published_rows(protocol: str, groups: Sequence[Group]) -> list[Row]:
+    """The papers' rows of a protocol; warns where it is not the papers' test that was run."""
+    facts = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    known = next((each for each in facts["protocols"] if protocol.startswith(each["begins"])
+                  and protocol.endswith(each["ends"])), None)
+    if known is None:
+        return []
+    counts = {trial.counts.get("query_images") for group in groups for run in group.runs if run.record
+              for trial in run.record.trials}
+    if counts - {known["queries"]}:
+        warn(f"--published: {known['queries']} queries published for {protocol}, "
+             f"{', '.join(map(str, counts))} found: another test than the papers', nothing to compare with")
+    return [Row(f"{fact['method']} ({fact['source']})", 0,
+                {name: (fact[name] / 100, 0.0) for name in SHOWN if name in fact}, {}, fact["source"])
+            for fact in known["rows"]]
+
+
+def compare(paths: Sequence[str]) -> str:
+    """What `test.py --compare` prints: the table of records of one protocol, differences to the first.
+
+    Raises `UserError` where protocols or queries differ; warns where a record has no file of its queries,
+    and of one seed beside several.
+    """
+    runs = [record_run(path) for path in paths]
+    first = runs[0]
+    for run, name in itertools.product(runs[1:], ("name", "trials", "images")):
+        mine, theirs = (getattr(each.record.protocol, name) for each in (first, run))
+        if mine != theirs:
+            raise UserError(f"--compare: {first.path} has {name} {str(mine)[:40]}, {run.path} has "
+                            f"{str(theirs)[:40]}; results of different protocols cannot be compared; test "
+                            "both in the same way")
+    require_same_queries(runs)
+    groups = group_runs(runs)
+    sizes = sorted(len(group.runs) for group in groups)
+    if sizes[0] == 1 < sizes[-1]:
+        warn("--compare: one record is set against several seeds, so that the interval leaves out how much "
+             "its own seeds would differ; name as many of it")
+    return as_text(make_tables(runs, groups[0].label))
+
+
+def require_same_queries(runs: Sequence[Run]) -> None:
+    """Raise `UserError` where files of queries are of different queries; warn where one is missing."""
+    lacking = [run.path for run in runs if run.queries is None]
+    if lacking and len(runs) > 1:
+        warn(f"{results.queries_path(lacking[0])} is not there, so that no difference is tested; test that "
+             "checkpoint again")
+    first, *others = [run for run in runs if run.queries is not None] or [None]
+    for run in others:
+        if not all(np.array_equal(getattr(first.queries, name), getattr(run.queries, name))
+                   for name in ("draws", "pids")):
+            raise UserError(f"{results.queries_path(run.path)}: other queries than beside {first.path}; test "
+                            "both checkpoints again")
+
+
+# ------------------------------------------------------------------------------------------------------ words
+def heads(tables: Sequence[Table]) -> tuple[list[str], list[str]]:
+    """The measures that some row has, and those with a difference."""
+    rows = [row for table in tables for row in table.rows]
+    return ([name for name in SHOWN if any(name in row.cells for row in rows)],
+            [name for name in COMPARED if any(name in row.differences for row in rows)])
+
+
+def legend(tables: Sequence[Table], error: bool = False) -> str:
+    """What ± and the intervals are, in words; nothing where there are none."""
+    rows = [row for table in tables for row in table.rows]
+    words = ["per cent"]
+    if any(spread for row in rows for _, spread in row.cells.values()):
+        words.append(f"± is the standard {'error of the mean' if error else 'deviation'} over seeds")
+    if any(row.differences for row in rows):
+        words.append(f"differences with their {100 * LEVEL:.0f} % interval: of records by {RESAMPLES:,} "
+                     "bootstrap samples of persons, draws and seeds, of logs Student's over seeds")
+    if any(row.source for row in rows):
+        words.append("† is published, not measured here")
+    return "; ".join(words)
+
+
+def show_cell(row: Row, measure: str) -> str:
+    """Mean ± spread in per cent; "-" where there is none."""
+    if measure not in row.cells:
+        return "-"
+    mean, spread = row.cells[measure]
+    return f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if spread else "")
+
+
+def show_difference(found: Difference | None) -> str:
+    """A difference and its interval in points."""
+    if found is None:
+        return ""
+    interval = f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]" if np.isfinite(found.low) else ""
+    return f"{100 * found.value:+.2f}{interval}"
+
+
+def grid(table: Table, measures: Sequence[str], compared: Sequence[str]) -> list[list[str]]:
+    """The cells of a table as text, row by row."""
+    return [[row.label + (" †" if row.source else ""), str(row.seeds or ""),
+             *(show_cell(row, name) for name in measures),
+             *(show_difference(row.differences.get(name)) for name in compared)] for row in table.rows]
+
+
+def titles(measures: Sequence[str], compared: Sequence[str]) -> list[str]:
+    """The heads of the columns."""
+    return ["method", "seeds", *(TITLES[name] for name in measures),
+            *(f"Δ {TITLES[name]}" for name in compared)]
+
+
+def as_text(tables: Sequence[Table], error: bool = False) -> str:
+    """Aligned columns."""
+    rows = []
+    for table in tables:
+        cells = [titles(*heads(tables)), *grid(table, *heads(tables))]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        rows += [table.title]
+        rows += ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+                 for line in cells]
+        rows += [""]
+    return "\n".join([*rows, f"({legend(tables, error)})"])

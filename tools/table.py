@@ -1,0 +1,111 @@
+"""A table of several tests or runs: seeds together, with differences and their intervals.
+
+    python -m tools.table results/*/results.json --against base --format latex > table.tex
+    python -m tools.table log/sysu_log/*.jsonl            the last evaluation of each run
+    python -m tools.table docs/runs/large.jsonl --against base --spread error
+
+Rows are methods and the settings that tell them apart. A record's row is the mean of its trials; of several
+seeds, their mean and its spread.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import astuple
+from collections.abc import Sequence
+
+from datasets.types import FEATURES, SUM
+from tables import Table, as_text, grid, heads, legend, make_tables, read_runs, titles
+from utils import Parser, filled, run
+
+
+def as_markdown(tables: Sequence[Table], error: bool = False) -> str:
+    """A table of Markdown for each protocol and feature."""
+    parts = []
+    for table in tables:
+        cells = [titles(*heads(tables)), *grid(table, *heads(tables))]
+        head, *lines = [f"| {' | '.join(line)} |" for line in cells]
+        parts.append("\n".join([f"**{table.title}**\n", head, "| --- " * len(cells[0]) + "|", *lines]))
+    return "\n\n".join([*parts, f"({legend(tables, error)})"])
+
+
+def as_csv(tables: Sequence[Table], error: bool = False) -> str:
+    """One line a row, fractions with all their digits."""
+    measures, compared = heads(tables)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    spread = "standard error" if error else "standard deviation"
+    writer.writerow(["protocol", "feature", "method", "source", "seeds",
+                     *(word for name in measures for word in (name, f"{name} {spread}")),
+                     *(f"difference {name}{part}" for name in compared for part in ("", " low", " high"))])
+    for table in tables:
+        for row in table.rows:
+            found = [row.differences.get(name) for name in compared]
+            writer.writerow([table.protocol, table.feature, row.label, row.source, row.seeds or "",
+                             *(part for name in measures for part in row.cells.get(name, ("", ""))),
+                             *(part for each in found for part in (astuple(each) if each else ("", "", "")))])
+    return file.getvalue().rstrip("\n")
+
+
+def as_latex(tables: Sequence[Table], error: bool = False) -> str:
+    """A table of booktabs: a part for each protocol and feature, the best in bold, the second underlined."""
+    measures, compared = heads(tables)
+    columns = 2 + len(measures) + len(compared)
+    lines = [r"% \usepackage{booktabs}", r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}",
+             rf"\caption{{{latex(legend(tables, error))}.}}",
+             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule",
+             " & ".join(map(latex, titles(measures, compared))) + r" \\"]
+    for table in tables:
+        lines += [r"\midrule", rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{latex(table.title)}}}}} \\"]
+        for cells in grid(table, measures, compared):
+            marked = [mark(cell, table.best(name), table.best(name, 1))
+                      for name, cell in zip(measures, cells[2:])]
+            words = [*map(latex, cells[:2]), *marked, *map(latex, cells[2 + len(measures):])]
+            lines.append(" & ".join(words) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def mark(cell: str, best: str, second: str) -> str:
+    """A cell in LaTeX, its mean in bold if it is the best of its column, underlined if the second best."""
+    mean, *spread = cell.split(" ", 1)
+    command = {best: r"\textbf{%s}", second: r"\underline{%s}"}.get(mean, "%s")
+    return " ".join([command % mean, *map(latex, spread)])
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX writes it."""
+    signs = {"±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^\dagger$", **{sign: f"\\{sign}" for sign in "%_&#${}"}}
+    return re.sub("|".join(map(re.escape, signs)), lambda found: signs[found[0]], text)
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "latex": as_latex}
+
+
+def build_parser() -> Parser:
+    """The arguments of the command line."""
+    parser = Parser(description="Print a table of records of test.py, or of logs of train.py.")
+    parser.add_argument("runs", nargs="+", type=filled, metavar="results.json|run.jsonl",
+                        help="records of test.py, logs of train.py, or lines of docs/runs")
+    parser.add_argument("--against", type=filled, metavar="METHOD",
+                        help="show the paired difference of each row to this one, with its 95 %% interval")
+    parser.add_argument("--feature", nargs="+", choices=(*FEATURES, SUM), default=[],
+                        help="features that are shown (default: all there are)")
+    parser.add_argument("--spread", choices=("deviation", "error"), default="deviation",
+                        help="what follows ±, over seeds: their standard deviation, or the error of the mean")
+    parser.add_argument("--published", action="store_true", help="add the papers' rows, marked †")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the table")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    args = build_parser().parse_args(words)
+    runs = read_runs(args.runs)
+    error = args.spread == "error"
+    tables = make_tables(runs, args.against, args.feature, args.published, error)
+    print(FORMATS[args.format](tables, error))
+
+
+if __name__ == "__main__":
+    run(main)
