@@ -9,9 +9,15 @@ import contextlib
 import io
 import itertools
 import math
+import multiprocessing
+import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +27,7 @@ from PIL import Image, ImageFilter
 from synthetic.painting import Canvas, paint_person
 from synthetic.persons import PERSON, SHOT, SPLIT, Camera, Person, draw_person
 from synthetic.scenes import backdrop, clouds
-from utils import in_processes
+from utils import UserError
 
 SYSU_CAMERAS = {
     1: Camera("visible", "office", 1, (-0.6, -0.7, 0.5), 0.45, 1.05, (1.08, 1.0, 0.86),
@@ -132,18 +138,32 @@ def for_each(task: Callable[[int], None], ids: int, workers: int,
 
     Raises `UserError` if one of the processes is killed, as the system does where memory runs out.
     """
-    if workers > 1:
-        ended = "a process that renders persons was ended; free memory, and run again"
-        calls = ((pid,) for pid in range(1, ids + 1))
-        with contextlib.closing(in_processes(task, calls, min(workers, ids), ended)) as results:
-            for done, _ in enumerate(results, 1):
-                if progress:
-                    progress(done, ids)
-    else:
+    report = progress or (lambda done, total: None)
+    if workers <= 1:
         for pid in range(1, ids + 1):
             task(pid)
-            if progress:
-                progress(pid, ids)
+            report(pid, ids)
+        return
+    pool = ProcessPoolExecutor(min(workers, ids), multiprocessing.get_context("spawn"), follow_parent)
+    try:
+        jobs = [pool.submit(task, pid) for pid in range(1, ids + 1)]
+        for done, job in enumerate(as_completed(jobs), 1):
+            job.result()
+            report(done, ids)
+    except BrokenProcessPool:
+        raise UserError("a process that renders persons was ended; free memory, and run again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent of this process, and end with it, even if it is killed."""
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: int, seed: int,

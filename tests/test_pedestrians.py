@@ -3,14 +3,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -96,50 +94,62 @@ def test_what_is_rendered_knows_nothing_of_the_data_sets(name):
                    check=True, timeout=60)
 
 
-def wait_for_workers() -> None:
-    for _ in range(600):
-        if len(multiprocessing.active_children()) == 2:
-            return
+DRIVER = """
+import os, signal, sys, time
+from synthetic import pedestrians
+if __name__ == "__main__":
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
+    print("begun", flush=True)
+    pedestrians.for_each(time.sleep, 9, 2, lambda done, total: print(done, flush=True))
+"""
+
+
+@pytest.fixture
+def rendering(tmp_path):
+    """A process that renders in two others, one of whose tasks is done, and the numbers of these two."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    root = Path(pedestrians.__file__).parents[1]
+    script = subprocess.Popen([sys.executable, tmp_path / "driver.py"], text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)},
+                              start_new_session=True)
+    assert [script.stdout.readline() for _ in range(2)] == ["begun\n", "1\n"]
+    children = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
+    workers = [int(pid) for pid in children
+               if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(workers) == 2
+    yield script, workers
+    script.kill()
+
+
+def ended(pid: int) -> bool:
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists():
+            return True
         time.sleep(0.05)
+    return False
 
 
-def kill_workers() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("signum, all_of_them", [(signal.SIGINT, True), (signal.SIGTERM, False),
+                                                 (signal.SIGTERM, True), (signal.SIGKILL, False)])
+def test_an_interruption_ends_all_processes_and_raises_no_other_error(rendering, signum, all_of_them):
+    script, workers = rendering
+    (os.killpg if all_of_them else os.kill)(script.pid, signum)
+    _, said = script.communicate(timeout=30)
+    assert all(map(ended, workers))
+    if signum != signal.SIGKILL:
+        assert said.endswith("KeyboardInterrupt\n") and "Error" not in said, said
 
 
-def test_an_interruption_that_also_ends_the_workers_raises_no_other_error(monkeypatch):
-    class Stop(BaseException):
-        pass
-
-    def stop(signum: int, frame: object) -> None:
-        raise Stop
-
-    def interrupt() -> None:
-        wait_for_workers()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.5)
-        kill_workers()
-
-    errors = []
-    monkeypatch.setattr(threading, "excepthook", lambda error: errors.append(error.exc_value))
-    before, thread = signal.signal(signal.SIGTERM, stop), threading.Thread(target=interrupt)
-    try:
-        thread.start()
-        with pytest.raises(Stop):
-            pedestrians.for_each(time.sleep, 9, 2, None)
-    finally:
-        thread.join()
-        signal.signal(signal.SIGTERM, before)
-    assert not errors
-
-
-def test_a_killed_worker_is_said_in_one_line():
-    thread = threading.Thread(target=lambda: (wait_for_workers(), kill_workers()))
-    thread.start()
-    with pytest.raises(UserError, match="a process that renders persons was ended; free memory"):
-        pedestrians.for_each(time.sleep, 9, 2, None)
-    thread.join()
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_is_said_in_one_line(rendering):
+    script, workers = rendering
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = script.communicate(timeout=30)
+    assert said.endswith("UserError: a process that renders persons was ended; free memory, and run again\n")
 
 
 @pytest.fixture
