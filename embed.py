@@ -19,7 +19,8 @@ import numpy as np
 
 from datasets.folders import RANGE, require_range
 from datasets.types import MODALITIES, Features, ImageSpec
-from embedding import Rows, average, embed_batches, find_images, find_tracklets, join, read_boxes
+from embedding import Rows, average, embed_batches, find_images, find_tracklets, read_boxes
+from features import Extraction, Network, join, torch_network, with_mirror
 from results import FEATURES
 from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
 from utils import GPU, Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
@@ -60,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     out = check_out(args.out)
     rows, kind = find_rows(args)
-    net, facts = load_network(args)
+    network, facts = load_network(args)
     record = make_record(args, facts, kind)
     old = read_gallery(out) if args.append and out.exists() else None
     if old is not None:
@@ -68,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
         present = set(map(os.path.abspath, old.paths))
         rows = {name: images for name, images in rows.items() if os.path.abspath(name) not in present}
     unreadable: dict[str, str] = {}
-    parts, stopped = embed_until_stopped(net, rows, record, args, unreadable)
+    parts, stopped = embed_until_stopped(network, rows, record, args, unreadable)
     features, images = average(join(parts), rows, unreadable)
     for error in unreadable.values():
         warn(f"{error} (left out)")
@@ -107,23 +108,24 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
     return {path: [path] for path in find_images(args.inputs)}, "images"
 
 
-def load_network(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
-    """The network on its device, or a function that onnxruntime computes, and what its file says of it."""
+def load_network(args: argparse.Namespace) -> tuple[Network, Mapping[str, Any]]:
+    """The network as a function, on its device or by onnxruntime, and what its file says of it."""
     if args.resume.endswith(".onnx"):
         from retrieval import onnx_model
         model = onnx_model.load(args.resume)
         if model.facts.modality != args.modality:
             raise UserError(f"--modality {args.modality}: {args.resume} is the network for "
                             f"{model.facts.modality} images; name the other file")
-        return model.features, {**vars(model.facts), "img_h": model.facts.height, "img_w": model.facts.width}
+        network = with_mirror(model.features) if args.flip else model.features
+        return network, {**vars(model.facts), "img_h": model.facts.height, "img_w": model.facts.width}
     import checkpoint  # with torch, which takes a second to load: mistakes in the arguments are found before
     from devices import choose_device, prepare, use_bf16
     net, facts = checkpoint.load_network(args.resume)
     device = choose_device(args.gpu)
     prepare(device)
     bf16 = use_bf16(device, args.amp, facts["arch"], ImageSpec.from_arguments(facts))
-    return net.to(device), {**facts, "precision": "bf16" if bf16 else "float32",
-                            "sha256": sha256(Path(args.resume))}
+    known = {**facts, "precision": "bf16" if bf16 else "float32", "sha256": sha256(Path(args.resume))}
+    return torch_network(net.to(device), args.modality, bf16, args.flip), known
 
 
 def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -> Record:
@@ -146,16 +148,15 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
                   kind, limits and tuple(limits))
 
 
-def embed_until_stopped(net: Any, rows: Rows, record: Record, args: argparse.Namespace,
+def embed_until_stopped(network: Network, rows: Rows, record: Record, args: argparse.Namespace,
                         unreadable: dict[str, str]) -> tuple[list[Features], int]:
     """Features of the images of all rows, or of those done when a signal came, and its number, 0 for none."""
     images = list(dict.fromkeys(image for images in rows.values() for image in images))
+    settings = Extraction(record.spec, args.test_batch, args.workers, silent=False)
     parts: list[Features] = []
     try:
-        for part in embed_batches(net, images, record.modality, record.spec, flip=record.flip,
-                                  batch_size=args.test_batch, workers=args.workers,
-                                  bf16=record.precision == "bf16", silent=False,
-                                  unreadable=None if args.strict else unreadable):
+        for part in embed_batches(network, images, record.modality, settings,
+                                  None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:
         return parts, signal.SIGINT

@@ -6,25 +6,22 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.files import IMAGE_SUFFIXES, is_system_file
-from datasets.images import read_batches
-from datasets.types import INFRARED, MODALITIES, Features, ImageSpec
-from results import FEATURES
+from datasets.types import FEATURES, INFRARED, MODALITIES, Features, ImageSpec
+from features import Extraction, Network, as_network, extract_batches, join, require_finite
 from utils import UserError, explain_os_error, warn
 
 if TYPE_CHECKING:
     from torch import nn
 
-Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Rows = dict[str, list[str]]  # by name, the images whose mean feature it has
 COLOURLESS = 3.0  # of 255: mean difference of an image's channels; what JPEG does to a grey one is less
 
@@ -32,75 +29,44 @@ COLOURLESS = 3.0  # of 255: mean difference of an image's channels; what JPEG do
 # --------------------------------------------------------------------------------------------------- features
 def embed(net: nn.Module | Network, paths: Sequence[str], modality: str, height: int = 288, width: int = 144,
           range: tuple[int, int] | None = None, **settings: Any) -> Features:
-    """Features of image files of one modality; arguments and errors are those of `embed_batches`."""
-    return join(list(embed_batches(net, paths, modality, ImageSpec(height, width, range), **settings)))
-
-
-def embed_batches(net: nn.Module | Network, paths: Sequence[str], modality: str, spec: ImageSpec, *,
-                  batch_size: int = 64, workers: int = 4, flip: bool = False,
-                  bf16: bool = False, unreadable: dict[str, str] | None = None,
-                  silent: bool = True) -> Iterator[Features]:
-    """Features of image files of one modality, those of a batch at a time.
+    """Features of image files of one modality.
 
     net: a network, on its device, or a function of images (B, height, width, 3) uint8 to both features (B,
-    D), L2-normalised, which `bf16` does not change. flip: the sum of the features of image and mirror,
-    normalised again. unreadable: takes the error of each file that cannot be read, which is left out then.
-    Warns of images with a colour that their modality does not have. Raises `UserError` naming an image that
-    cannot be read or whose features are not finite, ValueError for no known modality.
+    D), L2-normalised. settings: other fields of `Extraction`. Errors and warnings are those of
+    `embed_batches`; raises ValueError for no known modality.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality: {modality!r} found, one of {', '.join(MODALITIES)} expected")
-    if hasattr(net, "parameters"):
-        from engine import embedder
-        net = embedder(net, modality, bf16)
-    paths, odd = list(map(str, paths)), []
-    reading = read_batches(paths, spec, batch_size, workers, unreadable)
-    bar = tqdm(total=len(paths), desc=modality, unit="image", leave=False, disable=silent or None)
-    with closing(reading), bar:
-        for start, images in zip(range(0, len(paths), batch_size), reading):
-            chunk = paths[start:start + batch_size]
-            names = [path for path in chunk if not unreadable or path not in unreadable]
-            bar.update(len(chunk))
-            if names:
-                odd += [name for name, coloured in zip(names, have_colour(images))
-                        if coloured == (modality == INFRARED)]
-                yield require_finite(Features(tuple(names), *features_of(net, images, flip)))
+    extraction = Extraction(ImageSpec(height, width, range), **settings)
+    network = as_network(net, modality, extraction)
+    return join(list(embed_batches(network, list(map(str, paths)), modality, extraction)))
+
+
+def embed_batches(network: Network, paths: Sequence[str], modality: str, settings: Extraction,
+                  unreadable: dict[str, str] | None = None) -> Iterator[Features]:
+    """Features of image files of one modality, those of a batch at a time.
+
+    unreadable: takes the error of each file that cannot be read, which is left out then. Warns of images with
+    a colour that their modality does not have. Raises `UserError` naming an image that cannot be read, or
+    whose features are not finite.
+    """
+    odd: list[str] = []
+
+    def watch(names: Sequence[str], images: np.ndarray) -> None:
+        odd.extend(itertools.compress(names, have_colour(images) == (modality == INFRARED)))
+
+    for features in extract_batches(network, paths, settings, modality, unreadable, watch):
+        yield require_finite(features)
     if odd:
         what = "colour" if modality == INFRARED else "no colour"
         warn(f"{len(odd)} of {len(paths)} images given as {modality} have {what}, the first {odd[0]}; is "
              "--modality right?")
 
 
-def features_of(net: Network, images: np.ndarray, flip: bool) -> Sequence[np.ndarray]:
-    """Both features (B, D) of images (B, height, width, 3) uint8."""
-    feats = net(images)
-    if not flip:
-        return feats
-    sums = [one + other for one, other in zip(feats, net(np.ascontiguousarray(images[:, :, ::-1])))]
-    return [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in sums]
-
-
 def have_colour(images: np.ndarray) -> np.ndarray:
     """Whether images (B, height, width, 3) uint8 have colour, (B,) bool."""
     sample = images[:, ::2, ::2]
     return (sample.max(3) - sample.min(3)).mean((1, 2)) >= COLOURLESS
-
-
-def require_finite(features: Features) -> Features:
-    """The same features; raises `UserError` naming an image whose features are not finite."""
-    for kind in FEATURES:
-        broken = np.flatnonzero(~np.isfinite(getattr(features, kind)).all(1))
-        if len(broken):
-            raise UserError(f"{features.paths[broken[0]]}: its {kind} feature is not finite; use sound "
-                            "weights, or --amp off")
-    return features
-
-
-def join(parts: Sequence[Features]) -> Features:
-    """Features of some images after those of others; (0, 0) arrays of none."""
-    empty = [np.empty((0, 0), np.float32)]
-    return Features(tuple(path for part in parts for path in part.paths),
-                    *(np.concatenate([getattr(part, kind) for part in parts] or empty) for kind in FEATURES))
 
 
 def average(features: Features, rows: Rows, unreadable: Iterable[str] = ()) -> tuple[Features, list[str]]:

@@ -1,29 +1,25 @@
-"""The engine: an epoch of training, optimiser, schedule and meters; features and scores of whole searches."""
+"""The engine: an epoch of training, optimiser, schedule and meters; scores of whole searches."""
 from __future__ import annotations
 
-import itertools
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from data_loader import TrainBatches, batches, normalise
-from datasets.types import MODALITIES, Features, ImageSpec, Search
-from devices import precision, without_tf32
+from data_loader import TrainBatches
+from datasets.types import Features, Search
+from devices import precision
 from eval_metrics import Ranking, distance_matrix, k_reciprocal_distance, rank_queries
+from features import NotFinite
 from loss import Criterion
-from model import TwoStream, folded
-from results import FEATURES, Scores
-from utils import Interrupted, Log, UserError, show, warn
-
-NEARLY_IDENTICAL = 0.9999  # length of the mean of unit features
+from model import TwoStream
+from results import Scores
+from utils import Interrupted, Log, show
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -155,10 +151,6 @@ class StopRequest:
             raise Interrupted(self.signum, "stopped")
 
 
-class NotFinite(UserError):
-    """A step's loss, or a feature, was NaN or infinite; all processes of a run find that together."""
-
-
 def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimiser: torch.optim.Optimizer,
                 epoch: int, start: int = 0, bf16: bool = False) -> Iterator[dict[str, Tensor]]:
     """Train from step `start` of an epoch on; yields losses and accuracy, 0-dim tensors on the device.
@@ -210,124 +202,6 @@ def read_meters(meters: Meters, epoch: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------- whole searches
-@dataclass(frozen=True)
-class Extraction:
-    """How images become features: their form, batch, reading threads, device, precision, mirroring."""
-
-    spec: ImageSpec
-    batch_size: int
-    workers: int
-    device: torch.device
-    bf16: bool = False
-    flip: bool = False
-    silent: bool = True
-
-
-@torch.inference_mode()
-def extract_features(net: nn.Module, paths: Sequence[str], modality: str, settings: Extraction,
-                     check: Callable[[], None] = lambda: None) -> Features:
-    """Features of image files of one modality.
-
-    With `settings.flip` the sum of the features of image and mirror, normalised again. `check` is called
-    between batches, as often in every process, and may raise to stop. With several processes each takes every
-    n-th image and all of them return all features.
-    """
-    net = folded(net)
-    rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = list(paths)[rank::count]
-    rounds = -(-max(len(paths[first::count]) for first in range(count)) // settings.batch_size)
-    pooled, necks = [], []
-    reading = batches(mine, settings.spec, settings.batch_size, settings.workers,
-                      settings.device.type == "cuda")
-    for images in tqdm(reading, modality, rounds, unit="batch", leave=False, disable=settings.silent or None):
-        check()
-        images = images.to(settings.device, non_blocking=True)
-        pool, neck = features_of(net, images, modality, settings.bf16, settings.flip)
-        pooled.append(pool)
-        necks.append(neck)
-    for _ in range(rounds - len(pooled)):
-        check()
-    pool, bnneck = (torch.cat(parts).cpu().numpy() if parts else np.empty((0, 0), np.float32)
-                    for parts in (pooled, necks))
-    if count > 1:
-        pool, bnneck = (merge_shards(feats, len(paths), count) for feats in (pool, bnneck))
-    return Features(tuple(paths), pool, bnneck)
-
-
-def features_of(net: nn.Module, images: Tensor, modality: str, bf16: bool,
-                flip: bool) -> tuple[Tensor, Tensor]:
-    """Both features (B, D), L2-normalised, of images (B, height, width, 3) uint8 on the network's device.
-
-    flip: the sum of the features of image and mirror, normalised again.
-    """
-    images = normalise(images)
-    with precision(images.device, bf16), without_tf32():
-        outputs = [net(**{modality: view}) for view in ((images, images.flip(3)) if flip else (images,))]
-    return (F.normalize(sum(F.normalize(output.feats) for output in outputs)),
-            F.normalize(sum(F.normalize(output.neck) for output in outputs)))
-
-
-def embedder(net: nn.Module, modality: str,
-             bf16: bool = False) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A network as a function: images (B, height, width, 3) uint8 to both normalised features (B, D)."""
-    device, net = next(net.parameters()).device, folded(net)
-
-    @torch.inference_mode()
-    def embed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pool, neck = features_of(net, torch.from_numpy(images).to(device), modality, bf16, False)
-        return pool.cpu().numpy(), neck.cpu().numpy()
-
-    return embed
-
-
-def merge_shards(feats: np.ndarray, total: int, count: int) -> np.ndarray:
-    """Put together what `count` processes took of every count-th image."""
-    shards: list[np.ndarray] = [feats] * count
-    dist.all_gather_object(shards, feats)
-    merged = np.empty((total, max(shard.shape[1] for shard in shards)), np.float32)
-    for rank, shard in enumerate(shards):
-        if len(shard):
-            merged[rank::count] = shard
-    return merged
-
-
-def search_features(net: nn.Module, searches: Sequence[Search], settings: Extraction,
-                    check: Callable[[], None] = lambda: None) -> dict[str, Features]:
-    """Features of every distinct image of some searches, once each, by modality.
-
-    Raises `NotFinite` naming an image whose features are not finite; warns where all are nearly the same.
-    """
-    found = {}
-    for modality in MODALITIES:
-        sides = [side for search in searches for side in (search.query, search.gallery)
-                 if side.modality == modality]
-        paths = sorted({path for side in sides for path in side.paths})
-        if paths:
-            found[modality] = extract_features(net, paths, modality, settings, check)
-    check_features(found)
-    return found
-
-
-def check_features(found: dict[str, Features]) -> None:
-    """Refuse features that are not finite; warn of those whose mean is almost as long as they are, 1."""
-    alike = []
-    for kind, modality in itertools.product(FEATURES, found):
-        feats = getattr(found[modality], kind)
-        broken = np.flatnonzero(~np.isfinite(feats).all(1))
-        if len(broken):
-            raise NotFinite(f"{found[modality].paths[broken[0]]}: its {kind} feature is not finite "
-                            f"({len(broken)} of {len(feats)} such): values overflow where running statistics "
-                            "lag behind the weights; use weights of a later epoch, or of a run with a lower "
-                            "--lr, or --amp off")
-        length = float(np.linalg.norm(feats.mean(0, dtype=np.float64)))
-        if len(feats) > 1 and length > NEARLY_IDENTICAL:
-            alike.append(f"{kind} of {modality} images ({length:.6f})")
-    if alike and not (dist.is_initialized() and dist.get_rank()):
-        warn("all features are nearly identical (length of their mean, 1 if they are the same): "
-             f"{', '.join(alike)}; what they find is little more than chance: train longer, or with a lower "
-             "--lr, or from pretrained weights")
-
-
 def distances(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> np.ndarray:
     """Distances (Q, G) of one search with one kind of features."""
     query, gallery = (found[side.modality].take(side, kind) for side in (search.query, search.gallery))

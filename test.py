@@ -26,8 +26,9 @@ from checkpoint import as_checkpoint, is_published, load_file, load_published, w
 from data_manager import DATASETS, resolve_arguments
 from datasets.types import MODALITIES, TRIALS, ImageSpec, Search
 from devices import choose_device, prepare, use_bf16
-from engine import Extraction, Features, distances, rank, scores_of, search_features
+from engine import Features, distances, rank, scores_of
 from eval_metrics import Ranking, modality_gap
+from features import Extraction, search_features
 from model import TwoStream
 from results import FEATURES
 from retrieval import verification
@@ -216,8 +217,7 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
     """How images become features."""
     spec = ImageSpec.from_arguments(vars(args))
     bf16 = use_bf16(device, args.amp, args.arch, spec)
-    return Extraction(spec, args.test_batch, args.workers, device, bf16,
-                      args.flip, silent=False)
+    return Extraction(spec, args.test_batch, args.workers, bf16, args.flip, silent=False)
 
 
 def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:

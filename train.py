@@ -36,8 +36,9 @@ from datasets import arrays
 from datasets.types import EVERY, MODALITIES, ImageSpec, Search, TrainSplit
 from devices import (Processes, choose_device, prepare, require_compiler, seed_everything, start_processes,
                      stop_processes, use_bf16)
-from engine import (Extraction, Meters, NotFinite, StopRequest, build_optimiser, learning_rate_factor,
-                    load_optimiser, score, search_features, set_learning_rate, train_one_epoch, train_steps)
+from engine import (Meters, StopRequest, build_optimiser, learning_rate_factor, load_optimiser, score,
+                    set_learning_rate, train_one_epoch, train_steps)
+from features import Extraction, NotFinite, search_features
 from loss import Criterion
 from model import METHODS, Method, TwoStream, build_network
 from results import FEATURES, show_percent, unmatched_line
@@ -396,9 +397,10 @@ def evaluate(training: Training, searches: list[Search], stop: StopRequest) -> d
     if dist.is_initialized():
         for buffer in training.net.buffers():
             dist.broadcast(buffer, 0)
-    settings = evaluation(training.args, training.device, training.files.log.silent)
+    settings = evaluation(training.args, training.files.log.silent)
     try:
-        found = search_features(training.net, searches, settings, check=stop.raise_if_asked)
+        found = search_features(training.net, searches, settings)
+        stop.raise_if_asked()
         return {f"{kind}/{name}": value for kind in FEATURES
                 for name, value in score(found, searches[0], kind).headline().items()}
     except Exception as error:
@@ -539,7 +541,7 @@ def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search
     if saved.optimiser is None:
         warn_of_best(args.resume)
     net = saved.network(args.resume).to(device, memory_format=torch.channels_last)
-    found = search_features(net, searches, evaluation(args, device, silent=not processes.writes))
+    found = search_features(net, searches, evaluation(args, silent=not processes.writes))
     if processes.writes:
         print("\n".join([searches[0].name, *unmatched(searches[0])]))
         for kind in FEATURES:
@@ -547,10 +549,9 @@ def test_only(args: argparse.Namespace, saved: Checkpoint, searches: list[Search
     stop_processes()
 
 
-def evaluation(args: argparse.Namespace, device: torch.device, silent: bool) -> Extraction:
+def evaluation(args: argparse.Namespace, silent: bool) -> Extraction:
     """How test images become features: in float32, so that the figures are those of test.py."""
-    return Extraction(ImageSpec.from_arguments(vars(args)), args.test_batch, args.workers, device,
-                      silent=silent)
+    return Extraction(ImageSpec.from_arguments(vars(args)), args.test_batch, args.workers, silent=silent)
 
 
 if __name__ == "__main__":

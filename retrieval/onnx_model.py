@@ -2,17 +2,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from datasets.images import MEAN, STD, read_batches
+from datasets.images import MEAN, STD
 from datasets.types import ImageSpec
-from embedding import features_of
 from utils import UserError, one_line
 
 FORMAT = 1
@@ -57,22 +54,6 @@ class OnnxModel:
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, height, width, 3) uint8 -> features after pooling and after BNNeck, (B, D) float32 each."""
         bnneck, pool = self.session.run(None, {"images": images if self.facts.uint8 else normalise(images)})
-        return pool, bnneck
-
-    def extract(self, paths: Sequence[str], batch: int = 64, workers: int = 4, flip: bool = False,
-                silent: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Features of image files after pooling and after BNNeck, (N, D) float32 each.
-
-        flip: the sum of the features of image and mirror, normalised again. Raises `UserError` naming a file
-        that cannot be read.
-        """
-        found = [np.empty((2, 0, 0), np.float32)] if not paths else []
-        reading = read_batches(paths, self.facts.spec, batch, workers)
-        total = -(-len(paths) // batch)
-        for images in tqdm(reading, self.facts.modality, total, unit="batch", leave=False,
-                           disable=silent or None):
-            found.append(np.stack(features_of(self.features, images, flip)))
-        pool, bnneck = np.concatenate(found, 1)
         return pool, bnneck
 
 

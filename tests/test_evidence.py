@@ -9,7 +9,7 @@ import figures
 from backbones import BACKBONES
 from datasets.images import read_image
 from datasets.types import ImageSpec
-from engine import Extraction, extract_features
+from features import Extraction, extract, torch_network
 from model import METHODS
 from results import FEATURES
 from retrieval.evidence import Evidence, evidence_maps, find_evidence
@@ -30,9 +30,9 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
     net, modalities = make_network(method, arch), ("infrared", "visible")
-    settings = Extraction(SPEC, 1, 0, torch.device("cpu"))
+    settings = Extraction(SPEC, 1, 0)
     for kind in FEATURES:
-        first, second = (getattr(extract_features(net, [path], modality, settings), kind)[0]
+        first, second = (getattr(extract(torch_network(net, modality), [path], settings), kind)[0]
                          for path, modality in zip(paths, modalities))
         found = find_evidence(net, paths, modalities, SPEC, kind)
         assert found.exact == (METHODS[method].pooling == "average")

@@ -16,7 +16,7 @@ import export
 from backbones import BACKBONES
 from checkpoint import Checkpoint
 from datasets.types import MODALITIES, ImageSpec
-from engine import Extraction, extract_features
+from features import Extraction, as_network, extract
 from model import METHODS
 from retrieval import onnx_model
 from retrieval.gallery import Gallery, Record, write_gallery
@@ -41,8 +41,8 @@ def facts_of(method="cgrnet", arch="resnet18", modality="visible", **others):
 
 
 def features_of(net, paths, modality, flip=False):
-    settings = Extraction(ImageSpec(HEIGHT, WIDTH), 4, 0, torch.device("cpu"), flip=flip)
-    found = extract_features(net, paths, modality, settings)
+    settings = Extraction(ImageSpec(HEIGHT, WIDTH), 4, 0, flip=flip)
+    found = extract(as_network(net, modality, settings), paths, settings)
     return found.pool, found.bnneck
 
 
@@ -86,11 +86,12 @@ def test_the_file_holds_no_batch_normalisation_and_says_what_it_is(world):
 def test_extraction_equals_torch(world, flip):
     folder, net, paths = world
     for modality in MODALITIES:
-        found = onnx_model.load(folder / f"{modality}.onnx").extract(paths, batch=4, workers=2, flip=flip)
-        for mine, theirs in zip(found, features_of(net, paths, modality, flip)):
+        settings = Extraction(ImageSpec(HEIGHT, WIDTH), 4, 2, flip=flip)
+        network = as_network(onnx_model.load(folder / f"{modality}.onnx").features, modality, settings)
+        found = extract(network, paths, settings)
+        for mine, theirs in zip((found.pool, found.bnneck), features_of(net, paths, modality, flip)):
             assert mine.shape == theirs.shape == (6, net.dim) and mine.dtype == np.float32
             np.testing.assert_allclose(mine, theirs, atol=1e-4)
-    assert [feats.shape[0] for feats in onnx_model.load(folder / "visible.onnx").extract([])] == [0, 0]
 
 
 # -------------------------------------------------------------------------------------------------- the check
@@ -175,8 +176,8 @@ def test_eight_bits_are_calibrated_on_images_of_the_user(world, tmp_path):
     export.write_network(tmp_path / "visible.onnx", net, facts, paths)
     export.verify(tmp_path / "visible.onnx", net, facts)
     assert (tmp_path / "visible.onnx").stat().st_size < 0.3 * (folder / "visible.onnx").stat().st_size
-    for mine, theirs in zip(onnx_model.load(tmp_path / "visible.onnx").extract(paths),
-                            features_of(net, paths, "visible")):
+    found = extract(onnx_model.load(tmp_path / "visible.onnx").features, paths, Extraction(facts.spec))
+    for mine, theirs in zip((found.pool, found.bnneck), features_of(net, paths, "visible")):
         assert (mine * theirs).sum(1).min() > 0.9
 
 
@@ -225,9 +226,10 @@ def test_old_torch_and_missing_packages_are_one_line(monkeypatch):
 # ---------------------------------------------------------------------------------------------- without torch
 def test_features_need_neither_torch_nor_torchvision(world, tmp_path):
     folder, net, paths = world
-    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy; from retrieval "
-            "import onnx_model; pool, bnneck = onnx_model.load(sys.argv[1]).extract(sys.argv[3:]); "
-            "numpy.savez(sys.argv[2], pool=pool, bnneck=bnneck)")
+    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy, embedding; "
+            "from retrieval import onnx_model; network = onnx_model.load(sys.argv[1]).features; "
+            f"found = embedding.embed(network, sys.argv[3:], 'visible', {HEIGHT}, {WIDTH}); "
+            "numpy.savez(sys.argv[2], pool=found.pool, bnneck=found.bnneck)")
     words = [sys.executable, "-c", code, str(folder / "visible.onnx"), str(tmp_path / "found.npz"), *paths]
     subprocess.run(words, cwd=ROOT, check=True)
     found = np.load(tmp_path / "found.npz")

@@ -755,17 +755,18 @@ def test_features_that_do_not_differ_and_a_best_file_are_warned_of(world, tmp_pa
 
 
 def test_features_that_differ_are_not_warned_of(capsys):
-    from engine import Features, check_features
+    from datasets.types import Features
+    from features import require_finite, warn_of_alike
     rng = np.random.default_rng(0)
     feats = rng.normal(size=(20, 32)).astype(np.float32)
     feats /= np.linalg.norm(feats, axis=1, keepdims=True)
     paths = tuple(f"{number}.jpg" for number in range(20))
-    check_features({"visible": Features(paths, feats, feats)})
-    check_features({"visible": Features(("1.jpg",), feats[:1], feats[:1])})
+    warn_of_alike({"visible": Features(paths, feats, feats)})
+    warn_of_alike({"visible": Features(("1.jpg",), feats[:1], feats[:1])})
     assert capsys.readouterr().err == ""
     feats[3] = np.nan
     with pytest.raises(UserError, match="^3.jpg: its pool feature is not finite"):
-        check_features({"visible": Features(paths, feats, feats)})
+        require_finite(Features(paths, feats, feats))
 
 
 def test_an_indoor_search_needs_no_outdoor_camera(world, tmp_path):

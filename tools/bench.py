@@ -32,8 +32,9 @@ from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
 from datasets.types import ImageSpec
 from devices import choose_device, has_bf16, keep_freed_memory, precision, prepare
-from engine import Extraction, Meters, build_optimiser, extract_features, train_steps
+from engine import Meters, build_optimiser, train_steps
 from eval_metrics import eval_sysu
+from features import Extraction, extract, torch_network
 from loss import Criterion
 from model import METHODS, MODALITIES, Method, TwoStream, View, build_network
 from retrieval import onnx_model
@@ -156,7 +157,7 @@ def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Resu
 
 
 def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Features of image files: `extract_features` against PIL transforms and a contiguous float32 network."""
+    """Features of image files: `features.extract` against PIL transforms and a contiguous float32 network."""
     count = TEST_IMAGES[device.type]
     plain_net, net = (made_network(METHODS[args.method], args.arch, device, form)[0]
                       for form in (torch.contiguous_format, torch.channels_last))
@@ -165,9 +166,10 @@ def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Re
         loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
         for name, bf16 in precisions(device):
             spec = ImageSpec(args.img_h, args.img_w)
-            settings = Extraction(spec, TEST_BATCH, args.workers, device, bf16)
+            settings = Extraction(spec, TEST_BATCH, args.workers, bf16)
             sides = (functools.partial(plain.features, plain_net, loader, device),
-                     functools.partial(extract_features, net, paths, "visible", settings))
+                     lambda bf16=bf16, settings=settings: extract(
+                         torch_network(net, "visible", bf16), paths, settings))
             result = compare(f"extract {args.arch} {name}", *sides, args.repeats, args.warmup, device, count,
                              plain_memory=True)
             yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
@@ -182,7 +184,7 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
     with torch.no_grad():
         net.train()(*torch.randn(2, 8, 3, args.img_h, args.img_w))
     facts = {name: getattr(args, name) for name in ("method", "arch", "img_h", "img_w")}
-    settings = Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers, CPU)
+    settings = Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers)
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder) / "images", [f"{number}.jpg" for number in range(count)])
         save_checkpoint(Path(folder) / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
@@ -193,8 +195,8 @@ def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Resul
                 print(f"onnx {name}: left out, {done.stderr.splitlines()[-1]}")
                 continue
             model = onnx_model.load(f"{folder}/{name}/visible.onnx", args.threads or 0)
-            sides = (functools.partial(extract_features, net, paths, "visible", settings),
-                     functools.partial(model.extract, paths, TEST_BATCH, args.workers))
+            sides = (lambda: extract(torch_network(net, "visible"), paths, settings),
+                     functools.partial(extract, model.features, paths, settings))
             result = compare(f"onnx {name}", *sides, args.repeats, args.warmup, CPU, count)
             size = Path(f"{folder}/{name}/visible.onnx").stat().st_size
             yield {**result, "note": f"{size / 1e6:.0f} MB a file"}
