@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets import arrays as train_arrays
-from datasets.arrays import Marks
 from datasets.images import MEAN, STD, read_batches, read_images
 from datasets.types import MODALITIES, VISIBLE, ImageSpec, TrainSplit, View
 from utils import UserError
@@ -37,21 +36,19 @@ class TrainImages:
 
 
 def load_train_images(split: TrainSplit, root: str, spec: ImageSpec, workers: int,
-                      marks: Marks | None = None, folder: str | None = None, *,
-                      silent: bool = False) -> dict[str, TrainImages]:
+                      folder: str | None = None, *, silent: bool = False) -> dict[str, TrainImages]:
     """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
 
-    marks: of the images, if they are known; folder: of the arrays, if not `root`. Raises `UserError` naming
-    the file and the command that renews it if the arrays do not fit the images or the size.
+    folder: of the arrays, if not `root`. Raises `UserError` naming the file and the command that renews it if
+    the arrays do not fit the images or the size.
     """
-    if train_arrays.present(split, root, spec.height, spec.width, folder):
-        marks = marks or train_arrays.marks(split, root, folder)
-        found = train_arrays.open_arrays(split, root, spec.height, spec.width, marks, folder)
+    if train_arrays.present(split, root, spec, folder):
+        found = train_arrays.open_arrays(split, root, spec, folder)
     else:
-        found = {side.modality: (read_images(side.paths, spec, workers, title=side.modality, silent=silent),
-                                 split.labels(side.modality)) for side in split.sides}
-    return {modality: TrainImages(torch.from_numpy(pixels), labels)
-            for modality, (pixels, labels) in found.items()}
+        found = {side.modality: read_images(side.paths, spec, workers, title=side.modality, silent=silent)
+                 for side in split.sides}
+    return {modality: TrainImages(torch.from_numpy(pixels), split.labels(modality))
+            for modality, pixels in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- sampler

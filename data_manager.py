@@ -15,32 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.check import FAULT, SAMPLE, Report, describe, open_images
+from datasets.check import SAMPLE, Report, describe
+from datasets.check import check as check_copy
 from datasets.folders import Folders
 from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
 from datasets.sysu import SysuMM01
-from datasets.types import INFRARED, MODALITIES, VISIBLE, DataSet, Flag
+from datasets.types import INFRARED, MODALITIES, VISIBLE, DataSet
 from utils import Parser, UserError, run
 
 DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB(), LLCM(), Folders())}
 
 
 # -------------------------------------------------------------------------------------------------- arguments
-def flags() -> dict[str, list[tuple[DataSet, Flag]]]:
-    """The flags that belong to data sets, by name, with those that each belongs to."""
-    owners: dict[str, list[tuple[DataSet, Flag]]] = {}
-    for data in DATASETS.values():
-        for flag in data.flags:
-            owners.setdefault(flag.name, []).append((data, flag))
-    return owners
-
-
 def add_dataset_flags(parser: Parser, script: str) -> None:
     """Declare the flags of all data sets that a script ("train" or "test") takes."""
-    for name, ((_, flag), *_) in flags().items():
-        if script in flag.scripts:
-            parser.add_argument(name, fixed=flag.fixed, **flag.settings)
+    for data in DATASETS.values():
+        data.add_flags(parser, script)
 
 
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -48,13 +39,15 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
 
     Raises `UserError` naming the flag, or both where two contradict each other.
     """
-    data = DATASETS[args.dataset]
-    for name, owners in flags().items():
-        flag = owners[0][1]
-        value = getattr(args, flag.dest, flag.default)
-        if value != flag.default and name not in {own.name for own in data.flags}:
-            titles = " and ".join(owner.title for owner, _ in owners)
-            raise UserError(f"{flag.written(value)} belongs to {titles}, "
+    data, parser = DATASETS[args.dataset], Parser()
+    for script in ("train", "test"):
+        add_dataset_flags(parser, script)
+    for name in {name: None for other in DATASETS.values() for name in other.flags}:
+        value, usual = getattr(args, name, parser.get_default(name)), parser.get_default(name)
+        if value != usual and name not in data.flags:
+            titles = " and ".join(other.title for other in DATASETS.values() if name in other.flags)
+            values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
+            raise UserError(f"{' '.join([parser.flag(name), *map(str, values)])} belongs to {titles}, "
                             f"but the data set is {data.name}; leave it out")
     vars(args).update(data.resolve(vars(args)))
     return args
@@ -113,16 +106,15 @@ def recognise(root: Path) -> DataSet | None:
 
 def check(root: Path, every: bool) -> tuple[DataSet | None, Report]:
     """A folder's data set (None if it holds none), and what was found; every: open all images."""
-    report, data = Report(), recognise(root)
+    data = recognise(root)
     if data is not None:
-        data.check(root, report)
-    else:
-        inside = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and recognise(folder)]
-        layouts = " or ".join(f"{data.title} ({', '.join(data.folders)})" for data in DATASETS.values())
-        advice = f"check {inside[0]}, which has one" if inside else "name the folder that holds these"
-        report.add(FAULT, "layout", f"{root}: no data set found, {layouts} expected; {advice}")
-    open_images(report, every)
-    return data, report
+        return data, check_copy(data, root, every)
+    inside = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and recognise(folder)]
+    layouts = " or ".join(f"{data.title} ({', '.join(data.folders)})" for data in DATASETS.values())
+    advice = f"check {inside[0]}, which has one" if inside else "name the folder that holds these"
+    report = Report()
+    report.refuse("layout", f"{root}: no data set found, {layouts} expected; {advice}")
+    return None, report
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -45,8 +45,8 @@ def build_parser() -> Parser:
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
         parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
-    parser.add_argument("--range", **{**RANGE.settings, "help": "raw values that become black and white in "
-                                      "images of more than 8 bits (default: the checkpoint's)"})
+    parser.add_argument("--range", **RANGE, help="raw values that become black and white in images of more "
+                        "than 8 bits (default: the checkpoint's)")
     parser.add_argument("--gpu", **GPU)
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it and the backbone gains by it")

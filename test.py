@@ -149,7 +149,7 @@ def away_from_home(model: Model, target: str | None) -> Model:
     own = model.facts.get("dataset")
     if target is None or own in (None, target):
         return model
-    particular = {"dataset", *(flag.dest for data in DATASETS.values() for flag in data.flags)}
+    particular = {"dataset", *(name for data in DATASETS.values() for name in data.flags)}
     facts = {name: value for name, value in model.facts.items() if name not in particular}
     return replace(model, facts=facts, trial=None, chosen=False,
                    home=DATASETS[own].title if own in DATASETS else own)

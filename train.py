@@ -81,8 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.test_only:
         return test_only(args, saved, searches, device, processes)
     split = data.train_split(args.data_path, **data.keywords("train_split", vars(args)))
-    marks = arrays.marks(split, args.data_path, args.arrays)
-    state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, marks), processes)
+    state = begin(args, saved, split, arrays.fingerprint(split, args.data_path, args.arrays), processes)
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
                               args.num_pos, args.seed, processes.count)
     with run_files(state.name, args, processes, saved) as files:
@@ -95,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if args.compile:
             require_compiler(device)
         images = load_train_images(split, args.data_path, ImageSpec.from_arguments(vars(args)),
-                                   args.workers, marks, args.arrays, silent=files.log.silent)
+                                   args.workers, args.arrays, silent=files.log.silent)
         train(training, searches, TrainBatches(images, sampler, training.net.method.views, device,
                                                keep_on_device(args, images, device), args.seed,
                                                processes.rank))

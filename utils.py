@@ -69,7 +69,8 @@ class Parser(argparse.ArgumentParser):
         self.declared: dict[str, argparse.Action] = {}
         self.fixed: set[str] = set()
         self.machine: set[str] = set()
-        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, conflict_handler="resolve", formatter_class=HelpFormatter,
+                         **kwargs)
 
     def add_argument(self, *names: Any, fixed: bool = False, machine: bool = False,
                      **kwargs: Any) -> argparse.Action:

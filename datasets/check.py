@@ -1,57 +1,59 @@
-"""The report on a copy of a data set: what all checks share.
-
-What is missing, empty, unreadable or misnamed is particular to a data set, whose own `check` adds it to the
-report.
-"""
+"""The check of a copy of a data set, which reads it as training and testing do, and collects every fault."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import IMAGE_SUFFIXES, is_system_file
+from datasets.files import Scan, is_system_file
 from datasets.images import TooManyBits, read_image
-from datasets.types import ImageSpec
+from datasets.types import DataSet, Images, ImageSpec
 from utils import UserError, explain_os_error, one_line
 
 SAMPLE = 100  # images opened unless all are asked for
 SHOWN = 20  # lines shown of one kind
-SPLITS = {"train": "training", "test": "test"}
 FAULT, NOTE = "FAULT", "note"
 
 
-@dataclass
-class Report:
-    """What a check found: lines by (FAULT or NOTE, kind), a table, counts, images to open, ignored files.
+class Report(Scan):
+    """What a check found: lines by (FAULT or NOTE, kind), a table, and counts beside the published ones.
 
-    A FAULT is what training or testing would refuse.
+    A FAULT is what training or testing would refuse. opened: how many images were decoded.
     """
 
-    found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    table: list[str] = field(default_factory=list)
-    counts: list[tuple[str, object, int]] = field(default_factory=list)  # what, found, published
-    images: list[str] = field(default_factory=list)
-    ignored: int = 0
-    takes_range: bool = False  # whether the data set reads images of more than 8 bits, if told how
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[tuple[str, str], dict[str, None]] = {}
+        self.table = [f"{'':<22}" + "".join(f"{f'{side} persons':>18}{'images':>8}"
+                                            for side in ("visible", "infrared"))]
+        self.counts: dict[tuple[str, int], set[int]] = {}  # found ones by (what, published)
+        self.opened = 0
 
     def add(self, severity: str, kind: str, line: object) -> None:
-        """Add one finding."""
-        self.found.setdefault((severity, kind), []).append(one_line(line))
+        """Add one finding, once."""
+        self.found.setdefault((severity, kind), {})[one_line(line)] = None
 
-    def attempt(self, severity: str, kind: str, prefix: str, function: Callable, *args: Any,
-                **kwargs: Any) -> Any:
-        """What a function returns; None if it refuses, which is a finding in its own words."""
+    def refuse(self, kind: str, line: str) -> None:
+        """Add a fault."""
+        self.add(FAULT, kind, line)
+
+    def attempt(self, kind: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a function returns; None if it refuses, which is a fault in its own words."""
         try:
             return function(*args, **kwargs)
         except (UserError, OSError) as error:
-            self.add(severity, kind,
-                     f"{prefix}{error if isinstance(error, UserError) else explain_os_error(error)}")
+            self.refuse(kind, str(error) if isinstance(error, UserError) else explain_os_error(error))
+
+    def count(self, found: Mapping[str, int], published: Mapping[str, int], where: str = "") -> None:
+        """Add counts that have a published one."""
+        for what, number in found.items():
+            if what in published:
+                self.counts.setdefault((f"{what}{where}", published[what]), set()).add(number)
 
     @property
     def usable(self) -> bool:
@@ -59,105 +61,128 @@ class Report:
         return not any(severity == FAULT for severity, _ in self.found)
 
 
-def check_modalities(source: str, split: str, sides: dict[str, set[int]], pids: set[int],
-                     report: Report) -> None:
-    """Report persons without a modality: training refuses them, testing leaves their queries out."""
-    check_lone(source, split, sides, sorted(pids), report)
-    if split == "test" and pids and not set.intersection(*sides.values()):
-        report.add(FAULT, "no search", f"{source}: no test person has images in both modalities; restore "
-                                       "the test persons")
+def check(data: DataSet, root: Path, every: bool) -> Report:
+    """Read a copy as training and testing read it; every: decode all images, not a sample."""
+    report, trials = Report(), data.trials_to_check(root)
+    for trial in trials:
+        word = f"trial {trial} " if data.splits > 1 else ""
+        split = report.attempt("refused", data.train_split, root, trial,
+                               report) if data.can_train(root) else None
+        if split:
+            report.count(split.counts(), data.published)
+            add_rows(report, f"{word}training", {side.modality: side for side in split.sides}, not word)
+        sides = report.attempt("refused", data.test_images, root, trial,
+                               report) if data.can_test(root) else None
+        if sides:
+            check_test(data, root, trial, sides, report)
+            add_rows(report, f"{word}test", sides, not word)
+    for part, there in (("train", data.can_train(root)), ("test", data.can_test(root))):
+        if not there:
+            report.add(NOTE, f"nothing to {part} on", f"{root / part}: no such folder")
+    if lacking := sorted({*range(1, data.splits + 1)} - {*trials}):
+        report.add(NOTE, "trials without lists", f"{', '.join(map(str, lacking))}: others do without")
+    data.check_more(root, report)
+    for folder in data.folders:
+        if folder != data.lists:
+            note_unused(root / folder, report)
+    open_images(report, every, "range" in data.flags)
+    return report
 
 
-def check_lone(source: object, split: str, sides: Mapping[str, Collection], persons: Sequence,
-               report: Report) -> None:
-    """Report each of the persons, in their order, whom one of the modalities does not show."""
-    for modality, present in sides.items():
-        for person in persons:
-            if person not in present:
-                report.add(FAULT if split == "train" else NOTE, f"{SPLITS[split]} persons without a modality",
-                           f"{source}: person {person} has no {modality} image")
+def check_test(data: DataSet, root: Path, trial: int, sides: Mapping[str, Images], report: Report) -> None:
+    """Count the test images, try the searches, and note persons of one modality."""
+    persons = {modality: set(images.pids.tolist()) for modality, images in sides.items()}
+    report.count({"test persons": len(set.union(*persons.values())),
+                  **{f"{modality} test images": len(images) for modality, images in sides.items()}},
+                 data.published)
+    for keywords in data.checked:
+        trials, chosen = data.trials(trial)[:1], {"direction": data.direction, **keywords}
+        for search in report.attempt("refused", data.searches, root, trials=trials, scan=report,
+                                     **chosen) or ():
+            report.count({"gallery images": len(search.gallery)}, search.published,
+                         f" ({', '.join(keywords.values())})" if keywords else "")
+    for modality, there in persons.items():
+        for pid in sorted(set.union(*persons.values()) - there):
+            report.add(NOTE, "test persons of one modality only",
+                       f"{root}: person {data.name_of_person(pid, sides.values())} has no {modality} image"
+                       + (f" in trial {trial}" if data.splits > 1 else ""))
 
 
-def has_bytes(path: str, why: str, report: Report) -> bool:
-    """True for a file that is there and not empty; otherwise it is a finding."""
-    if os.path.isfile(path):
-        what = "" if os.path.getsize(path) else "0 bytes"
-    elif os.path.islink(path):
-        what = "a link that points nowhere"
-    else:
-        what = "a folder" if os.path.isdir(path) else "no such file"
-    if what:
-        report.add(FAULT, "empty" if what == "0 bytes" else "missing", f"{path}: {what}{why}")
-    return not what
+def add_rows(report: Report, title: str, sides: Mapping[str, Images], by_camera: bool) -> None:
+    """Add the sizes of a split to the table; by_camera: also those of each camera."""
+    def row(name: str, masks: Mapping[str, np.ndarray]) -> str:
+        sizes = [(len(set(images.pids[masks[modality]].tolist())), int(masks[modality].sum()))
+                 for modality, images in sides.items()]
+        return f"{name:<22}" + "".join(f"{persons:>18}{images:>8}" for persons, images in sizes)
+
+    if by_camera:
+        for camera in sorted({camera for images in sides.values() for camera in images.camids.tolist()}):
+            report.table.append(row(f"{title} cam{camera}", {modality: images.camids == camera
+                                                             for modality, images in sides.items()}))
+    report.table.append(row(title, {modality: np.ones(len(images), bool)
+                                    for modality, images in sides.items()}))
 
 
-def check_unlisted(root: Path, top: str, named: Mapping[str, object], report: Report) -> None:
-    """Report what lies in a folder and is in no list."""
-    for folder, folders, files in os.walk(root / top):
-        report.ignored += sum(map(is_system_file, files))
+def note_unused(top: Path, report: Report) -> None:
+    """Note what lies below a folder and was not read, a line for each folder of it."""
+    for folder, folders, files in os.walk(top):
+        report.left_out.update((os.path.join(folder, name), None) for name in (*folders, *files)
+                               if is_system_file(name))
         folders[:] = sorted(name for name in folders if not is_system_file(name))
-        for path in (Path(folder) / name for name in sorted(files) if not is_system_file(name)):
-            if path.relative_to(root).as_posix() not in named:
-                image = path.suffix.lower() in IMAGE_SUFFIXES
-                report.add(NOTE, "images that no list names" if image else "files that are not images",
-                           f"{path}{'' if path.exists() else ': a link that points nowhere'}")
+        unused = sorted(name for name in files if not is_system_file(name)
+                        and os.path.join(folder, name) not in report.images)
+        if unused:
+            report.add(NOTE, "not used", f"{folder}: {len(unused)} file(s), the first {unused[0]}")
+        elif not files and not folders:
+            report.add(NOTE, "empty folders", folder)
 
 
-def scan(folder: str | Path, report: Report) -> list[os.DirEntry]:
-    """The sorted entries of a folder without hidden and system files, which are counted."""
-    entries = report.attempt(FAULT, "unreadable", "", lambda: list(os.scandir(folder))) or []
-    entries.sort(key=lambda entry: entry.name)
-    kept = [entry for entry in entries if not is_system_file(entry.name)]
-    report.ignored += len(entries) - len(kept)
-    return kept
+def open_images(report: Report, every: bool, takes_range: bool) -> None:
+    """Decode a sample of a report's images, or every one, and add the empty and the unreadable ones."""
+    empty = {path: None for path in report.images if os.path.getsize(path) == 0}
+    for path in empty:
+        report.refuse("empty", f"{path}: 0 bytes")
+    paths = [path for path in report.images if path not in empty]
+    if not every and len(paths) > SAMPLE:
+        paths = [paths[place] for place in np.linspace(0, len(paths) - 1, SAMPLE).round().astype(int)]
 
-
-def open_images(report: Report, every: bool) -> None:
-    """Decode a sample of a report's images, or every one, each whole, and add those that cannot be."""
-    if not every and len(report.images) > SAMPLE:
-        places = np.linspace(0, len(report.images) - 1, SAMPLE).round().astype(int)
-        report.images = [report.images[place] for place in places]
-    deep: list[TooManyBits] = []
-
-    def open_image(path: str) -> None:
+    def fault(path: str) -> UserError | None:
         try:
             read_image(path, ImageSpec(16, 8))
-        except TooManyBits as error:
-            if not report.takes_range:
-                raise
-            deep.append(error)
+        except UserError as error:
+            return error
 
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(report.attempt, FAULT, "unreadable", "", open_image, path)
-                for path in report.images]
-        try:
-            for job in tqdm(jobs, "opening", unit="image", disable=None, leave=False):
-                job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    report.found.get((FAULT, "unreadable"), []).sort()
+        faults = [error for error in tqdm(pool.map(fault, paths), "opening", len(paths), unit="image",
+                                          disable=None, leave=False) if error]
+    deep = [error for error in faults if isinstance(error, TooManyBits) and takes_range]
+    for error in faults:
+        if error not in deep:
+            report.refuse("unreadable", str(error))
+    report.opened = len(paths)
     if deep:
         low, high = min(error.low for error in deep), max(error.high for error in deep)
         report.add(NOTE, "more than 8 bits a channel",
-                   f"{len(deep)} of the {len(report.images)} images opened, raw values {low} to {high}: "
+                   f"{len(deep)} of the {report.opened} images opened, raw values {low} to {high}: "
                    "training and testing need --range LOW HIGH, the raw values that become black and white")
 
 
 def describe(root: Path, title: str, report: Report, every: bool) -> Iterator[str]:
     """The lines of a report; title: of the data set, empty if the folder holds none."""
-    differing = sum(found != published for _, found, published in report.counts)
+    differing = sum(found != {published} for (_, published), found in report.counts.items())
     if title:
         yield from [f"{title} in {root}", "", *report.table]
         if report.counts:
-            yield from ["", f"{'':<26}{'found':>14}{'published':>11}"]
-        for what, found, published in report.counts:
-            yield f"{what:<26}{found:>14}{published:>11}{'' if found == published else '  differs'}"
-        sampled = not every and len(report.images) == SAMPLE
-        yield from ["", f"{len(report.images)} images opened"
-                        f"{' (a sample, evenly spread; --all opens all)' if sampled else ''}",
-                    f"{report.ignored} hidden or system files ignored", ""]
+            yield from ["", f"{'':<30}{'found':>14}{'published':>11}"]
+        for (what, published), found in report.counts.items():
+            spread = str(min(found)) if len(found) == 1 else f"{min(found)} to {max(found)}"
+            yield f"{what:<30}{spread:>14}{published:>11}{'' if found == {published} else '  differs'}"
+        sampled = " (a sample, evenly spread; --all opens all)" if report.opened < len(report.images) else ""
+        yield from ["", f"{report.opened} images opened{sampled}",
+                    f"{len(report.left_out)} hidden or system files ignored", ""]
     for (severity, kind), lines in sorted(report.found.items(), key=lambda item: item[0][0] == FAULT):
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        yield from [f"{severity}, {kind}: {len(lines)}", *(f"  {line}" for line in lines[:SHOWN]), *more, ""]
+        yield from [f"{severity}, {kind}: {len(lines)}", *(f"  {line}" for line in [*lines][:SHOWN]), *more,
+                    ""]
     yield ("usable" if report.usable else "not usable: mend the faults above") + (
         f"; {differing} of {len(report.counts)} counts differ from the published ones" if differing else "")

@@ -1,7 +1,6 @@
 """Folders of one's own images, in no benchmark's layout: DIR/{train,test}/{visible,infrared}/PERSON/IMAGE."""
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,19 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from datasets.cameras import check_person
-from datasets.check import FAULT, NOTE, SPLITS, Report, check_lone, scan
-from datasets.files import is_system_file, list_images
-from datasets.types import (DIRECTIONS, MODALITIES, DataSet, Flag, Images, Search, TrainSplit,
-                            make_train_split)
-from utils import UserError, integer
+from datasets.check import NOTE, Report
+from datasets.files import Scan, looks
+from datasets.types import DIRECTIONS, MODALITIES, DataSet, Images, Search, TrainSplit, make_train_split
+from utils import Parser, UserError, integer
 
-Persons = dict[str, list[str]]  # image paths by the name of the person's folder
-
-
-RANGE = Flag("--range", {"nargs": 2, "type": integer(0, 65535), "metavar": ("LOW", "HIGH"), "help":
-                         "folders: raw values that become black and white in images of more than 8 bits"},
-             fixed=True)
+# How --range is declared, wherever images of more than 8 bits are read.
+RANGE = {"nargs": 2, "type": integer(0, 65535), "metavar": ("LOW", "HIGH")}
 
 
 class CamerasApart(Search):
@@ -42,46 +35,55 @@ class Folders(DataSet):
 
     name, title, path, direction = "folders", "folders", "", "i2v"
     folders = ("train/visible", "train/infrared", "test/visible", "test/infrared")
-    flags = (
-        RANGE,
-        Flag("--exclude-same-camera", {"action": "store_true",
-                                       "help": "folders: leave out pairs of one camera number"},
-             argument_to=("searches",)),
-    )
+    flags, arguments = ("range", "exclude_same_camera"), {"searches": ("exclude_same_camera",)}
 
-    def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
+    def add_flags(self, parser: Parser, script: str) -> None:
+        """Declare the flags that belong to this data set; script: "train" or "test"."""
+        parser.add_argument("--range", **RANGE, fixed=True, help="folders: raw values that become black and "
+                            "white in images of more than 8 bits")
+        parser.add_argument("--exclude-same-camera", action="store_true",
+                            help="folders: leave out pairs of one camera number")
+
+    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
         """The training images; there is one split, `trial` is not read."""
-        root = self.require_layout(root)
-        persons = read_persons(root / "train")
-        require_both_modalities(root / "train", persons)
-        visible, infrared = make_images(persons)
-        return make_train_split(visible, infrared, np.unique(visible.pids), f"{root / 'train'}")
+        root, scan = self.require_layout(root), scan or Scan()
+        names, (visible, infrared) = read_split(root / "train", scan)
+        return make_train_split(visible, infrared, range(len(names)), f"{root / 'train'}", scan,
+                                name=lambda pid: names[pid])
 
-    def can_test(self, root: str | Path) -> bool:
-        """Whether there is a folder `test`."""
-        return (Path(root) / "test").is_dir()
+    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+        """All test images of either modality."""
+        return dict(zip(MODALITIES, read_split(self.require_layout(root) / "test", scan or Scan())[1]))
 
     def searches(self, root: str | Path, *, direction: str = "i2v", trials: Iterable[int] = (0,),
-                 exclude_same_camera: bool = False) -> list[Search]:
+                 exclude_same_camera: bool = False, scan: Scan | None = None) -> list[Search]:
         """One search: every image of one modality in all of the other's."""
-        root = self.require_layout(root)
-        sides = dict(zip(MODALITIES, make_images(read_persons(root / "test"))))
-        query, gallery = DIRECTIONS[direction]
-        paths = [path for side in sides.values() for path in side.paths]
-        if exclude_same_camera and all(camera_of(path) is None for path in paths):
-            raise UserError(f"--exclude-same-camera: no name of an image below {root / 'test'} begins with "
-                            "its camera, as c1_ or cam1_; rename them, or leave the flag out")
+        scan = scan or Scan()
+        sides, (query, gallery) = self.test_images(root, scan=scan), DIRECTIONS[direction]
+        test = Path(root) / "test"
+        if exclude_same_camera and all(camera_of(path) is None for side in sides.values()
+                                       for path in side.paths):
+            raise UserError(f"--exclude-same-camera: no name of an image below {test} begins with its "
+                            "camera, as c1_ or cam1_; rename them, or leave the flag out")
+        kind = CamerasApart if exclude_same_camera else Search
         name = f"{self.title}, {'other cameras, ' if exclude_same_camera else ''}{direction}"
-        searches = []
-        for trial in trials:
-            kind = CamerasApart if exclude_same_camera else Search
-            searches.append(kind(sides[query], sides[gallery], trial, name))
-            searches[-1].require_match(f"{root / 'test'}")
+        searches = [kind(sides[query], sides[gallery], trial, name, left_out=tuple(scan.left_out))
+                    for trial in trials]
+        for search in searches:
+            search.require_match(f"{test}")
         return searches
 
     def trials(self, trial: int) -> list[int]:
         """There is one search, and nothing to draw."""
         return [0]
+
+    def can_train(self, root: str | Path) -> bool:
+        """Whether there is a folder `train`."""
+        return (Path(root) / "train").is_dir()
+
+    def can_test(self, root: str | Path) -> bool:
+        """Whether there is a folder `test`."""
+        return (Path(root) / "test").is_dir()
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What follows from the other arguments; `UserError` for no folder, and for a range that is none."""
@@ -94,32 +96,15 @@ class Folders(DataSet):
     def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
         """The name of a person's folder."""
         return next(Path(path).parent.name for images in sides
-                    for path, other in zip(images.paths, images.pids)
-                    if other == pid)
+                    for path, other in zip(images.paths, images.pids) if other == pid)
 
-    def check(self, root: Path, report: Report) -> None:
-        """Check the persons' folders of either split, and what else lies there."""
-        report.takes_range = True
-        report.table.append(f"{'':<16}" + "".join(f"{f'{side} persons':>18}{'images':>8}{'cameras':>9}"
-                                                  for side in MODALITIES))
-        present = [split for split in SPLITS if (root / split).is_dir()]
-        names: dict[str, set[str]] = {}
-        for split in present:
-            sides = {modality: check_modality(root / split / modality, report) for modality in MODALITIES}
-            names[split] = set().union(*sides.values())
-            report.table.append(f"{SPLITS[split]:<16}" + "".join("{:>18}{:>8}{:>9}".format(*sizes(persons))
-                                                                 for persons in sides.values()))
-            check_lone(root / split, split, sides, sorted(names[split], key=natural), report)
-        for split in SPLITS.keys() - present:
-            report.add(NOTE, "nothing to " + ("train on" if split == "train" else "test on"),
-                       f"{root / split}: no such folder")
-        if both := sorted(set.intersection(*names.values())) if len(names) == 2 else []:
+    def check_more(self, root: Path, report: Report) -> None:
+        """Report persons of one name in both splits."""
+        names = [{looks(Path(path).parent.name) for path in report.images
+                  if Path(path).is_relative_to(root / split)} for split in ("train", "test")]
+        if both := sorted(set.intersection(*names), key=natural):
             report.add(NOTE, "names in train and test", f"{len(both)}, the first {both[0]}: if they are the "
                        "same persons, a test says nothing of persons that the model does not know")
-        for split, script, method in (("train", "train.py", self.train_split),
-                                      ("test", "test.py", self.searches)):
-            if split in present:
-                report.attempt(FAULT, "refused", f"{script}: ", method, root)
 
 
 def require_range(limits: Sequence[int] | None) -> None:
@@ -128,97 +113,55 @@ def require_range(limits: Sequence[int] | None) -> None:
         raise UserError(f"--range {limits[0]} {limits[1]}: a LOW below HIGH expected")
 
 
-# ---------------------------------------------------------------------------------------- reading the folders
-def read_persons(folder: Path) -> dict[str, Persons]:
-    """The images of every person of one split, by modality and by the name of the person's folder.
+def read_split(folder: Path, scan: Scan) -> tuple[list[str], list[Images]]:
+    """The persons' names, in natural order, and the visible and infrared images of one split.
 
-    Raises `UserError` if a modality's folder is missing or holds no image, or if two names differ in case
-    only, which other systems take for one.
+    A person's number is the place of the name. Images that name no camera have the next number after all that
+    are named (visible), or the one after (infrared). A missing or empty modality is a fault, as are two names
+    that look alike.
     """
-    persons = {}
-    for modality in MODALITIES:
-        if not (folder / modality).is_dir():
-            raise UserError(f"{folder / modality}: no such folder; "
-                            f"the images in {modality}/PERSON/IMAGE expected")
-        entries = sorted(os.scandir(folder / modality), key=lambda entry: natural(entry.name))
-        found = {entry.name: list_images(entry.path) for entry in entries
-                 if entry.is_dir() and not is_system_file(entry.name)}
-        persons[modality] = {name: paths for name, paths in found.items() if paths}
-        if not persons[modality]:
-            raise UserError(f"{folder / modality}: no image in a person's folder found; the images in "
-                            f"{modality}/PERSON/IMAGE expected")
-    if pair := alike_but_for_case(name for side in persons.values() for name in side):
-        raise UserError(f"{folder}: persons {pair[0]} and {pair[1]} found, whose names differ in case only; "
-                        "give each person one name, and rename the folder")
-    return persons
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A sort key by which 2 comes before 10, and p2 before p10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def alike_but_for_case(names: Iterable[str]) -> list[str]:
-    """Two names, sorted, that differ in case only; none where there are no such."""
-    known: dict[str, str] = {}
-    for name in names:
-        if known.setdefault(name.casefold(), name) != name:
-            return sorted((known[name.casefold()], name))
-    return []
-
-
-def require_both_modalities(folder: Path, persons: Mapping[str, Persons]) -> None:
-    """Raise `UserError` for a person who cannot be trained on."""
-    for modality, other in (MODALITIES, MODALITIES[::-1]):
-        if lone := sorted(persons[other].keys() - persons[modality].keys(), key=natural):
-            if len(lone) == len(persons[other]):
-                raise UserError(f"{folder}: no name of a person's folder is in both visible and infrared; "
-                                "the same name in both expected for training; rename the folders")
-            more = f" (and {len(lone) - 1} more)" if len(lone) > 1 else ""
-            raise UserError(f"{folder}: person {lone[0]}{more} has no {modality} image; "
-                            "both modalities expected for training; "
-                            f"add images, or move {folder / other / lone[0]} elsewhere")
-
-
-def make_images(persons: Mapping[str, Persons]) -> list[Images]:
-    """Visible and infrared images; persons are numbered from 0 in the order of their names.
-
-    Images that name no camera have the next number after all that are named (visible), or the one after
-    (infrared).
-    """
+    persons = {modality: read_persons(folder / modality, scan) for modality in MODALITIES}
     names = sorted(set().union(*persons.values()), key=natural)
+    alike: dict[str, str] = {}
+    for name in names:
+        if (other := alike.setdefault(looks(name), name)) != name:
+            scan.refuse("names that look alike", f"{folder}: persons {ascii(other)} and {ascii(name)} found, "
+                        "whose names differ only in case or in what cannot be seen; give each person one "
+                        "name, and rename the folder")
     numbers = {name: number for number, name in enumerate(names)}
-    named = {path: camera_of(path) for side in persons.values() for paths in side.values() for path in paths}
-    top = max((camera for camera in named.values() if camera is not None), default=0)
+    top = max((camera_of(path) or 0 for side in persons.values() for paths in side.values()
+               for path in paths), default=0)
     sides = []
     for rest, modality in enumerate(MODALITIES, top + 1):
-        paths = [path for images in persons[modality].values() for path in images]
-        pids = [numbers[name] for name, images in persons[modality].items() for _ in images]
-        camids = [rest if named[path] is None else named[path] for path in paths]
-        sides.append(Images(tuple(paths), np.array(pids, np.int64), np.array(camids, np.int64), modality))
-    return sides
+        files = [(path, numbers[name]) for name, paths in persons[modality].items() for path in paths]
+        cameras = [camera_of(path) for path, _ in files]
+        sides.append(Images(tuple(path for path, _ in files), np.array([pid for _, pid in files], np.int64),
+                            np.array([rest if camera is None else camera for camera in cameras], np.int64),
+                            modality))
+    return names, sides
+
+
+def read_persons(folder: Path, scan: Scan) -> dict[str, list[str]]:
+    """The image paths of every person of one modality, by the name of the person's folder."""
+    if not folder.is_dir():
+        scan.refuse("missing", f"{folder}: no such folder; "
+                    f"the images in {folder.name}/PERSON/IMAGE expected")
+        return {}
+    entries = sorted(scan.entries(folder), key=lambda entry: natural(entry.name))
+    found = {entry.name: scan.image_files(entry.path) for entry in entries if entry.is_dir()}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        scan.refuse("missing", f"{folder}: no image in a person's folder found; the images in "
+                    f"{folder.name}/PERSON/IMAGE expected")
+    return found
+
+
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A sort key by which 2 comes before 10, and p2 before p10; no two names have the same."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)], name
 
 
 def camera_of(path: str) -> int | None:
     """The number N of an image whose name begins with cN_ or camN_; None of any other."""
     found = re.match(r"(?:c|cam)(\d{1,9})_", Path(path).name, re.IGNORECASE)
     return int(found[1]) if found else None
-
-
-# ---------------------------------------------------------------------------------------- the check of a copy
-def check_modality(folder: Path, report: Report) -> Persons:
-    """The images of every person of one modality; what else is in its folder is reported."""
-    persons = {}
-    for entry in scan(folder, report):
-        if not os.path.isdir(entry.path):
-            report.add(NOTE, "misnamed", f"{entry.path}: not used; a person's folder expected")
-        elif images := check_person(entry.path, report, ".*", ""):
-            persons[entry.name] = images
-            report.images += images
-    return persons
-
-
-def sizes(persons: Persons) -> tuple[int, int, int]:
-    """Persons, images and named cameras."""
-    paths = [path for images in persons.values() for path in images]
-    return len(persons), len(paths), len({camera_of(path) for path in paths} - {None})

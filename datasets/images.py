@@ -1,16 +1,22 @@
 """One way to turn an image file into pixels, for pre-processing, training, testing and checking alike."""
 from __future__ import annotations
 
+import io
+import os
 import re
+import stat
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from tqdm import tqdm
 
+from datasets.files import describe_entry, not_read
 from datasets.types import ImageSpec
 from utils import UserError, one_line
 
@@ -18,6 +24,11 @@ FILTER = "LANCZOS"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
 PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of an image: a W3C media fragment
+PNG, PIXEL_CHUNKS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+ORIENTATION = 0x0112  # tag of EXIF, whose values from 2 on say what turns an image upright
+UPRIGHT = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+           Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+           Image.Transpose.ROTATE_90)
 
 # What else is found under an image's name, by its first bytes.
 KNOWN = {"a TIFF file": rb"II[*+]\0|MM\0[*+]", "a GIF file": rb"GIF8", "a WebP file": rb"RIFF....WEBP",
@@ -30,34 +41,45 @@ KNOWN = {"a TIFF file": rb"II[*+]\0|MM\0[*+]", "a GIF file": rb"GIF8", "a WebP f
 class TooManyBits(UserError):
     """An image whose raw values, from `low` to `high`, do not say which of them are black and white."""
 
-    def __init__(self, message: str, low: int = 0, high: int = 0) -> None:
-        super().__init__(message)  # alone: from process to process, an error is its message and attributes
+    def __init__(self, message: str, low: int, high: int) -> None:
+        super().__init__(message)
         self.low, self.high = low, high
 
 
+# -------------------------------------------------------------------------------------------------- one image
 def read_image(path: str | Path, spec: ImageSpec) -> np.ndarray:
-    """Decode an image file, turn it upright as its EXIF says, convert it to RGB, resize it (Pillow LANCZOS).
+    """Decode an image file and resize it (Pillow LANCZOS); returns (height, width, 3) uint8.
 
-    `FILE#xywh=x,y,w,h` is a part of an upright image, in pixels from its upper left corner, as far as it lies
-    within. Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. Raw values
-    outside `spec.range` are cut; the range is never taken from an image: each would have a scale of its own.
-    Returns (height, width, 3) uint8.
-
-    Raises `UserError` naming the file if it cannot be decoded whole, or has more than 8 bits a channel that
-    no range reduces, which Pillow would cut off, or if a part lies outside.
+    `FILE#xywh=x,y,w,h` is a part of the upright image, in pixels from its upper left corner, as far as it
+    lies within. Raises `UserError` naming the file that cannot be decoded, and for a part that lies outside.
     """
     part = PART.search(str(path))
+    image = decode(PART.sub("", str(path)), spec.range)
+    if part:
+        image = image.crop(box_within(path, image.size, *map(int, part.groups())))
+    return np.array(image.resize((spec.width, spec.height), Image.Resampling[FILTER]))
+
+
+def decode(path: str | Path, limits: tuple[int, int] | None) -> Image.Image:
+    """An image file upright, as its EXIF says, and in RGB.
+
+    Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. limits: see
+    `ImageSpec.range`; the range is never taken from an image: each would have a scale of its own. Metadata
+    that is damaged, or more than Pillow reads, does not matter. Raises `UserError` naming a file that is not
+    whole or has more than 8 bits a channel that no limits reduce. A file is called damaged only where it was
+    read: a drive's error, or a lack of memory, says nothing of it.
+    """
     try:
-        with Image.open(PART.sub("", str(path)), formats=FORMATS) as image:
-            deep = has_more_than_8_bits(image)
-            image.info.pop("transparency", None)  # dropped like an alpha channel
-            upright = ImageOps.exif_transpose(image)
-            if deep:
-                upright = reduce_to_8_bits(upright, path, spec.range)
-            upright = upright.convert("RGB")
-        if part:
-            upright = upright.crop(box_within(path, upright.size, *map(int, part.groups())))
-        return np.array(upright.resize((spec.width, spec.height), Image.Resampling[FILTER]))
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+            raise UserError(f"{path}: {describe_entry(path)} found, an image file expected; leave it out")
+        try:
+            return decode_whole(path, path, limits)
+        except (UserError, MemoryError, Image.DecompressionBombError):
+            raise
+        except Exception as error:
+            if not is_png(path) or is_of_system(error):
+                raise
+            return decode_whole(path, without_metadata(path), limits)
     except UserError:
         raise
     except FileNotFoundError:
@@ -66,10 +88,62 @@ def read_image(path: str | Path, spec: ImageSpec) -> np.ndarray:
     except UnidentifiedImageError:
         raise UserError(f"{path}: {describe_bytes(path)} found, an image expected; remove or replace the "
                         "file") from None
+    except MemoryError:
+        raise UserError(f"{path}: memory does not hold the image; free some, or use fewer "
+                        "--workers") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {one_line(error)}; use a smaller copy of the image") from None
     except Exception as error:  # a damaged file makes Pillow's decoders stumble in many ways
+        if is_of_system(error):
+            raise not_read(path, error) from None
         what = one_line(error) or type(error).__name__
         raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the "
                         "file") from None
+
+
+def decode_whole(path: str | Path, source: str | Path | BinaryIO,
+                 limits: tuple[int, int] | None) -> Image.Image:
+    """As `decode`, from the file or from what is left of it; raises whatever Pillow does."""
+    with Image.open(source, formats=FORMATS) as image:
+        deep = has_more_than_8_bits(image)
+        image.info.pop("transparency", None)  # dropped like an alpha channel
+        image.load()
+        turn = orientation(image)
+        pixels = reduce_to_8_bits(image, path, limits) if deep else image
+        return (pixels.transpose(UPRIGHT[turn - 2]) if turn > 1 else pixels).convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """How an image lies, 1 to 8, by its EXIF; 1 where that is damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # of whatever damaged EXIF makes Pillow stumble over
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def is_of_system(error: Exception) -> bool:
+    """Whether the operating system could not read a file; Pillow's own errors have no number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def is_png(path: str | Path) -> bool:
+    """Whether a file begins as a PNG does."""
+    with open(path, "rb") as file:
+        return file.read(len(PNG)) == PNG
+
+
+def without_metadata(path: str | Path) -> BinaryIO:
+    """The chunks of a PNG that hold its pixels, and its EXIF where that is whole."""
+    data = Path(path).read_bytes()
+    kept, start = [PNG], len(PNG)
+    while start + 12 <= len(data):
+        kind, end = data[start + 4:start + 8], start + 12 + int.from_bytes(data[start:start + 4], "big")
+        whole = zlib.crc32(data[start + 4:end - 4]) == int.from_bytes(data[end - 4:end], "big")
+        if kind in PIXEL_CHUNKS or (kind == b"eXIf" and whole):
+            kept.append(data[start:end])
+        start = end
+    return io.BytesIO(b"".join(kept))
 
 
 def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int,
@@ -111,8 +185,6 @@ def reduce_to_8_bits(image: Image.Image, path: str | Path,
 
 def describe_bytes(path: str | Path) -> str:
     """Say in words what a file that is no image holds."""
-    if not Path(path).is_file():
-        return "no regular file"  # to read a pipe again would wait for another writer
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         start = file.read(16)
@@ -122,6 +194,7 @@ def describe_bytes(path: str | Path) -> str:
     return "an empty file" if size == 0 else f"a file of {size} bytes in no known image format"
 
 
+# ------------------------------------------------------------------------------------------------ many images
 def read_batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers: int,
                  unreadable: dict[str, str] | None = None) -> Iterator[np.ndarray]:
     """Batches (B, height, width, 3) uint8 of image files in order; `UserError` names one that it cannot read.
@@ -164,10 +237,10 @@ def stack(images: Iterable[np.ndarray | None], spec: ImageSpec) -> np.ndarray:
     return np.stack(found) if found else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
-def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, title: str = "",
-                silent: bool = True) -> np.ndarray:
-    """Read images into one array (N, height, width, 3) uint8 with threads (Pillow releases the GIL)."""
-    images = np.empty((len(paths), spec.height, spec.width, 3), np.uint8)
+def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, out: np.ndarray | None = None,
+                title: str = "", silent: bool = True) -> np.ndarray:
+    """Read images into one array (N, height, width, 3) uint8 with threads, into `out` where it is given."""
+    images = np.empty((len(paths), spec.height, spec.width, 3), np.uint8) if out is None else out
 
     def read(index: int) -> None:
         images[index] = read_image(paths[index], spec)
@@ -177,7 +250,6 @@ def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, titl
         try:
             for _ in tqdm(jobs, title, len(paths), unit="image", disable=silent or None, leave=False):
                 pass
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
     return images

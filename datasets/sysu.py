@@ -1,23 +1,23 @@
-"""SYSU-MM01: its layout, splits, searches, and the check of a copy."""
+"""SYSU-MM01: its layout, splits and searches."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.cameras import check_camera, image_files
-from datasets.check import FAULT, NOTE, SPLITS, Report, check_modalities
+from datasets.check import NOTE, Report
 from datasets.exclusion import sysu_seen
-from datasets.files import parse_id_list
-from datasets.types import (ARRAYS_FLAG, DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet,
-                            Flag, Images, Search, TrainSplit, grouped, make_train_split)
-from utils import UserError
+from datasets.files import Scan, parse_id_list
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images,
+                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split)
+from utils import Parser, UserError
 
 CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
 INDOOR = (1, 2)
 GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the whole data set
+Files = Mapping[tuple[int, int], list[str]]  # image paths by (pid, camera)
 
 
 class SysuSearch(Search):
@@ -39,154 +39,110 @@ class SysuMM01(DataSet):
     """
 
     name, title, path, direction = "sysu", "SYSU-MM01", "data/SYSU-MM01", "i2v"
-    folders = ("cam1", "cam2", "cam3", "cam4", "cam5", "cam6", "exp")
+    folders, lists = ("cam1", "cam2", "cam3", "cam4", "cam5", "cam6", "exp"), "exp"
+    flags = ("mode", "shot", "gallery", "arrays")
+    arguments = {"searches": ("mode", "shot", "gallery")}
     arrays = Arrays({VISIBLE: "train_rgb_resized", INFRARED: "train_ir_resized"}, "pre_process_sysu.py")
-    published = {"training persons": 395, "test persons": 96, "visible training images": 22258,
-                 "infrared training images": 11909, "infrared test images": 3803,
-                 **{f"{mode}-search gallery": size for mode, size in GALLERY.items()}}
-    flags = (
-        Flag("--mode",
-             {"choices": ("all", "indoor"), "default": "all", "help": "SYSU-MM01: cameras searched"},
-             argument_to=("searches",)),
-        Flag("--shot", {"type": int, "choices": (1, 10), "default": 1,
-                        "help": "SYSU-MM01: gallery images a person and camera"}, argument_to=("searches",)),
-        Flag("--gallery", {"choices": ("random", "official"), "default": "random",
-                           "help": "SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)"},
-             argument_to=("searches",)),
-        ARRAYS_FLAG,
-    )
+    published = {"training persons": 395, "visible training images": 22258, "infrared training images": 11909,
+                 "test persons": 96, "infrared test images": 3803}
+    checked = ({"mode": "all"}, {"mode": "indoor"})
 
-    def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
+    def add_flags(self, parser: Parser, script: str) -> None:
+        """Declare the flags that belong to this data set; script: "train" or "test"."""
+        parser.add_argument("--mode", choices=tuple(GALLERY), default="all",
+                            help="SYSU-MM01: cameras searched")
+        parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
+                            help="SYSU-MM01: gallery images a person and camera")
+        parser.add_argument("--gallery", choices=("random", "official"), default="random",
+                            help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
+        if script == "train":
+            add_arrays_flag(parser)
+
+    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
         """The training images; there is one split, `trial` is not read."""
-        root = self.require_layout(root)
-        pids = read_ids(root)["train"]
-        sides = [grouped(camera_files(root, pids, CAMERAS[modality]), modality) for modality in MODALITIES]
-        return make_train_split(*sides, pids, f"{root}: exp/train_id.txt and exp/val_id.txt", self.arrays)
+        root, scan = self.require_layout(root), scan or Scan()
+        pids = read_ids(root, scan)["train"]
+        sides = [grouped(camera_files(root, pids, CAMERAS[side], scan), side) for side in MODALITIES]
+        return make_train_split(*sides, pids, f"{root}: exp/train_id.txt and exp/val_id.txt", scan,
+                                self.arrays)
 
-    def query(self, root: str | Path, mode: str, modality: str) -> Images:
-        """Every test image of the modality's cameras, cameras within persons."""
-        root = self.require_layout(root)
-        return grouped(camera_files(root, read_ids(root)["test"], cameras_of(modality, mode)), modality)
+    def test_files(self, root: str | Path, mode: str, modality: str, scan: Scan | None = None) -> Files:
+        """The test images of the modality's cameras by (pid, camera), cameras within persons."""
+        root, scan = self.require_layout(root), scan or Scan()
+        return camera_files(root, read_ids(root, scan)["test"], cameras_of(modality, mode), scan)
+
+    def query(self, root: str | Path, mode: str, modality: str, scan: Scan | None = None) -> Images:
+        """Every test image of the modality's cameras."""
+        return grouped(self.test_files(root, mode, modality, scan), modality)
+
+    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+        """All test images of either modality."""
+        return {modality: self.query(root, "all", modality, scan) for modality in MODALITIES}
 
     def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str,
                      modality: str) -> Images:
-        """Draw `shot` images of each test person and camera of the modality.
+        """Draw `shot` images of each test person and camera of the modality, all where there are fewer.
 
         `random` is the draw of the AGW line (Ye et al., TPAMI 2021) and leaves the global generator alone;
-        `official` is that of the data set's own evaluation. Where there are fewer images than `shot`, all are
-        taken.
-
-        Raises ValueError for fewer than one shot, and for a trial below 0 or, of the ten official ones, above
-        9.
+        `official` is that of the data set's own evaluation. Raises ValueError for a mode, shot, trial or
+        gallery that is none.
         """
-        if shot < 1:
-            raise ValueError(f"shot: {shot} found, at least 1 expected")
-        if trial < 0 or (gallery == "official" and trial >= TRIALS):
-            wanted = f"0 to {TRIALS - 1}" if gallery == "official" else "at least 0"
-            raise ValueError(f"trial: {trial} found, {wanted} expected")
-        root = self.require_layout(root)
-        files = camera_files(root, read_ids(root)["test"], cameras_of(modality, mode))
+        return self.draw(Path(root), self.test_files(root, mode, modality), trial, shot, gallery, modality)
+
+    def draw(self, root: Path, files: Files, trial: int, shot: int, gallery: str, modality: str) -> Images:
+        """As `draw_gallery`, from the test images by (pid, camera)."""
+        if shot < 1 or trial < 0 or gallery not in ("random", "official"):
+            raise ValueError(f"shot: {shot}, trial: {trial}, gallery: {gallery!r} found; a shot of at least "
+                             "1, a trial of at least 0, and 'random' or 'official' expected")
         if gallery == "official":
-            permutations = read_permutations(root / "exp" / "rand_perm_cam.mat")
-            drawn = {key: draw_official(root, permutations, *key, trial, shot, paths)
-                     for key, paths in files.items()}
-        elif gallery == "random":
-            rng = random.Random(trial)
-            drawn = {key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
-                     for key, paths in files.items()}
-        else:
-            raise ValueError(f"gallery: {gallery!r} found, 'random' or 'official' expected")
-        return grouped(drawn, modality)
+            cells = read_permutations(root / "exp" / "rand_perm_cam.mat")
+            return grouped({key: draw_official(root, cells, *key, trial, shot, paths)
+                            for key, paths in files.items()}, modality)
+        rng = random.Random(trial)
+        return grouped({key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
+                        for key, paths in files.items()}, modality)
 
     def searches(self, root: str | Path, *, direction: str = "i2v", trials: Iterable[int] = range(TRIALS),
-                 mode: str = "all", shot: int = 1, gallery: str = "random") -> list[Search]:
+                 mode: str = "all", shot: int = 1, gallery: str = "random",
+                 scan: Scan | None = None) -> list[Search]:
         """One search for each gallery draw; the query side takes every image, the gallery side is drawn."""
+        root, scan = Path(root), scan or Scan()
         query_modality, gallery_modality = DIRECTIONS[direction]
-        query = self.query(root, mode, query_modality)
-        shots = "single" if shot == 1 else "multi"
-        name = f"{self.title} {mode}-search, {shots}-shot, {gallery} gallery, {direction}"
+        query = self.query(root, mode, query_modality, scan)
+        files = self.test_files(root, mode, gallery_modality, scan)
+        name = (f"{self.title} {mode}-search, {'single' if shot == 1 else 'multi'}-shot, {gallery} gallery, "
+                f"{direction}")
+        published = {"test persons": self.published["test persons"]}
+        if direction == "i2v":
+            published["queries"] = self.published["infrared test images"]
+            if shot in (1, 10):  # every test person has at least ten images in a camera
+                published["gallery images"] = shot * GALLERY[mode]
         searches = []
         for trial in trials:
-            drawn = self.draw_gallery(root, mode, trial, shot, gallery, gallery_modality)
-            searches.append(SysuSearch(query, drawn, trial, name, True,
-                                       self.published_of_search(direction, mode, shot),
-                                       partial=mode == "indoor"))
-            searches[-1].require_match(f"{Path(root) / 'exp' / 'test_id.txt'}, {mode}-search")
+            drawn = self.draw(root, files, trial, shot, gallery, gallery_modality)
+            searches.append(SysuSearch(query, drawn, trial, name, True, published, mode == "indoor",
+                                       tuple(scan.left_out)))
+            searches[-1].require_match(f"{root / 'exp' / 'test_id.txt'}, {mode}-search")
         return searches
 
-    def published_of_search(self, direction: str, mode: str, shot: int) -> dict[str, int]:
-        """The published counts of a search; those of v2i are not known, but for the persons."""
-        counts = {"test persons": self.published["test persons"]}
-        if direction == "i2v":
-            counts["queries"] = self.published["infrared test images"]
-            if shot in (1, 10):  # every test person has at least ten images in a camera
-                counts["gallery images"] = shot * GALLERY[mode]
-        return counts
-
-    def check(self, root: Path, report: Report) -> None:
-        """Check the id lists, cameras and persons' folders."""
-        lists = {name: set(report.attempt(FAULT, "lists", "", parse_id_list, root / "exp" / f"{name}_id.txt")
-                           or ())
-                 for name in ("train", "val", "test")}
-        pids = {"train": lists["train"] | lists["val"], "test": lists["test"]}
-        cameras = sorted(CAMERAS[VISIBLE] + CAMERAS[INFRARED])
-        held: dict[tuple[str, int], dict[int, int]] = {(split, camera): {} for split in SPLITS
-                                                       for camera in cameras}
-        for camera in cameras:
-            if not (root / f"cam{camera}").is_dir():
-                report.add(FAULT, "missing", f"{root / f'cam{camera}'}: no such folder")
-                continue
-            for split, pid, images in check_camera(root / f"cam{camera}", pids, report, r"[0-9]{4}\.jpg",
-                                                   "NNNN.jpg, a number in four digits,"):
-                held[split, camera][pid] = len(images)
-                report.images += images
-        self.count(pids, held, report)
-        for split in SPLITS:
-            sides = {modality: set().union(*(held[split, camera] for camera in CAMERAS[modality]))
-                     for modality in MODALITIES}
-            check_modalities(f"{root / 'exp'}", split, sides, pids[split], report)
-        report.attempt(FAULT, "refused", "train.py: ", self.train_split, root)
-        for mode in GALLERY:
-            report.attempt(FAULT, "refused", f"test.py --mode {mode}: ", self.searches, root, mode=mode,
-                           trials=[0])
-        if report.usable or not (root / "exp" / "rand_perm_cam.mat").exists():
-            report.attempt(NOTE, "only --gallery official needs it", "", self.searches, root, shot=10,
-                           gallery="official")
-
-    def count(self, pids: dict[str, set[int]], held: dict[tuple[str, int], dict[int, int]],
-              report: Report) -> None:
-        """Fill table and counts of the report; held: images of each person by split and camera."""
-
-        def size(split: str, cameras: Sequence[int]) -> tuple[int, int]:
-            counts = [held[split, camera] for camera in cameras]
-            return len(set().union(*counts)), sum(sum(count.values()) for count in counts)
-
-        report.table.append(f"{'':<16}"
-                            + "".join(f"{f'{word} persons':>18}{'images':>8}" for word in SPLITS.values()))
-        for modality, cameras in CAMERAS.items():
-            rows = [(f"cam{camera} {modality}", (camera,))
-                    for camera in cameras] + [(f"all {modality}", cameras)]
-            for row, chosen in rows:
-                report.table.append(f"{row:<16}"
-                                    + "".join("{:>18}{:>8}".format(*size(split, chosen)) for split in SPLITS))
-        found = {"training persons": len(pids["train"]), "test persons": len(pids["test"]),
-                 "visible training images": size("train", CAMERAS[VISIBLE])[1],
-                 "infrared training images": size("train", CAMERAS[INFRARED])[1],
-                 "infrared test images": size("test", CAMERAS[INFRARED])[1],
-                 **{f"{mode}-search gallery": sum(len(held["test", camera])
-                                                  for camera in cameras_of(VISIBLE, mode))
-                    for mode in GALLERY}}
-        report.counts = [(what, number, self.published[what]) for what, number in found.items()]
+    def check_more(self, root: Path, report: Report) -> None:
+        """Report whether the official galleries can be drawn, which nothing else needs."""
+        try:
+            self.searches(root, shot=10, gallery="official")
+        except UserError as error:
+            if report.usable:
+                report.add(NOTE, "only --gallery official needs it", error)
 
 
 # -------------------------------------------------------------------------------------------- lists and files
-def read_ids(root: Path) -> dict[str, list[int]]:
+def read_ids(root: Path, scan: Scan) -> dict[str, list[int]]:
     """Identities of the splits train (the lists train and val together) and test; these must not overlap."""
-    lists = {name: parse_id_list(root / "exp" / f"{name}_id.txt") for name in ("train", "val", "test")}
+    lists = {name: scan.attempt("lists", parse_id_list, root / "exp" / f"{name}_id.txt") or []
+             for name in ("train", "val", "test")}
     for name in ("train", "val"):
         if both := sorted(set(lists[name]) & set(lists["test"])):
-            raise UserError(f"{root / 'exp'}: identity {both[0]} is in {name}_id.txt and in test_id.txt; "
-                            "disjoint lists expected; restore the files")
+            scan.refuse("lists", f"{root / 'exp'}: identity {both[0]} is in {name}_id.txt and in "
+                        "test_id.txt; disjoint lists expected; restore the files")
     return {"train": sorted({*lists["train"], *lists["val"]}), "test": lists["test"]}
 
 
@@ -197,17 +153,17 @@ def cameras_of(modality: str, mode: str) -> tuple[int, ...]:
     return tuple(c for c in CAMERAS[modality] if mode == "all" or modality == INFRARED or c in INDOOR)
 
 
-def camera_files(root: Path, pids: Sequence[int], cameras: Sequence[int]) -> dict[tuple[int, int], list[str]]:
+def camera_files(root: Path, pids: Sequence[int], cameras: Sequence[int], scan: Scan) -> Files:
     """Image paths by (pid, camera), in the order of both; combinations without images are left out.
 
-    Raises `UserError` for a camera without any image: every camera of the data set has some of either split.
+    A camera without any image is a fault: every camera of the data set has some of either split.
     """
-    files = image_files({camera: root / f"cam{camera}" for camera in cameras}, pids)
+    files = scan.camera_images({camera: root / f"cam{camera}" for camera in cameras}, pids)
     for camera in sorted(set(cameras) - {camera for _, camera in files}):
         folder = root / f"cam{camera}"
         what = "no image of the persons on the lists" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, "
-                        "expected; restore them")
+        scan.refuse("missing", f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, "
+                    "expected; restore them")
     return files
 
 

@@ -1,14 +1,15 @@
-"""What crosses rooms: images, a search, a training split, a flag, and what every data set tells of itself."""
+"""What crosses rooms: images, a search, a training split, and what every data set tells of itself."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import UserError, filled
+from datasets.files import Scan
+from utils import Parser, UserError, filled
 
 if TYPE_CHECKING:
     from datasets.check import Report
@@ -83,7 +84,8 @@ class Search:
 
     `trial` is a gallery draw or a split; `name` says the search in words, the same for all trials;
     `count_persons` makes CMC count each gallery person once; `published` holds the counts of the whole data
-    set, as far as they are known; `partial` tells that even there some persons are on one side only.
+    set, as far as they are known; `partial` tells that even there some persons are on one side only;
+    `left_out` names hidden and system files among the images.
     """
 
     query: Images
@@ -93,6 +95,7 @@ class Search:
     count_persons: bool = False
     published: Mapping[str, int] = field(default_factory=dict)
     partial: bool = False
+    left_out: Iterable[str] = ()
 
     def seen(self) -> np.ndarray:
         """What each query's ranking holds, (Q, G) bool; a data set that excludes images overrides this."""
@@ -128,12 +131,16 @@ class Arrays:
 
 @dataclass(frozen=True)
 class TrainSplit:
-    """Training images of both modalities; labels are positions in `pids`, the sorted identities."""
+    """Training images of both modalities; labels are positions in `pids`, the sorted identities.
+
+    `left_out` names hidden and system files among the images.
+    """
 
     visible: Images
     infrared: Images
     pids: np.ndarray
     arrays: Arrays | None = None
+    left_out: Iterable[str] = ()
 
     @property
     def sides(self) -> tuple[Images, Images]:
@@ -150,51 +157,17 @@ class TrainSplit:
                 "infrared training images": len(self.infrared)}
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A flag of the command line that belongs to a data set.
-
-    settings: the keywords of argparse's `add_argument`; scripts: which of train.py and test.py take the flag;
-    argument_to: the methods of the data set that take its value as a keyword; fixed: a checkpoint says it
-    (see options.py), and testing uses it again.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    scripts: tuple[str, ...] = ("train", "test")
-    argument_to: tuple[str, ...] = ()
-    fixed: bool = False
-
-    @property
-    def dest(self) -> str:
-        """The name of its value among the parsed arguments."""
-        return self.name.lstrip("-").replace("-", "_")
-
-    @property
-    def default(self) -> Any:
-        """The value of a flag that is left out."""
-        return self.settings.get("default", False if self.settings.get("action") == "store_true" else None)
-
-    def written(self, value: Any) -> str:
-        """The flag as the command line says it."""
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return self.name if value is True else " ".join([self.name, *map(str, values)])
-
-
-# Of every data set that a script pre-processes.
-ARRAYS_FLAG = Flag("--arrays", {
-    "type": filled, "metavar": "DIR",
-    "help": "SYSU-MM01, LLCM: folder of the pre-processed arrays (default: that of the data set)"},
-    scripts=("train",))
-
-
 class DataSet:
     """What the scripts need to know of a data set; one subclass, in one file, tells it from the others.
 
     name: as `--dataset` says it; title: as people say it; path, direction: the defaults of `--data-path` and
     `--direction`; splits: trained models that one result is the mean of; folders: the layout, by which a copy
-    is known; flags: those that belong to it; published: its counts; arrays: what a script makes of its
+    is known; lists: the one of them that holds no images; flags: names of the arguments that belong to it;
+    arguments: those of them that a method takes as keywords, by the method's name; published: its counts;
+    checked: keywords of the searches that the check of a copy tries; arrays: what a script makes of its
     training images, once, if there is one.
+
+    `scan` reads folders and lists; the check of a copy passes one that collects faults.
     """
 
     name: str
@@ -203,30 +176,38 @@ class DataSet:
     direction: str
     splits: int = 1
     folders: tuple[str, ...]
-    flags: tuple[Flag, ...] = ()
+    lists: str = ""
+    flags: tuple[str, ...] = ()
+    arguments: Mapping[str, tuple[str, ...]] = {}
     published: Mapping[str, int] = {}
+    checked: tuple[Mapping[str, Any], ...] = ({},)
     arrays: Arrays | None = None
 
     # -------------------------------------------------------------------------------- what each data set says
-    def train_split(self, root: str | Path, trial: int = 1) -> TrainSplit:
-        """The training images; a data set with one split does not read `trial`.
-
-        Those of its flags that say `train_split` are further keywords.
-        """
+    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
+        """The training images; a data set with one split does not read `trial`."""
         raise NotImplementedError
 
-    def searches(self, root: str | Path, *, direction: str, trials: Iterable[int]) -> list[Search]:
-        """One search for each trial; those of its flags that say `searches` are further keywords."""
+    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+        """All test images of either modality."""
         raise NotImplementedError
 
-    def check(self, root: Path, report: Report) -> None:
-        """Report what is missing, empty, misnamed or of no use, and what training and testing refuse."""
+    def searches(self, root: str | Path, *, direction: str, trials: Iterable[int],
+                 scan: Scan | None = None) -> list[Search]:
+        """One search for each trial; those of its flags that `arguments` says are further keywords."""
         raise NotImplementedError
 
     # --------------------------------------------------------------------------- what a data set may say anew
+    def add_flags(self, parser: Parser, script: str) -> None:
+        """Declare the flags that belong to this data set; script: "train" or "test"."""
+
     def trials(self, trial: int) -> list[int]:
         """The trials that a test of one model runs; training evaluates on the first of them."""
         return list(range(TRIALS))
+
+    def can_train(self, root: str | Path) -> bool:
+        """Whether a copy has training images."""
+        return True
 
     def can_test(self, root: str | Path) -> bool:
         """Whether a copy has test images; one that has none can be trained on all the same."""
@@ -241,10 +222,21 @@ class DataSet:
         """Numbers that tell the persons of all queries apart, search after search, (N,)."""
         return np.concatenate([search.query.pids for search in searches])
 
+    def trials_to_check(self, root: Path) -> list[int]:
+        """The trials whose lists the check of a copy reads."""
+        return [1]
+
+    def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
+        """What people call a person; sides: where the person's images are."""
+        return str(pid)
+
+    def check_more(self, root: Path, report: Report) -> None:
+        """Report what is particular to this data set."""
+
     # --------------------------------------------------------------------------------------- the same for all
     def keywords(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the parsed arguments that a method takes as keywords."""
-        return {flag.dest: values[flag.dest] for flag in self.flags if method in flag.argument_to}
+        return {name: values[name] for name in self.arguments.get(method, ())}
 
     def present(self, root: Path) -> int:
         """How many folders of the layout a folder has; 0 if they are too few to know the data set by."""
@@ -253,7 +245,7 @@ class DataSet:
 
     def require_layout(self, data_path: str | Path) -> Path:
         """The data set's folder; raises `UserError` if it is missing or holds something else."""
-        root, layout = Path(data_path), f"{self.title} ({', '.join(self.folders)})"
+        root = Path(data_path)
         if not root.is_dir():
             what = "a file" if root.exists() else "no such folder"
             raise UserError(f"--data-path {root}: {what}; put {self.title} there (README, Data) "
@@ -261,20 +253,16 @@ class DataSet:
         if not self.present(root):
             inside = sorted(path.name for path in root.iterdir() if path.is_dir())
             found = f"the folders {', '.join(inside[:9])}" if inside else "no folder in it"
-            raise UserError(f"--data-path {root}: {found} found, {layout} expected; name the data set's "
-                            "folder, or change --dataset")
+            raise UserError(f"--data-path {root}: {found} found, {self.title} ({', '.join(self.folders)}) "
+                            "expected; name the data set's folder, or change --dataset")
         return root
-
-    def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
-        """What people call a person; sides: where the person's images are."""
-        return str(pid)
 
     def surprises(self, data_path: str | Path, split: TrainSplit | None = None,
                   search: Search | None = None) -> list[str]:
         """What is legal but surely unintended of a split and of a search, a line each.
 
-        Counts that are not the published ones, with both numbers, and test persons who have images in one
-        modality only, where the whole data set has none.
+        Counts that are not the published ones, with both numbers; test persons who have images in one
+        modality only, where the whole data set has none; and hidden and system files.
         """
         known = [(split.counts(), self.published)] if split else []
         known += [(search.counts(), search.published)] if search else []
@@ -288,7 +276,16 @@ class DataSet:
             first = self.name_of_person(min(lone), (search.query, search.gallery))
             lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {first}, with "
                          "images in one modality only: their queries are left out of the mean")
+        if left_out := {path for read in (split, search) if read for path in read.left_out}:
+            lines.append(f"--data-path {data_path}: {len(left_out)} hidden or system files or folders left "
+                         f"out, the first {min(left_out)}")
         return lines
+
+
+def add_arrays_flag(parser: Parser) -> None:
+    """Declare the flag of every data set that a script pre-processes."""
+    parser.add_argument("--arrays", type=filled, metavar="DIR", help="SYSU-MM01, LLCM: folder of the "
+                        "pre-processed arrays (default: that of the data set)")
 
 
 def grouped(files: Mapping[tuple[int, int], Sequence[str]], modality: str) -> Images:
@@ -298,15 +295,17 @@ def grouped(files: Mapping[tuple[int, int], Sequence[str]], modality: str) -> Im
     return Images(tuple(path for paths in files.values() for path in paths), pids, camids, modality)
 
 
-def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], source: str,
-                     arrays: Arrays | None = None) -> TrainSplit:
-    """Put a split together; raises `UserError` unless each of these persons has images in both modalities."""
+def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], source: str, scan: Scan,
+                     arrays: Arrays | None = None, name: Callable[[int], str] = str) -> TrainSplit:
+    """Put a split together; a person without images in one of the modalities is a fault.
+
+    source: the lists or folder that name the persons; name: what people call a person.
+    """
     pids = np.array(sorted(pids), np.int64)
     for images in (visible, infrared):
         lacking = np.setdiff1d(pids, images.pids)
-        if len(lacking):
-            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            raise UserError(f"{source}: person {lacking[0]}{more} has no {images.modality} image; "
-                            "both modalities expected for training; "
-                            "restore the images, or take the person off the list")
-    return TrainSplit(visible, infrared, pids, arrays)
+        for pid in lacking:
+            scan.refuse("one modality only", f"{source}: person {name(pid)} has no {images.modality} image "
+                        f"({len(lacking)} of {len(pids)} persons have none); both modalities expected for "
+                        "training; restore the images, or take the person off the list")
+    return TrainSplit(visible, infrared, pids, arrays, tuple(scan.left_out))

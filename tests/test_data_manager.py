@@ -138,11 +138,9 @@ def test_a_person_without_one_modality_is_named(sysu):
 
 # ----------------------------------------------------------------------------- arguments that mean no gallery
 @pytest.mark.parametrize("wrong",
-                         [{"shot": 0}, {"shot": -1}, {"trial": -1}, {"trial": -1, "gallery": "official"},
-                          {"trial": 10, "gallery": "official"}])
-def test_no_gallery_is_drawn_for_a_shot_or_trial_that_is_none(sysu, wrong):
-    with pytest.raises(ValueError, match=r"^(shot: -?\d found, at least 1|trial: (-1|10) "
-                       "found, (0 to 9|at least 0)) expected$"):
+                         [{"shot": 0}, {"trial": -1}, {"gallery": "offical"}])
+def test_no_gallery_is_drawn_for_a_shot_trial_or_gallery_that_is_none(sysu, wrong):
+    with pytest.raises(ValueError, match="a shot of at least 1, a trial of at least 0, and 'random' or"):
         process_gallery_sysu(str(sysu), **wrong)
     assert len(process_gallery_sysu(str(sysu), trial=10)[0]) == 3 * 4
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -367,22 +366,3 @@ def test_a_launcher_that_sets_ranks_alone(world, tmp_path):
     said = [script.communicate(timeout=300) for script in both]
     assert [script.returncode for script in both] == [0, 0], said
     assert "2 process(es)" in said[0][0] and not said[1][0]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
-def test_no_shared_memory_is_needed_without_workers(script, world, tmp_path):
-    """A full /dev/shm, as a container may have it: only a pool of processes needs room there."""
-    import subprocess
-    root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
-    inside = "mount -t tmpfs -o size=4k tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/full; exec \"$@\""
-    pre = [sys.executable, ROOT / "pre_process_sysu.py", "--data-path", root, "--img_w", "16",
-           "--img_h", "32", "--workers"]
-    done = {workers: subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", *pre, workers],
-                                    capture_output=True, text=True) for workers in ("1", "0")}
-    if "unshare" in done["0"].stderr or "mount" in done["0"].stderr:
-        pytest.skip("no mount namespace here")
-    assert done["0"].returncode == 0, done["0"].stderr
-    assert done["1"].returncode == 2, done["1"].stderr
-    assert "make room in /dev/shm, or use --workers 0" in done["1"].stderr, done["1"].stderr
-
-
