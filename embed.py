@@ -133,7 +133,7 @@ def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -
     sizes = []
     for name, usual in (("img_h", 288), ("img_w", 144)):
         given, saved = getattr(args, name), facts.get(name)
-        if given and saved and given != saved and not facts.get("dynamic"):
+        if given and saved and given != saved:
             made = "exported" if args.resume.endswith(".onnx") else "trained"
             raise UserError(f"--{name} {given}: the checkpoint {args.resume} was {made} with --{name} "
                             f"{saved}; leave the flag out")

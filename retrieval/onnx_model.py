@@ -13,16 +13,16 @@ from datasets.types import ImageSpec
 from utils import UserError, one_line
 
 FORMAT = 1
+OLDEST = 1, 22  # onnxruntime, as requirements-export.txt says
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a file says of its network, as JSON values in its metadata.
 
-    sha256: of the checkpoint that it comes from; height, width: pixels of the images, which may be others
-    where `dynamic`; uint8: whether it takes bytes (B, height, width, 3), rather than normalised float32 (B,
-    3, height, width); precision: float32, half or int8; range: of raw values that became 8 bits, in the
-    training.
+    sha256: of the checkpoint that it comes from; height, width: pixels of the images; uint8: whether it takes
+    bytes (B, height, width, 3), rather than normalised float32 (B, 3, height, width); precision: float32 or
+    half; range: of raw values that became 8 bits, in the training.
     """
 
     format: int
@@ -33,7 +33,6 @@ class Facts:
     sha256: str
     height: int
     width: int
-    dynamic: bool
     uint8: bool
     precision: str
     range: list[int] | None = None
@@ -84,6 +83,10 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
     except Exception as error:  # onnxruntime's own errors, one class for each of its status codes
         unknown = isinstance(error, (KeyError, ValueError))
         what = "no metadata of export.py" if unknown else one_line(error)[:160]
+        if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
+            raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} does not read it ({what}); "
+                            f"{'.'.join(map(str, OLDEST))} or later expected; run: pip install -r "
+                            "requirements-export.txt") from None
         raise UserError(f"{path}: not a network of export.py ({what}); export the checkpoint again") from None
     if facts.format != FORMAT:
         raise UserError(f"{path}: format {facts.format} found, {FORMAT} expected; "
