@@ -11,7 +11,7 @@ from typing import Any
 
 from utils import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # What operating systems, NAS systems and archives leave in folders, in lower case, beside names with a dot.
 SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle",
                 "~snapshot", "$recycle.bin", "system volume information", "lost+found", "__macosx")

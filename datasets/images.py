@@ -1,16 +1,18 @@
 """One way to turn an image file into pixels, for pre-processing, training, testing and checking alike."""
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
 import re
 import stat
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -20,9 +22,10 @@ from datasets.files import describe_entry, not_read
 from datasets.types import ImageSpec
 from utils import UserError, one_line
 
+T, R = TypeVar("T"), TypeVar("R")
 FILTER = "LANCZOS"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
-FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; fewer decoders also mean fewer to trust
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # fewer decoders also mean fewer to trust
 PART = re.compile(r"#xywh=(-?\d{1,9}),(-?\d{1,9}),(\d{1,9}),(\d{1,9})$")  # of an image: a W3C media fragment
 PNG, PIXEL_CHUNKS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 ORIENTATION = 0x0112  # tag of EXIF, whose values from 2 on say what turns an image upright
@@ -31,7 +34,7 @@ UPRIGHT = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Tr
            Image.Transpose.ROTATE_90)
 
 # What else is found under an image's name, by its first bytes.
-KNOWN = {"a TIFF file": rb"II[*+]\0|MM\0[*+]", "a GIF file": rb"GIF8", "a WebP file": rb"RIFF....WEBP",
+KNOWN = {"a GIF file": rb"GIF8",
          "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)",
          "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", "a NumPy array": rb"\x93NUMPY",
          "a PDF": rb"%PDF", "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
@@ -53,11 +56,45 @@ def read_image(path: str | Path, spec: ImageSpec) -> np.ndarray:
     `FILE#xywh=x,y,w,h` is a part of the upright image, in pixels from its upper left corner, as far as it
     lies within. Raises `UserError` naming the file that cannot be decoded, and for a part that lies outside.
     """
-    part = PART.search(str(path))
-    image = decode(PART.sub("", str(path)), spec.range)
-    if part:
-        image = image.crop(box_within(path, image.size, *map(int, part.groups())))
+    (found,) = read_parts([str(path)], spec)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def read_parts(paths: Sequence[str], spec: ImageSpec) -> list[np.ndarray | UserError]:
+    """Parts of one file, which is decoded once, as `read_image` reads each; or the error of each."""
+    try:
+        image = decode(file_of(paths[0]), spec.range)
+    except UserError as error:
+        return [error] * len(paths)
+    return [cut(image, path, spec) for path in paths]
+
+
+def cut(image: Image.Image, path: str, spec: ImageSpec) -> np.ndarray | UserError:
+    """The part of an image that a path names, resized; or the error."""
+    if part := PART.search(path):
+        try:
+            image = image.crop(box_within(path, image.size, *map(int, part.groups())))
+        except UserError as error:
+            return error
     return np.array(image.resize((spec.width, spec.height), Image.Resampling[FILTER]))
+
+
+def file_of(path: str) -> str:
+    """The file of an image, or of a part of one."""
+    return PART.sub("", path)
+
+
+def size_of(path: str) -> tuple[int, int] | None:
+    """Width and height of an upright image in pixels, from the head of its file; None where there is none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size if orientation(image) < 5 else image.size[::-1]
+    except Exception:  # reading the pixels will say what is wrong with it
+        return None
 
 
 def decode(path: str | Path, limits: tuple[int, int] | None) -> Image.Image:
@@ -200,41 +237,42 @@ def read_batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers
     """Batches (B, height, width, 3) uint8 of image files in order; `UserError` names one that it cannot read.
 
     workers: threads that read ahead (Pillow lets others run while it decodes), 0: none. unreadable: takes the
-    error of each file that cannot be read, which its batch is without then.
+    error of each file that cannot be read, which its batch is without then. Parts of one file that follow
+    each other are cut from one decoding of it.
     """
-    def read(path: str) -> np.ndarray | None:
-        try:
-            return read_image(path, spec)
-        except UserError as error:
-            if unreadable is None:
-                raise
-            unreadable[path] = str(error)
-            return None
+    def read(parts: list[str]) -> list[np.ndarray | None]:
+        found = read_parts(parts, spec)
+        for path, image in zip(parts, found):
+            if isinstance(image, UserError):
+                if unreadable is None:
+                    raise image
+                unreadable[path] = str(image)
+        return [None if isinstance(image, UserError) else image for image in found]
 
-    chunks = [paths[start:start + batch_size] for start in range(0, len(paths), batch_size)]
+    files = [list(parts) for _, parts in itertools.groupby(map(str, paths), file_of)]
+    with contextlib.closing(in_order(read, files, workers, batch_size + 2 * workers)) as reading:
+        images = itertools.chain.from_iterable(reading)
+        for _ in range(0, len(paths), batch_size):
+            found = [image for image in itertools.islice(images, batch_size) if image is not None]
+            yield np.stack(found) if found else np.empty((0, spec.height, spec.width, 3), np.uint8)
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
+    """Results of a function in the order of its items, by threads that are at most so many items ahead."""
     if workers == 0:
-        for chunk in chunks:
-            yield stack(map(read, chunk), spec)
+        yield from map(function, items)
         return
-    ahead = 1 + -(-2 * workers // batch_size)  # batches: the one that is next, and work for every thread
+    jobs: deque[Future] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        def submit(chunk: Sequence[str]) -> list[Future]:
-            return [pool.submit(read, path) for path in chunk]
-
         try:
-            jobs = deque(map(submit, chunks[:ahead]))
-            for chunk in [*chunks[ahead:], *[()] * len(jobs)]:
-                images = [job.result() for job in jobs.popleft()]
-                jobs.append(submit(chunk))
-                yield stack(images, spec)
+            for item in items:
+                jobs.append(pool.submit(function, item))
+                if len(jobs) > ahead:
+                    yield jobs.popleft().result()
+            while jobs:
+                yield jobs.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def stack(images: Iterable[np.ndarray | None], spec: ImageSpec) -> np.ndarray:
-    """One batch of the images that could be read."""
-    found = [image for image in images if image is not None]
-    return np.stack(found) if found else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
 def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, out: np.ndarray | None = None,

@@ -248,14 +248,13 @@ def test_arrays_in_a_folder_of_their_own(script, world, tmp_path):
     assert "--arrays x belongs to SYSU-MM01 and LLCM, but the data set is regdb" in refused.stderr
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP"])
-def test_an_image_of_another_format_is_named(kind, script, world, tmp_path):
+def test_an_image_of_another_format_is_named(script, world, tmp_path):
     from PIL import Image
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
-    Image.new("RGB", (24, 48)).save(root / "cam1/0001/0001.jpg", kind)
+    Image.new("RGB", (24, 48)).save(root / "cam1/0001/0001.jpg", "GIF")
     done = script("pre_process_sysu.py", "--data-path", root, "--workers", 0)
     assert done.returncode == 2
-    assert re.search(rf"(?i)0001.jpg: a {kind} file \(JPEG, PNG, BMP are read\) found", done.stderr)
+    assert re.search(r"0001.jpg: a GIF file \(JPEG, PNG, BMP, TIFF, WEBP are read\) found", done.stderr)
 
 
 def test_one_person_and_regdb_with_one_trial(script, world, tmp_path):
