@@ -122,10 +122,14 @@ class Branch(nn.Module):
         self.register_buffer("pixel_scale", 1 / (255 * torch.tensor(STD)[:, None, None]))
         self.register_buffer("pixel_shift", -(torch.tensor(MEAN) / torch.tensor(STD))[:, None, None])
         self.net = folded(net)
-        self.net.bottleneck = ScaleAndShift(net.bottleneck)
+        for module in list(self.net.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm1d):
+                    setattr(module, name, ScaleAndShift(child))
         if facts.precision == "half":
-            self.net.half().bottleneck.float()
-            self.net.classifier.float()
+            self.net.half()
+            for name in net.head:
+                getattr(self.net, name).float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images as `facts` say -> features after BNNeck and after pooling, (B, D) float32."""

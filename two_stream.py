@@ -94,6 +94,7 @@ class TwoStream(nn.Module):
     """
 
     linear = True
+    head = ("bottleneck", "classifier")  # the modules of `embed`, which computes in float32
 
     def __init__(self, method: Method, arch: str, num_classes: int,
                  weights: dict[str, Tensor] | None = None) -> None:
