@@ -95,7 +95,8 @@ class TwoStream(nn.Module):
     A method overrides `after` (what follows a stage) and `embed` (maps -> features, neck, logits), and makes
     its modules in `add_parts`, whose keyword arguments are the `parts` of its row. Where these do not reach,
     it may override `add_head`, `run_stage`, `join` and `rates`. dim: size of either feature in training, in
-    testing `copies` times that. linear: whether the features are affine in the last maps if the pooling is (retrieval/evidence.py).
+    testing `copies` times that. linear: whether the features are affine in the last maps if the pooling is
+    (retrieval/evidence.py).
     """
 
     linear = True

@@ -135,7 +135,8 @@ class DEEN(TwoStream):
         output = super().embed(maps)
         if self.training:
             return output
-        return Output(side_by_side(output.feats), side_by_side(output.neck), sum(output.logits.chunk(self.copies)) / self.copies)
+        logits = output.logits.unflatten(0, (self.copies, -1)).mean(0)
+        return Output(side_by_side(output.feats), side_by_side(output.neck), logits)
 
     def rates(self, pretrained: bool, optim: str) -> dict[str, float]:
         """All but BNNeck and classifier learns as the backbone does, as published."""
