@@ -185,7 +185,8 @@ class PublishedDEEN(Published):
 
     def __init__(self, arch: str, classes: int, regdb: bool) -> None:
         super().__init__(arch, classes, *(f"layer{n}" for n in range(1, 4 if regdb else 5)))
-        widths = [64, *(getattr(self.base_resnet.base, f"layer{n}")[-1].bn2.num_features for n in range(1, 5))]
+        base = self.base_resnet.base
+        widths = [64, *(getattr(base, f"layer{n}")[-1].bn2.num_features for n in range(1, 5))]
         self.blocks = 2 if regdb else 3
         for n in range(1, self.blocks + 1):
             low, high = widths[n - 1], widths[n]
