@@ -165,7 +165,7 @@ def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimi
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        right = output.logits.argmax(1) == labels.repeat(len(output.logits) // len(labels))
+        right = output.logits.argmax(1) == labels.repeat(len(views))
         yield {"loss": loss, **parts, "accuracy": right.float().mean()}
 
 

@@ -8,17 +8,18 @@ The step that it times is train.py's own.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import functools
+import io
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,18 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import export
+import pre_process_sysu
 from backbones import BACKBONES
 from checkpoint import Checkpoint, save_checkpoint
 from data_loader import IdentitySampler, TrainBatches, TrainImages, single_names
-from datasets.types import ImageSpec
+from datasets.types import MODALITIES, VISIBLE, ImageSpec, View
 from devices import choose_device, has_bf16, keep_freed_memory, precision, prepare
-from engine import Meters, build_optimiser, train_steps
+from engine import build_optimiser, train_steps
 from eval_metrics import eval_sysu
 from features import Extraction, extract, torch_network
 from loss import Criterion
-from model import METHODS, MODALITIES, Method, TwoStream, View, build_network
+from model import METHODS, Method, TwoStream, build_network, override
 from retrieval import onnx_model
 from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
@@ -46,163 +49,109 @@ CLASSES = 395  # training persons of SYSU-MM01
 STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`
 BATCHES = {"cpu": 20, "cuda": 60}  # in one timed piece of `input`
 TEST_IMAGES = {"cpu": 256, "cuda": 4096}
-PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the matrices that the peak is measured on
-COPY = 1 << 28  # bytes of the copy that the bandwidth is measured on
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the matrices whose product tells the peak
 QUERIES, GALLERY, PERSONS = 3803, 301, 96  # SYSU-MM01's test, all-search
 ROWS, WIDTH, TOP = 1_000_000, 2048, 10  # of the gallery that is searched
 PREPROCESSED = 4000  # images; SYSU-MM01 has 34,167
 DISTINCT = 64  # image files that differ; the others are links to them
 CPU = torch.device("cpu")
 LR, TEST_BATCH = 0.001, 64
-Result = dict[str, Any]
+Piece = Callable[[], Any]  # what is timed
 
 
-# -------------------------------------------------------------------------------------------------- measuring
-def compare(name: str, baseline: Callable[[], Any], variant: Callable[[], Any], repeats: int, warmup: int,
-            device: torch.device, images: int = 0, plain_memory: bool = False) -> Result:
-    """Run both alternately: median, least and most seconds, images a second, ratios of neighbouring runs.
+@dataclass(frozen=True)
+class Case:
+    """Two ways of doing the same work; without them, a note alone.
 
-    plain_memory: on the CPU, the baseline runs as scripts do that leave the C library its own ways with
-    memory.
+    images: of one run of either; flops, bf16: the variant's arithmetic and its precision, if that is its
+    floor. plain_memory: on the CPU, the baseline runs with glibc's own ways with freed memory, as scripts of
+    others do.
     """
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
-    def seconds(piece: Callable[[], Any]) -> float:
-        if plain_memory and device.type == "cpu":
-            keep_freed_memory(piece is variant)
-            if piece is variant:
-                piece()  # it has the memory of a run that is under way then
-        synchronise()
-        begun = time.perf_counter()
-        piece()
-        synchronise()
-        return time.perf_counter() - begun
-
-    for _ in range(warmup):
-        seconds(baseline), seconds(variant)
-    times = np.array([(seconds(baseline), seconds(variant)) for _ in range(repeats)])
-    ratios = times[:, 0] / times[:, 1]
-    sides = {side: {"seconds": float(np.median(seconds)), "min": float(seconds.min()),
-                    "max": float(seconds.max()), "images_per_s": images / float(np.median(seconds))}
-             for side, seconds in zip(("baseline", "variant"), times.T)}
-    return {"name": name, "ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
-            "ratio_max": float(ratios.max()), "repeats": repeats, **sides, "note": ""}
+    name: str
+    baseline: Piece | None = None
+    variant: Piece | None = None
+    images: int = 0
+    flops: int = 0
+    bf16: bool = False
+    plain_memory: bool = False
+    note: str = ""
 
 
-def with_floor(result: Result, amount: int, unit: str, device: torch.device, bf16: bool = False) -> Result:
-    """Add the time of the variant's FLOP in one large product, or of its bytes (B) in one large copy."""
-    if unit == "FLOP":
-        size = PRODUCT[device.type]
-        one, other = torch.randn(2, size, size, device=device).to(torch.bfloat16 if bf16 else torch.float32)
-        work, piece = 2 * size ** 3, lambda: one @ other
-    else:
-        one, other = torch.ones(2, COPY, dtype=torch.uint8, device=device)
-        work, piece = 2 * one.numel(), lambda: one.copy_(other)
-    rate = work / compare("", piece, piece, 3, 1, device)["variant"]["min"]
-    share = amount / rate / result["variant"]["seconds"]
-    floor = f"floor {amount / 1e9:.2f} G{unit} at {rate / 1e9:.1f} G{unit}/s, {share:.1%} of our time"
-    return {**result, unit: amount, f"{unit}/s": rate, "floor_s": amount / rate, "share_of_floor": share,
-            "note": f"{result['note']}; {floor}" if result["note"] else floor}
-
-
-def count_flops(piece: Callable[[], Any]) -> int:
-    """Floating-point operations (two for a multiply-add) of convolutions and matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        piece()
-    return counter.get_total_flops()
+Cases = Iterator[Case]
 
 
 # --------------------------------------------------------------------------------------------- the benchmarks
-def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+def bench_step(args: argparse.Namespace, device: torch.device) -> Cases:
     """Training steps with all their input: train.py's epoch against the plain recipe's."""
     images, sampler = made_training(args, STEPS[device.type])
-    names = {modality: METHODS[args.method].views[modality].augment for modality in MODALITIES}
-    loader = plain.training_loader(images, sampler, args.workers, names)
-    net, criterion = made_network(METHODS[args.method], args.arch, device)
+    method = METHODS[args.method]
+    loader = plain.training_loader(images, sampler, args.workers,
+                                   {modality: method.views[modality].augment for modality in MODALITIES})
+    net, criterion = made_network(method, args, device, torch.contiguous_format)
     optimiser = torch.optim.SGD(net.parameter_groups(LR, True), momentum=0.9, nesterov=True,
                                 weight_decay=5e-4)
     baseline = functools.partial(plain.train_epoch, net, criterion, loader, optimiser, device)
-    flops = count_flops(forward_and_backward(METHODS[args.method], 2, args, device, False))
-    flops = flops * args.batch_size // 2
+    flops = count_flops(forward_and_backward(method, args, device, False)) * sampler.steps
     for name, bf16 in precisions(device):
-        net, criterion = made_network(METHODS[args.method], args.arch, device, torch.channels_last)
-        batches = TrainBatches(images, sampler, net.method.views, device, device.type == "cuda", 0)
+        net, criterion = made_network(method, args, device)
+        batches = TrainBatches(images, sampler, method.views, device, device.type == "cuda", 0)
         optimiser = build_optimiser(net, criterion, LR, True, "sgd")
 
-        def ours(net=net, criterion=criterion, batches=batches, optimiser=optimiser, bf16=bf16) -> None:
-            meters = Meters()
-            for values in train_steps(net, criterion, batches, optimiser, 0, 0, bf16):
-                meters.add(values)
-            meters.read()
+        def ours(bf16=bf16, state=(net, criterion, batches, optimiser)) -> None:
+            figures = list(train_steps(*state, 0, bf16=bf16))  # read at the end, as train.py does
+            torch.stack([value for values in figures for value in values.values()]).tolist()
 
-        result = compare(f"step {args.arch} {name}", baseline, ours, args.repeats, args.warmup, device,
-                         sampler.steps * args.step_images, plain_memory=True)
-        yield with_floor({**result, "steps": sampler.steps}, flops * sampler.steps, "FLOP", device, bf16)
+        yield Case(f"step {args.arch} {name}", baseline, ours, sampler.steps * args.step_images, flops, bf16,
+                   plain_memory=True)
 
 
-def bench_input(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+def bench_input(args: argparse.Namespace, device: torch.device) -> Cases:
     """Training batches on the device and nothing else: `TrainBatches` against the plain recipe's."""
     images, sampler = made_training(args, BATCHES[device.type])
     names = single_names(("standard", *args.augment.split(",")))
     loader = plain.training_loader(images, sampler, args.workers, dict.fromkeys(MODALITIES, names))
-    count = sampler.steps * args.step_images
     views = {modality: View(modality, names) for modality in MODALITIES}
     ours = TrainBatches(images, sampler, views, device, device.type == "cuda", 0)
-    result = compare("input" if args.augment == "standard" else f"input {args.augment}",
-                     lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
-                     lambda: sum(1 for _ in ours.epoch(0)), args.repeats, args.warmup, device, count,
-                     plain_memory=True)
-    moved = count * args.img_h * args.img_w * 3 * (1 + 4)  # uint8 read, float32 written
-    yield with_floor(result, moved, "B", device)
+    yield Case("input" if args.augment == "standard" else f"input {args.augment}",
+               lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
+               lambda: sum(1 for _ in ours.epoch(0)), sampler.steps * args.step_images, plain_memory=True)
 
 
-def bench_extract(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+def bench_extract(args: argparse.Namespace, device: torch.device) -> Cases:
     """Features of image files: `features.extract` against PIL transforms and a contiguous float32 network."""
     count = TEST_IMAGES[device.type]
-    plain_net, net = (made_network(METHODS[args.method], args.arch, device, form)[0]
-                      for form in (torch.contiguous_format, torch.channels_last))
+    plain_net, _ = made_network(METHODS[args.method], args, device, torch.contiguous_format)
+    net, _ = made_network(METHODS[args.method], args, device)
+    flops = count * flops_of_pair(net, args, device) // 2
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder), [f"{number}.jpg" for number in range(count)])
         loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
         for name, bf16 in precisions(device):
-            spec = ImageSpec(args.img_h, args.img_w)
-            settings = Extraction(spec, TEST_BATCH, args.workers, bf16)
-            sides = (functools.partial(plain.features, plain_net, loader, device),
-                     lambda bf16=bf16, settings=settings: extract(
-                         torch_network(net, "visible", bf16), paths, settings))
-            result = compare(f"extract {args.arch} {name}", *sides, args.repeats, args.warmup, device, count,
-                             plain_memory=True)
-            yield with_floor(result, count * flops_of_pair(net, args, device) // 2, "FLOP", device, bf16)
+            ours = functools.partial(extract, torch_network(net, VISIBLE, bf16), paths, settings(args))
+            yield Case(f"extract {args.arch} {name}", lambda: plain.features(plain_net, loader, device), ours,
+                       count, flops, bf16, plain_memory=True)
 
 
-def bench_onnx(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Features of image files on the CPU: export.py's networks in onnxruntime against torch's own."""
-    count, script = TEST_IMAGES["cpu"], Path(__file__).parents[1] / "export.py"
-    net, _ = made_network(METHODS[args.method], args.arch, CPU, torch.channels_last)
+def bench_onnx(args: argparse.Namespace, device: torch.device) -> Cases:
+    """Features of image files on the CPU: export.py's network in onnxruntime against torch's own."""
+    net, _ = made_network(METHODS[args.method], args, CPU)
     for module in net.modules():
         module.momentum = 1.0  # of BatchNorms: they learn one batch's statistics, else all features are alike
     with torch.no_grad():
         net.train()(*torch.randn(2, 8, 3, args.img_h, args.img_w))
     facts = {name: getattr(args, name) for name in ("method", "arch", "img_h", "img_w")}
-    settings = Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers)
     with tempfile.TemporaryDirectory() as folder:
-        paths = made_files(Path(folder) / "images", [f"{number}.jpg" for number in range(count)])
+        paths = made_files(Path(folder), [f"{number}.jpg" for number in range(TEST_IMAGES["cpu"])])
         save_checkpoint(Path(folder) / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
-        for name, flags in (("float32", []), ("half", ["--half"])):
-            command = [sys.executable, str(script), f"{folder}/x.t", "--out", f"{folder}/{name}", *flags]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:  # of random weights, 8 bits may leave too little
-                print(f"onnx {name}: left out, {done.stderr.splitlines()[-1]}")
-                continue
-            model = onnx_model.load(f"{folder}/{name}/visible.onnx", args.threads or 0)
-            sides = (lambda: extract(torch_network(net, "visible"), paths, settings),
-                     functools.partial(extract, model.features, paths, settings))
-            result = compare(f"onnx {name}", *sides, args.repeats, args.warmup, CPU, count)
-            size = Path(f"{folder}/{name}/visible.onnx").stat().st_size
-            yield {**result, "note": f"{size / 1e6:.0f} MB a file"}
+        call(export.main, f"{folder}/x.t", "--out", folder)
+        path = Path(folder) / f"{VISIBLE}.onnx"
+        networks = torch_network(net, VISIBLE), onnx_model.load(path, args.threads or 0).features
+        sides = [functools.partial(extract, network, paths, settings(args)) for network in networks]
+        yield Case("onnx float32", *sides, len(paths), note=f"{path.stat().st_size / 1e6:.0f} MB a file")
 
 
-def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+def bench_metrics(args: argparse.Namespace, device: torch.device) -> Cases:
     """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory it adds."""
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(4 * PERSONS)[:GALLERY])  # (person, visible camera)
@@ -212,22 +161,16 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Iterator[Re
         dist_mat = rng.normal(1, 0.1, (QUERIES, len(g_pids))).astype(np.float32)
         dist_mat -= np.float32(0.2) * (q_pids[:, None] == g_pids)
         search = (dist_mat, q_pids, g_pids, q_camids, g_camids)
-        tracemalloc.start()
-        scores = eval_sysu(*search)
-        memory = tracemalloc.get_traced_memory()[1] / dist_mat.nbytes
-        tracemalloc.stop()
+        ours = functools.partial(eval_sysu, *search)
+        scores, memory = memory_of(ours)
         for found, expected in zip(scores, plain.scores(*search, arrays=True)):
-            # their sorts part where distances are equal
-            np.testing.assert_allclose(found, expected, rtol=1e-3)
+            np.testing.assert_allclose(found, expected, rtol=1e-3)  # sorts differ where distances are equal
         for loop, arrays in (("", False), (" of arrays", True)):
-            sides = (lambda search=search, arrays=arrays: plain.scores(*search, arrays),
-                     lambda search=search: eval_sysu(*search))
-            result = {**compare(f"metrics {shots}-shot{loop}", *sides, args.repeats, args.warmup, CPU),
-                      "memory": memory, "note": f"{dist_mat.shape}, {memory:.2f} times its memory on top"}
-            yield with_floor(result, dist_mat.nbytes, "B", CPU)
+            yield Case(f"metrics {shots}-shot{loop}", functools.partial(plain.scores, *search, arrays), ours,
+                       note=f"{dist_mat.shape}, {memory / dist_mat.nbytes:.2f} times its memory on top")
 
 
-def bench_search(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+def bench_search(args: argparse.Namespace, device: torch.device) -> Cases:
     """`find_nearest` in a mapped gallery against a product and a full stable sort, and the memory it adds."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -238,61 +181,110 @@ def bench_search(args: argparse.Namespace, device: torch.device) -> Iterator[Res
             query = unit_rows(rng, count)
             sides = (lambda query=query: np.argsort(-(query @ gallery.T), 1, "stable")[:, :TOP],
                      lambda query=query: find_nearest(query, gallery, TOP).rows)
-            tracemalloc.start()
-            found = sides[1]()
-            memory = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
+            found, memory = memory_of(sides[1])
             np.testing.assert_array_equal(found, sides[0]())
-            result = {**compare(f"search {count}", *sides, args.repeats, args.warmup, CPU), "memory": memory,
-                      "note": f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery"}
-            amount = (gallery.nbytes, "B") if count == 1 else (2 * count * gallery.size, "FLOP")
-            yield with_floor(result, *amount, CPU)
+            yield Case(f"search {count}", *sides, flops=2 * count * gallery.size,
+                       note=f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery")
 
 
-def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """pre_process_sysu.py, its start included, with a worker on each core against one worker."""
-    script, cores = Path(__file__).parents[1] / "pre_process_sysu.py", os.cpu_count() or 1
-    persons = -(-PREPROCESSED // 24)
+def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Cases:
+    """pre_process_sysu.py with a worker on each core against one worker."""
+    cores, persons = os.cpu_count() or 1, -(-PREPROCESSED // 24)
     with tempfile.TemporaryDirectory() as folder:
         paths = made_files(Path(folder), [f"cam{camera}/{pid:04d}/{number:04d}.jpg" for camera in range(1, 7)
                                           for pid in range(1, persons + 1) for number in range(1, 5)])
         (Path(folder) / "exp").mkdir()
         for name, pids in (("train", range(1, persons)), ("val", [persons]), ("test", [persons + 1])):
             (Path(folder) / "exp" / f"{name}_id.txt").write_text(",".join(map(str, pids)))
-
-        def pre_process(workers: int) -> None:
-            flags = ("--data-path", folder, "--workers", workers,
-                     "--img_h", args.img_h, "--img_w", args.img_w)
-            subprocess.run([sys.executable, str(script), *map(str, flags)], check=True, capture_output=True)
-
-        one, all_cores = (functools.partial(pre_process, workers) for workers in (1, cores))
-        result = compare("preprocess", one, all_cores, args.repeats, args.warmup, CPU, len(paths))
-    yield {**result, "workers": cores, "floor_s": result["baseline"]["seconds"] / cores,
-           "note": f"{cores} workers against 1, of a ratio of {cores} that decoding on every core at once "
-                   "could reach"}
+        flags = ("--data-path", folder, "--img_h", args.img_h, "--img_w", args.img_w, "--workers")
+        yield Case("preprocess", *(functools.partial(call, pre_process_sysu.main, *flags, workers)
+                                   for workers in (1, cores)), len(paths),
+                   note=f"{cores} workers against 1; {cores} cores at once would be {cores} times")
 
 
-def bench_graph(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
-    """Forward, loss and backward of cgrnet with and without graph reasoning and similarity module."""
-    without = dataclasses.replace(METHODS["base"], own_stages=METHODS["cgrnet"].own_stages)
+def bench_graph(args: argparse.Namespace, device: torch.device) -> Cases:
+    """Forward, loss and backward of cgrnet without and with graph reasoning and similarity module."""
+    methods = override(METHODS["base"], ["own_stages=1"]), METHODS["cgrnet"]
     for name, bf16 in precisions(device):
-        pieces = [forward_and_backward(method, args.batch_size, args, device, bf16)
-                  for method in (without, METHODS["cgrnet"])]
-        result = compare(f"graph {args.arch} {name}", *pieces, args.repeats, args.warmup, device,
-                         args.step_images)
-        extra = 100 / result["ratio"] - 100
-        result = {**result, "extra_per_cent": extra, "note": f"both modules add {extra:.1f} % to a step"}
-        yield with_floor(result, count_flops(pieces[1]), "FLOP", device, bf16)
+        pieces = [forward_and_backward(method, args, device, bf16) for method in methods]
+        yield Case(f"graph {args.arch} {name}", *pieces, args.step_images, count_flops(pieces[1]), bf16)
 
 
-def bench_params(args: argparse.Namespace, device: torch.device) -> Iterator[Result]:
+def bench_params(args: argparse.Namespace, device: torch.device) -> Cases:
     """Parameters without classifier, and the arithmetic of a forward pass of one image of either modality."""
-    for method in METHODS:
-        net = build_network(method, args.arch, CLASSES).to(device).eval()
-        parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
-        flops = flops_of_pair(net, args, device)
-        yield {"name": f"params {args.arch} {method}", "parameters": parameters, "flops_pair": flops,
-               "note": f"{parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a pair of images"}
+    for name, method in METHODS.items():
+        net = made_network(method, args, device)[0].eval()
+        count = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
+        yield Case(f"params {args.arch} {name}", note=f"{count / 1e6:.2f} M parameters, "
+                   f"{flops_of_pair(net, args, device) / 1e9:.1f} GFLOP a pair of images")
+
+
+BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
+              "metrics": bench_metrics, "search": bench_search, "preprocess": bench_preprocess,
+              "graph": bench_graph, "params": bench_params}
+
+
+# -------------------------------------------------------------------------------------------------- measuring
+def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Run both sides alternately; median seconds, images a second, ratios of neighbouring runs.
+
+    Where the floor is arithmetic, also the time that it takes as one large product, as a share of ours.
+    """
+    result = {"name": case.name, "note": case.note}
+    if case.baseline is None:
+        return result
+
+    def timed(piece: Piece) -> float:
+        if case.plain_memory and device.type == "cpu":
+            keep_freed_memory(piece is case.variant)
+            if piece is case.variant:
+                piece()  # it has the memory of a run that is under way then
+        return seconds(piece, device)
+
+    times = np.array([(timed(case.baseline), timed(case.variant))
+                      for _ in range(args.warmup + args.repeats)])[args.warmup:]
+    ratios, medians = times[:, 0] / times[:, 1], np.median(times, 0).tolist()
+    result |= {"ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
+               "ratio_max": float(ratios.max()), "repeats": args.repeats}
+    for side, median in zip(("baseline", "variant"), medians):
+        result[side] = {"seconds": median, "images_per_s": case.images / median}
+    if case.flops:
+        rate = peak(device, case.bf16)
+        result |= {"FLOP": case.flops, "FLOP/s": rate, "share_of_floor": case.flops / rate / medians[1]}
+    return result
+
+
+def seconds(piece: Piece, device: torch.device) -> float:
+    """Seconds that a piece of work takes, its work on the device included."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronise()
+    begun = time.perf_counter()
+    piece()
+    synchronise()
+    return time.perf_counter() - begun
+
+
+def peak(device: torch.device, bf16: bool) -> float:
+    """Operations a second of one large matrix product."""
+    size, dtype = PRODUCT[device.type], torch.bfloat16 if bf16 else torch.float32
+    one, other = torch.randn(2, size, size, device=device).to(dtype)
+    return 2 * size ** 3 / min(seconds(lambda: one @ other, device) for _ in range(8))
+
+
+def memory_of(piece: Piece) -> tuple[Any, int]:
+    """What a piece of work returns, and the most bytes that it had taken for that."""
+    tracemalloc.start()
+    try:
+        return piece(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def count_flops(piece: Piece) -> int:
+    """Floating-point operations (two for a multiply-add) of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        piece()
+    return counter.get_total_flops()
 
 
 # ----------------------------------------------------------------------------------------------------- pieces
@@ -303,10 +295,19 @@ def unit_rows(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def precisions(device: torch.device) -> list[tuple[str, bool]]:
-    """The precisions to report: float32 and, where the device has it natively, bf16."""
-    if not has_bf16(device):
-        print("bf16: left out, the device does not have it natively")
+    """The precisions to report: float32, and bf16 where the device multiplies it."""
     return [("float32", False), ("bf16", True)][:1 + has_bf16(device)]
+
+
+def settings(args: argparse.Namespace) -> Extraction:
+    """How files become features."""
+    return Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers)
+
+
+def call(main: Callable[[Sequence[str]], None], *words: object) -> None:
+    """Run a script in this process, without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(list(map(str, words)))
 
 
 def made_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, TrainImages], IdentitySampler]:
@@ -332,21 +333,21 @@ def made_files(root: Path, names: list[str]) -> list[str]:
     return list(map(str, paths))
 
 
-def made_network(method: Method, arch: str, device: torch.device,
-                 memory_format: torch.memory_format = torch.contiguous_format) -> tuple[TwoStream, Criterion]:
+def made_network(method: Method, args: argparse.Namespace, device: torch.device,
+                 memory_format: torch.memory_format = torch.channels_last) -> tuple[TwoStream, Criterion]:
     """A network with random weights, and its losses."""
-    net = build_network(method, arch, CLASSES).to(device, memory_format=memory_format)
+    net = build_network(method, args.arch, CLASSES).to(device, memory_format=memory_format)
     return net, Criterion(method.losses, CLASSES, net.dim).to(device)
 
 
-def forward_and_backward(method: Method, persons: int, args: argparse.Namespace, device: torch.device,
-                         bf16: bool) -> Callable[[], None]:
+def forward_and_backward(method: Method, args: argparse.Namespace, device: torch.device,
+                         bf16: bool) -> Piece:
     """A step without input and optimiser, on noise."""
-    net, criterion = made_network(method, args.arch, device, torch.channels_last)
-    shape = (2, persons * args.num_pos, 3, args.img_h, args.img_w)
+    net, criterion = made_network(method, args, device)
+    shape = (2, args.batch_size * args.num_pos, 3, args.img_h, args.img_w)
     images = [half.contiguous(memory_format=torch.channels_last)
               for half in torch.randn(shape, device=device)]
-    labels = torch.arange(persons, device=device).repeat_interleave(args.num_pos)
+    labels = torch.arange(args.batch_size, device=device).repeat_interleave(args.num_pos)
 
     def piece() -> None:
         with precision(device, bf16):
@@ -365,13 +366,8 @@ def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device
 
 
 # ----------------------------------------------------------------------------------------------- command line
-BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
-              "metrics": bench_metrics, "search": bench_search, "preprocess": bench_preprocess,
-              "graph": bench_graph, "params": bench_params}
-
-
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, and what the pieces of a run read beside them."""
+    """The arguments, and how many images a step of them has."""
     parser = Parser(description="Time this repository's ways against the plain ones.")
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
     add_data_arguments(parser)
@@ -399,21 +395,25 @@ def device_name(device: torch.device) -> str:
     """The device in its maker's words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    models = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def show(result: Result) -> str:
+def show(result: dict[str, Any]) -> str:
     """One result on one line."""
     if "ratio" not in result:
         return f"{result['name']:<32} {result['note']}"
-    times, speeds = ([result[side][what] for side in ("baseline", "variant")]
-                     for what in ("seconds", "images_per_s"))
-    speed = f"{speeds[0]:7.0f} -> {speeds[1]:7.0f} images/s" if speeds[0] else " " * 27
-    return (f"{result['name']:<32} {times[0]:8.3f} -> {times[1]:8.3f} s {speed}  ratio "
-            f"{result['ratio']:6.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})  "
-            f"{result['note']}")
+    before, after = result["baseline"], result["variant"]
+    line = f"{result['name']:<32} {before['seconds']:8.3f} -> {after['seconds']:8.3f} s"
+    if after["images_per_s"]:
+        line += f" {before['images_per_s']:7.0f} -> {after['images_per_s']:7.0f} images/s"
+    line += f"  ratio {result['ratio']:6.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})"
+    if "FLOP" in result:
+        line += (f"  {result['FLOP'] / 1e9:.0f} GFLOP, as one product {result['FLOP/s'] / 1e9:.0f} GFLOP/s, "
+                 f"{result['share_of_floor']:.0%} of our time")
+    return f"{line}  {result['note']}".rstrip()
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -422,15 +422,16 @@ def main(words: Sequence[str] | None = None) -> None:
     device = choose_device(args.gpu)
     prepare(device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    report = {"command": "python -m tools.bench " + shlex.join(words or sys.argv[1:]),
-              "device": device_name(device), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+    command = shlex.join(map(str, sys.argv[1:] if words is None else words))
+    report = {"command": f"python -m tools.bench {command}", "device": device_name(device),
+              "cores": os.cpu_count(), "threads": torch.get_num_threads(),
               "versions": versions(), "results": []}
     print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; "
           "baseline -> variant")
     for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
-        for result in BENCHMARKS[name](args, device):
-            print(show(result), flush=True)
-            report["results"].append(result)
+        for case in BENCHMARKS[name](args, device):
+            report["results"].append(measure(case, args, device))
+            print(show(report["results"][-1]), flush=True)
     if args.json:
         write_json(Path(args.json), report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from model import MODALITIES, TwoStream
 
 
 class PlainImages(Dataset):
-    """Items of images and a label; each image goes through PIL transforms, and functions of tensors.
+    """Items of images and a label; each image goes through PIL transforms, then through functions of tensors.
 
-    further: for each image of an item, its modality and the augmentations of the normalised image, by name.
+    further: for each image of an item, its modality and the names of these functions.
     """
 
     def __init__(self, items: Sequence[tuple], *first: Callable,
@@ -79,39 +80,17 @@ def rectangle(image: Tensor) -> tuple[int, int, int, int] | None:
     return None
 
 
-def exchange(image: Tensor, modality: str) -> Tensor:
-    """One channel or grey in all channels of a visible image, two times of three."""
-    if modality == "visible" and random.random() < 2 / 3:
-        choice = random.randrange(4)
-        image[:] = image[choice].clone() if choice < 3 else luma(image)
+def recoloured(image: Tensor, modality: str, p: float, weights: Callable[[], Sequence[float]]) -> Tensor:
+    """A visible image whose channels are all a sum of its channels with these weights, p of the time."""
+    if modality == "visible" and random.random() < p:
+        image[:] = sum(weight * part for weight, part in zip(weights(), image))
     return image
 
 
-def grey(image: Tensor, modality: str) -> Tensor:
-    """The luma in all channels of a visible image, half of the time."""
-    if modality == "visible" and random.random() < 0.5:
-        image[:] = luma(image)
-    return image
-
-
-def luma(image: Tensor) -> Tensor:
-    """The grey value of each pixel."""
-    return 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
-
-
-def channel(image: Tensor, modality: str) -> Tensor:
-    """One channel in all channels of a visible image, half of the time."""
-    if modality == "visible" and random.random() < 0.5:
-        image[:] = image[random.randrange(3)].clone()
-    return image
-
-
-def mix(image: Tensor, modality: str) -> Tensor:
-    """A random mean of the channels in all channels of a visible image, half of the time."""
-    if modality == "visible" and random.random() < 0.5:
-        weights = [random.betavariate(0.3, 0.3) for _ in range(3)]
-        image[:] = sum(weight / sum(weights) * part for weight, part in zip(weights, image))
-    return image
+def random_mean() -> list[float]:
+    """Weights of three channels that sum to 1."""
+    draws = [random.betavariate(0.3, 0.3) for _ in range(3)]
+    return [draw / sum(draws) for draw in draws]
 
 
 def radiance(image: Tensor, modality: str) -> Tensor:
@@ -133,8 +112,13 @@ def radiance(image: Tensor, modality: str) -> Tensor:
     return image
 
 
-AUGMENTATIONS = {"erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
-                 "radiance": radiance}
+ONE_CHANNEL, LUMA = ((1, 0, 0), (0, 1, 0), (0, 0, 1)), (0.299, 0.587, 0.114)
+AUGMENTATIONS = {
+    "erase": erase, "radiance": radiance,
+    "exchange": partial(recoloured, p=2 / 3, weights=partial(random.choice, (*ONE_CHANNEL, LUMA))),
+    "grey": partial(recoloured, p=0.5, weights=lambda: LUMA),
+    "channel": partial(recoloured, p=0.5, weights=partial(random.choice, ONE_CHANNEL)),
+    "mix": partial(recoloured, p=0.5, weights=random_mean)}
 
 
 def file_loader(paths: list[str], height: int, width: int, batch_size: int, workers: int) -> DataLoader:
