@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,16 +69,18 @@ LLCM_PRESENCE = ((1, 2, 3, 4, 5), (5, 6, 7, 8, 9), (1, 3, 5, 7, 9), (2, 4, 6, 8)
 
 
 def render_shot(person: Person, camera: Camera, seed: int, key: list[int],
-                size: tuple[int, int] | None = None) -> Image.Image:
+                size: tuple[int, int] | None = None, scale: float = 1.0) -> Image.Image:
     """A camera's crop of a person, RGB, of `size` (height, width) or, if None, as large as a detector's box.
 
-    `seed` chooses the scene, `key` the moment; the same arguments give the same pixels.
+    `seed` chooses the scene, `key` the moment; the same arguments give the same pixels. scale: of the size
+    and of the noise of a pixel, as if a larger crop were resized.
     """
     rng = np.random.default_rng(key)
     if size is None:
         tall = int(rng.integers(200, 381))
         size = tall, min(max(int(tall * rng.uniform(0.37, 0.46)), 80), 160)
-    height, width = size
+    height, width = (int(scale * side) for side in size)
+    size, camera = (height, width), replace(camera, noise=scale * camera.noise)
     image = backdrop(camera, seed, size, rng)
     scale = height * 0.88 * person.stature * (1 + rng.normal(0, camera.framing))
     left = rng.normal(0.5, 1.5 * camera.framing) * width
@@ -166,7 +169,7 @@ def follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: int, seed: int,
+def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: int, seed: int, scale: float,
                        pid: int) -> None:
     """Write one person's crops, `images` in each of the cameras that met the person."""
     person = draw_person([seed, PERSON, 1, pid])
@@ -174,16 +177,18 @@ def render_sysu_person(root: Path, cameras: dict[int, tuple[int, ...]], images: 
         folder = root / f"cam{cam}" / f"{pid:04d}"
         folder.mkdir(parents=True)
         for shot in range(1, images + 1):
-            image = render_shot(person, SYSU_CAMERAS[cam], seed, [seed, SHOT, 1, pid, cam, shot])
+            image = render_shot(person, SYSU_CAMERAS[cam], seed, [seed, SHOT, 1, pid, cam, shot], scale=scale)
             image.save(folder / f"{shot:04d}.jpg", quality=SYSU_CAMERAS[cam].quality)
 
 
 def render_sysu(root: Path, ids: int, images: int, seed: int,
-                progress: Callable[[int, int], None] | None = None, workers: int = 1) -> None:
+                progress: Callable[[int, int], None] | None = None, workers: int = 1,
+                tests: int | None = None, scale: float = 1.0) -> None:
     """Render persons with `images` crops a camera in SYSU-MM01's layout; the same seed gives the same bytes.
 
-    A third of the persons is for testing, a seventh of the others in val_id.txt. Raises FileExistsError if
-    `root` is not empty, ValueError for fewer than 3 persons or 1 image.
+    A third of the persons, or `tests` of them if fewer, is for testing, a seventh of the others in
+    val_id.txt. scale: see `render_shot`. Raises FileExistsError if `root` is not empty, ValueError for fewer
+    than 3 persons or 1 image.
     """
     from scipy.io import savemat
 
@@ -192,7 +197,7 @@ def render_sysu(root: Path, ids: int, images: int, seed: int,
     rng = np.random.default_rng([seed, SPLIT, 1])
     order = [int(pid) for pid in rng.permutation(ids) + 1]
     cameras = {pid: PRESENCE[place % len(PRESENCE)] for place, pid in enumerate(order)}
-    tests = max(1, round(ids / 3))
+    tests = min(tests or ids, max(1, round(ids / 3)))
     vals = tests + max(1, (ids - tests) // 7)
     splits = {"test": order[:tests], "val": order[tests:vals], "train": order[vals:]}
     permutations = np.empty((len(SYSU_CAMERAS), 1), object)
@@ -210,7 +215,7 @@ def render_sysu(root: Path, ids: int, images: int, seed: int,
         savemat(mat, {"rand_perm_cam": permutations}, do_compression=True)
         header = b"MATLAB 5.0 MAT-file, synthetic".ljust(116)  # in place of scipy's, which tells the time
         (folder / "exp" / "rand_perm_cam.mat").write_bytes(header + mat.getvalue()[len(header) :])
-        for_each(partial(render_sysu_person, folder, cameras, images, seed), ids, workers, progress)
+        for_each(partial(render_sysu_person, folder, cameras, images, seed, scale), ids, workers, progress)
 
 
 def render_regdb_person(root: Path, images: int, seed: int, pid: int) -> None:

@@ -620,7 +620,7 @@ OUTPUT = [
     Case("demo: into a file", "demo.py --data-only --out {place}/f", r"--out \S*/f: cannot be written",
          write("f", "")),
     Case("demo: onto other data", "demo.py --data-only --out {place}",
-         r"--out \S*: SYSU-MM01 of other settings, .*; remove the folder",
+         r"--out \S*: data of other settings found there; remove that folder",
          lambda place, world: shutil.copytree(world.sysu / "exp", place / "SYSU-MM01/exp")),
 ]
 

@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_llcm, make_regdb, make_sysu
 from PIL import Image
 from scipy.io import loadmat
 
-import demo
 from synthetic import pedestrians
-from utils import UserError
 
 VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
 IDS, SYSU_IMAGES, REGDB_IMAGES, LLCM_IMAGES = 42, 2, 3, 1
@@ -152,80 +147,11 @@ def test_a_killed_process_is_said_in_one_line(rendering):
     assert said.endswith("UserError: a process that renders persons was ended; free memory, and run again\n")
 
 
-@pytest.fixture
-def rendered(monkeypatch, tmp_path):
-    """Call `demo.render` with renderers of one image a data set; the names of those that ran since."""
-    ran = []
-
-    def renderer(name: str):
-        def render(root: Path, *_, **__) -> None:
-            ran.append(name)
-            root.mkdir(exist_ok=True)
-            (root / "1.jpg").write_bytes(b"")
-        return render
-
-    roots = {name: tmp_path / name for name in demo.RENDERERS}
-    monkeypatch.setattr(demo, "RENDERERS", {name: renderer(name) for name in roots})
-    monkeypatch.setattr(demo, "contact_sheet", lambda _: Image.new("RGB", (1, 1)))
-
-    def call(*words: str) -> list[str]:
-        ran.clear()
-        demo.render(tmp_path, roots, demo.build_parser().parse_args(["--ids", "12", *words]))
-        return list(ran)
-
-    return call
-
-
-def test_the_demo_renders_what_is_missing_and_no_more(rendered, tmp_path, capsys):
-    assert rendered() == ["sysu", "regdb", "llcm"]
-    assert rendered() == [] and "rendered before" in capsys.readouterr().out
-    (tmp_path / "regdb" / "1.jpg").unlink()
-    (tmp_path / "pedestrians.png").unlink()
-    assert rendered() == ["regdb"] and "rendered before" not in capsys.readouterr().out
-    assert (tmp_path / "pedestrians.png").exists()
-    with pytest.raises(UserError, match="sysu of other settings"):
-        rendered("--data-seed", "1")
-    for name in demo.RENDERERS:
-        (tmp_path / name / "1.jpg").unlink()
-    assert rendered("--data-seed", "1") == ["sysu", "regdb", "llcm"]
-
-
-def test_the_contact_sheet_shows_no_image_twice(sysu, regdb, llcm, tmp_path, monkeypatch):
-    roots = {"sysu": shutil.copytree(sysu, tmp_path / "sysu"), "regdb": regdb, "llcm": llcm}
-    infrared = demo.DATASETS["sysu"].train_split(roots["sysu"]).infrared
-    _, *others = [path for path, pid in zip(infrared.paths, infrared.pids) if pid == infrared.pids[0]]
-    for path in others:
-        os.remove(path)
-    read = []
-    black = np.zeros((9, 9, 3), np.uint8)
-    monkeypatch.setattr(demo, "read_image", lambda path, *_: read.append(path) or black)
-    demo.contact_sheet(roots)
-    assert len(read) == 3 * 4 * 10 == len(set(read)) and infrared.paths[0] not in read
-
-
-def test_the_table_has_a_column_for_each_data_set():
-    score = {"rank-1": 0.5, "rank-10": 1.0, "mAP": 0.123}
-    lines = demo.lines({"sysu": {"chance": score, "base": score}, "llcm": {"chance": score, "cgrnet": score}})
-    assert lines[0].split() == ["per", "cent", "SYSU-MM01", "LLCM"]
-    assert lines[1].split() == ["Rank-1", "Rank-10", "mAP"] * 2
-    assert lines[2].split() == ["chance", "50.0", "100.0", "12.3", "50.0", "100.0", "12.3"]
-    assert lines[3] == f"{'base':<28}{50:9.1f}{100:9.1f}{12.3:9.1f}"
-    assert lines[4].split() == ["cgrnet", "50.0", "100.0", "12.3"]
-    assert lines[4].index("50.0") == lines[2].rindex("50.0")
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_record_of_the_demo_is_said_in_one_line(content, rendered, tmp_path):
-    (tmp_path / "demo.json").write_bytes(content)
-    with pytest.raises(UserError, match="^--out .*: "
-                       "demo.json there holds no settings of this script .*choose another --out$"):
-        rendered()
-
-
-def test_the_demo_takes_no_empty_name(capsys):
-    with pytest.raises(SystemExit):
-        demo.build_parser().parse_args(["--out", ""])
-    assert "an empty name found" in capsys.readouterr().err
+def test_fewer_test_persons_and_smaller_images(tmp_path):
+    pedestrians.render_sysu(tmp_path / "s", 12, 1, 0, tests=2, scale=0.5)
+    assert (tmp_path / "s" / "exp" / "test_id.txt").read_text().count(",") == 1
+    heights = [Image.open(path).height for path in tmp_path.glob("s/cam*/*/*.jpg")]
+    assert 100 <= min(heights) and max(heights) <= 190
 
 
 def test_sysu_layout(sysu):
@@ -389,77 +315,3 @@ def test_nearest_neighbours_stay_near_chance(layout, feature, request):
     pids = np.array([int(path.parent.name) for path in paths])
     feats = np.stack([FEATURES[feature](path) for path in paths]).astype(np.float32)
     assert times_chance(feats, pids, camids) < 3
-
-
-@pytest.fixture
-def played(monkeypatch, tmp_path):
-    """Run the demo's main with scripts that only note their arguments; the calls, one list of words each."""
-    calls = []
-
-    def script(*words: object) -> None:
-        calls.append(list(map(str, words)))
-        flags = dict(zip(calls[-1][1:], calls[-1][2:]))
-        if words[0] == "train.py":
-            folder = Path(flags["--model_path"])
-            folder.mkdir(parents=True)
-            (folder / "x_last.t").touch()
-        elif words[0] == "test.py":
-            folder = Path(flags["--out"])
-            folder.mkdir()
-            scores = {"pool": {"rank-1": 0.5, "rank-10": 0.75, "mAP": 0.625}}
-            (folder / "results.json").write_text(json.dumps({"mean": scores}))
-
-    def call(weights: bool, *words: str) -> list[list[str]]:
-        def fetch(arch: str) -> Path:
-            if not weights:
-                raise UserError("put that file there")
-            return tmp_path / f"{arch}.pth"
-
-        def render(out: Path, roots: dict[str, Path], args: object) -> None:
-            for name, make in (("sysu", make_sysu), ("regdb", make_regdb), ("llcm", make_llcm)):
-                make(roots[name])
-
-        for name, value in (("script", script), ("render", render), ("baselines", lambda *_: {}),
-                            ("search_page", lambda *_: "hits.html")):
-            monkeypatch.setattr(demo, name, value)
-        monkeypatch.setattr("backbones.fetch_imagenet", fetch)
-        monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path / "out"), *words])
-        demo.main()
-        return calls
-
-    return call
-
-
-def test_the_demo_trains_from_imagenet_weights_with_seed_and_device_given(played, tmp_path, capsys):
-    calls = played(True, "--seed", "3", "--gpu", "cpu")
-    assert [call[0] for call in calls] == ["pre_process_sysu.py",
-                                           "pre_process_llcm.py"] + ["train.py", "test.py"] * 4
-    for call in calls[2::2]:
-        flags = " ".join(call)
-        assert "--pretrained imagenet" in flags and "--seed 3" in flags and "--gpu cpu" in flags
-        assert "--init" not in flags
-        assert "--arch mobilenet_v2" in flags and "--amp off" in flags
-        assert "--batch-size 5" in flags or "--batch-size 4" in flags  # as many persons as there are
-    second, first, third, *_ = (printed := capsys.readouterr().out).splitlines()
-    assert first.startswith("Renders 1500 ") and second == f"First weights: {tmp_path / 'mobilenet_v2.pth'}"
-    assert third.startswith("Then trains and tests base on SYSU-MM01, cgrnet on SYSU-MM01, cgrnet on RegDB, "
-                            "cgrnet on LLCM: ")
-    *_, persons, base, full, regdb, llcm, page, minutes = printed.splitlines()
-    assert page == "a search to open in a browser: hits.html"
-    assert "pedestrians.png" in persons and minutes.endswith(" minutes")
-    for line, folder in ((base, "sysu_base"), (full, "sysu_cgrnet"), (regdb, "regdb_cgrnet"),
-                         (llcm, "llcm_cgrnet")):
-        assert str(tmp_path / "out" / folder / "ranking.png") in line
-    assert f"{'cgrnet, from ImageNet':<28}{'     50.0     75.0     62.5' * 3}\n" in printed
-
-
-def test_the_demo_without_weights_says_so_and_begins_from_scratch(played, tmp_path, capsys):
-    calls = played(False)
-    assert "No first weights, so all is trained from scratch" in (printed := capsys.readouterr().out)
-    assert "Renders 216 " in printed
-    base, full, regdb, llcm = calls[2::2]
-    assert "--pretrained none" in " ".join(base) and "resnet18" in base
-    assert full[full.index("--init") + 1] == str(tmp_path / "out/models/sysu_base/x_last.t")
-    assert regdb[regdb.index("--init") + 1] == str(tmp_path / "out/models/sysu_cgrnet/x_last.t")
-    assert llcm[llcm.index("--init") + 1] == str(tmp_path / "out/models/regdb_cgrnet/x_last.t")
-    assert "\ncgrnet, from sysu_base " in printed
