@@ -44,7 +44,7 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
         add_dataset_flags(parser, script)
     for name in {name: None for other in DATASETS.values() for name in other.flags}:
         value, usual = getattr(args, name, parser.get_default(name)), parser.get_default(name)
-        if value != usual and name not in data.flags:
+        if value not in (usual, None) and name not in data.flags:
             titles = " and ".join(other.title for other in DATASETS.values() if name in other.flags)
             values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
             raise UserError(f"{' '.join([parser.flag(name), *map(str, values)])} belongs to {titles}, "

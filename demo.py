@@ -26,7 +26,7 @@ from datasets.types import ImageSpec
 from eval_metrics import evaluate
 from synthetic.pedestrians import (SYSU_CAMERAS, draw_person, render_llcm, render_regdb, render_shot,
                                    render_sysu)
-from utils import GPU, Parser, UserError, atomic_path, filled, integer, make_folder, run, write_json
+from utils import GPU, Parser, UserError, atomic_path, filled, number, make_folder, run, write_json
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def build_parser() -> Parser:
                         help="the layouts of SYSU-MM01, RegDB and LLCM, and base beside cgrnet")
     parser.add_argument("--out", type=filled, metavar="DIR", help="folder for data, models and figures "
                         "(default: data/demo, or data/demo_full with --full)")
-    parser.add_argument("--ids", type=integer(12, 9999), metavar="N", help="persons in SYSU-MM01's layout "
+    parser.add_argument("--ids", type=number(12, 9999), metavar="N", help="persons in SYSU-MM01's layout "
                         f"(default: {SHORT.ids}, {FULL.ids} with --full, {SHORT_RANDOM.ids} without first "
                         "weights)")
-    parser.add_argument("--images", type=integer(1, 99), metavar="N", help="images of a person in each "
+    parser.add_argument("--images", type=number(1, 99), metavar="N", help="images of a person in each "
                         f"camera (default: {SHORT.images}, {SHORT_RANDOM.images} without first weights)")
-    parser.add_argument("--seed", type=integer(0, 2 ** 31 - 1), default=0, help="seed of training")
-    parser.add_argument("--data-seed", type=integer(0, 2 ** 31 - 1), default=0,
+    parser.add_argument("--seed", type=number(0, 2 ** 31 - 1), default=0, help="seed of training")
+    parser.add_argument("--data-seed", type=number(0, 2 ** 31 - 1), default=0,
                         help="seed of the data; the same gives the same bytes")
     parser.add_argument("--gpu", **{**GPU, "default": None,
                                     "help": f"{GPU['help']} (default: 0 where there is CUDA, else cpu)"})

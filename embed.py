@@ -23,7 +23,7 @@ from embedding import Rows, average, embed_batches, find_images, find_tracklets,
 from features import Extraction, Network, join, torch_network, with_mirror
 from results import FEATURES
 from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
-from utils import GPU, Interrupted, Parser, UserError, filled, integer, make_folder, run, sha256, warn
+from utils import GPU, Interrupted, Parser, UserError, filled, number, make_folder, run, sha256, warn
 
 
 def build_parser() -> Parser:
@@ -43,15 +43,15 @@ def build_parser() -> Parser:
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--float16", action="store_true", help="half the bytes on disk")
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
-        parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
+        parser.add_argument(flag, type=number(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
     parser.add_argument("--range", **RANGE, help="raw values that become black and white in images of more "
                         "than 8 bits (default: the checkpoint's)")
     parser.add_argument("--gpu", **GPU)
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it and the backbone gains by it")
-    parser.add_argument("--test-batch", type=integer(1), default=64, metavar="N", help="images a step")
-    parser.add_argument("--workers", type=integer(0, 256), default=4, metavar="N",
+    parser.add_argument("--test-batch", type=number(1), default=64, metavar="N", help="images a step")
+    parser.add_argument("--workers", type=number(0, 256), default=4, metavar="N",
                         help="parallel readers of images (0: none but the program itself)")
     return parser
 

@@ -1,8 +1,8 @@
-"""The engine: an epoch of training, optimiser, schedule and meters; scores of whole searches."""
+"""The engine: optimiser, schedule, an epoch of training; rankings and scores of a search."""
 from __future__ import annotations
 
 import math
-import signal
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,18 +11,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_loader import TrainBatches
+from data_loader import TrainBatches, step_seed
 from datasets.types import Features, Search
 from devices import precision
 from eval_metrics import Ranking, distance_matrix, k_reciprocal_distance, rank_queries
-from features import NotFinite
+from features import Extraction, search_features
 from loss import Criterion
-from model import TwoStream
-from results import Scores
-from utils import Interrupted, Log, show
+from results import FEATURES, Scores
+from two_stream import TwoStream
+from utils import RunLog, UserError
 
 
-# --------------------------------------------------------------------------------------------------- training
+# ---------------------------------------------------------------------------------------- optimiser, schedule
 def learning_rate_factor(epoch: int, epochs: int, schedule: str) -> float:
     """Factor on the learning rate of an epoch.
 
@@ -60,7 +60,8 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
     """Put back what an optimiser had accumulated, for the same parameters in their order; rates stay.
 
-    Raises ValueError for another number of parameters.
+    The file may have other groups of them, as earlier code made them. Raises ValueError for another number
+    of parameters.
     """
     own = optimiser.state_dict()
     counts = [sum(len(group["params"]) for group in groups)
@@ -70,138 +71,105 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
     optimiser.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
 
 
+# --------------------------------------------------------------------------------------------------- training
 class Meters:
-    """Scalars of each step of an epoch, kept on the device until they are read.
+    """Means over the steps of an epoch of some scalars, which stay on the device until they are read."""
 
-    One float64 row of sums for the epoch, and the rows since the last `read`, to find the step that went
-    wrong. What is read is the mean over all processes, which read together.
-    """
-
-    def __init__(self, sums: dict[str, float] | None = None, steps: int = 0) -> None:
-        self.steps = steps
-        self.sums = dict(sums or {})
-        self.names: list[str] = list(self.sums)
-        self.rows: list[Tensor] = []
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch = epoch
+        self.names: list[str] = []
+        self.unread: list[Tensor] = []
+        self.sums, self.steps = 0.0, 0
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Keep one step's scalars (0-dim tensors)."""
         self.names = list(values)
-        self.rows.append(torch.stack([value.detach().float() for value in values.values()]))
-        self.steps += 1
+        self.unread.append(torch.stack([value.detach().float() for value in values.values()]))
 
-    def read(self) -> int | None:
-        """Fetch the rows since the last call; the index in the epoch of the first that is not finite."""
-        if not self.rows:
-            return None
-        rows = torch.stack(self.rows)
+    def read(self) -> dict[str, float]:
+        """The means so far, over all processes, which read together; the host waits for the device here.
+
+        Raises `UserError` naming the first step since the last call whose scalars are not finite.
+        """
+        rows = torch.stack(self.unread)
         if dist.is_initialized():
             rows = rows.double() / dist.get_world_size()
             dist.all_reduce(rows)
         rows = rows.cpu().double().numpy()  # there: MPS has no float64
-        first = self.steps - len(rows)
-        self.rows = []
-        for row in rows:
-            self.sums = {name: self.sums.get(name, 0.0) + float(value)
-                         for name, value in zip(self.names, row)}
-        self.last = dict(zip(self.names, rows[-1].tolist()))
         broken = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(broken):
-            self.last = dict(zip(self.names, rows[broken[0]].tolist()))
-            return first + int(broken[0])
-        return None
-
-    def means(self) -> dict[str, float]:
-        """Mean of each scalar over the steps read so far."""
-        return {name: total / self.steps for name, total in self.sums.items()}
-
-
-class StopRequest:
-    """Notes SIGINT and SIGTERM so that a run ends at the end of a step; a second signal ends it at once.
-
-    noted: the signal that came to this process. signum: the one that all processes have agreed to stop for,
-    so that none stops alone while the others wait for it.
-    """
-
-    def __init__(self) -> None:
-        self.noted: int | None = None
-        self.signum: int | None = None
-        # hosts agree among themselves: a word through NCCL would make each wait for its device
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self.note)
-
-    def note(self, signum: int, frame: object) -> None:
-        """Handle a signal."""
-        if self.noted is not None:
-            raise Interrupted(signum, "interrupted twice: stopped at once; the last checkpoint stands")
-        self.noted = signum
-
-    def asked(self) -> bool:
-        """Whether to stop: a signal came to this process or, where several ask together, to any of them."""
-        self.signum = self.noted
-        if self.group is not None:
-            signum = torch.tensor(self.noted or 0)
-            dist.all_reduce(signum, dist.ReduceOp.MAX, self.group)
-            self.signum = int(signum) or None
-        return self.signum is not None
-
-    def raise_if_asked(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
-        if self.asked():
-            raise Interrupted(self.signum, "stopped")
+            values = show(dict(zip(self.names, rows[broken[0]].tolist())))
+            raise UserError(f"epoch {self.epoch + 1}, step {self.steps + broken[0] + 1}: the loss is not "
+                            f"finite ({values}); checkpoints of earlier epochs stand; lower --lr, or use "
+                            "--amp off")
+        self.sums, self.steps, self.unread = self.sums + rows.sum(0), self.steps + len(rows), []
+        return dict(zip(self.names, (self.sums / self.steps).tolist()))
 
 
-def train_steps(net: nn.Module, criterion: nn.Module, data: TrainBatches, optimiser: torch.optim.Optimizer,
-                epoch: int, start: int = 0, bf16: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Train from step `start` of an epoch on; yields losses and accuracy, 0-dim tensors on the device.
+def train_steps(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
+                optimiser: torch.optim.Optimizer, epoch: int,
+                bf16: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Train an epoch; yield losses and accuracy of each step, 0-dim tensors on the device.
 
     Nothing here makes the host wait for the device.
     """
     net.train()
-    for views, labels in data.epoch(epoch, start):
-        with precision(data.device, bf16):
+    torch.manual_seed(step_seed(batches.seed, epoch, batches.rank))  # dropout draws alike in a resumed run
+    for views, labels in batches.epoch(epoch):
+        with precision(batches.device, bf16):
             output = net(**views)
         loss, parts = criterion(output, labels)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        right = output.logits.argmax(1) == labels.repeat(len(views))
+        right = output.logits.argmax(1) == labels.repeat(len(output.logits) // len(labels))
         yield {"loss": loss, **parts, "accuracy": right.float().mean()}
 
 
-def train_one_epoch(steps: Iterator[dict[str, Tensor]], total: int, meters: Meters, stop: StopRequest,
-                    log: Log, epoch: int, read_every: int) -> int:
-    """Take the steps of an epoch, with a progress bar; returns how many, fewer where a signal asked to stop.
+def train_one_epoch(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
+                    optimiser: torch.optim.Optimizer, epoch: int, bf16: bool, log: RunLog,
+                    read_every: int) -> dict[str, float]:
+    """Train an epoch with a progress bar; the means of its losses, its seconds, and images a second.
 
-    The meters, which begin at the steps done before, are read every `read_every` steps, when the host waits
-    for the device. Raises `NotFinite` if a loss is not finite.
+    Figures are read every `read_every` steps, when the host waits for the device. Raises `UserError` if a
+    loss is not finite.
     """
-    bar = tqdm(total=total, initial=meters.steps, desc=f"epoch {epoch}", unit="step", leave=False,
+    begun, meters = time.perf_counter(), Meters(epoch)
+    steps = train_steps(net, criterion, batches, optimiser, epoch, bf16)
+    bar = tqdm(steps, f"epoch {epoch + 1}", len(batches), unit="step", leave=False,
                disable=log.silent or None)
-    with bar:
-        for values in steps:
-            meters.add(values)
-            bar.update()
-            stopping = stop.asked()
-            if stopping or meters.steps % read_every == 0 or meters.steps == total:
-                read_meters(meters, epoch)
-                bar.set_postfix(loss=f"{meters.last['loss']:.3f}")
-                if bar.disable and meters.steps < total:
-                    log(f"epoch {epoch} step {meters.steps}/{total} " + show(meters.means()))
-            if stopping:
-                break
-    steps.close()
-    return meters.steps
+    for step, values in enumerate(bar, 1):
+        meters.add(values)
+        if step % read_every == 0 or step == len(batches):
+            means = meters.read()
+            bar.set_postfix(loss=f"{means['loss']:.3f}")
+            if bar.disable and step < len(batches):
+                log(f"epoch {epoch + 1} step {step}/{len(batches)} {show(means)}")
+    seconds = time.perf_counter() - begun
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    images = len(batches) * batches.images_per_step * processes
+    return {**means, "seconds": round(seconds, 3), "images_per_s": round(images / seconds, 1)}
 
 
-def read_meters(meters: Meters, epoch: int) -> None:
-    """Fetch the meters; raise `NotFinite` with step and losses if a loss was not finite."""
-    broken = meters.read()
-    if broken is not None:
-        raise NotFinite(f"epoch {epoch}, step {broken + 1}: the loss is not finite ({show(meters.last)})")
+def show(values: dict[str, float]) -> str:
+    """Named numbers on one line."""
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-# --------------------------------------------------------------------------------------------- whole searches
+# ------------------------------------------------------------------------------------------------- evaluation
+def evaluate(net: TwoStream, search: Search, settings: Extraction) -> dict[str, float]:
+    """Figures of one search with either feature, by FEATURE/MEASURE, as test.py finds them.
+
+    Of several processes, all take the running statistics of the first.
+    """
+    if dist.is_initialized():
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
+    found = search_features(net, [search], settings)
+    return {f"{kind}/{name}": value for kind in FEATURES
+            for name, value in score(found, search, kind).headline().items()}
+
+
 def distances(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> np.ndarray:
     """Distances (Q, G) of one search with one kind of features."""
     query, gallery = (found[side.modality].take(side, kind) for side in (search.query, search.gallery))

@@ -32,7 +32,7 @@ from datasets.types import FEATURES, MODALITIES, VISIBLE
 from retrieval import onnx_model
 from retrieval.onnx_model import Facts
 from two_stream import TwoStream, folded
-from utils import Parser, UserError, filled, integer, make_folder, run, sha256, warn, write_json
+from utils import Parser, UserError, filled, number, make_folder, run, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
 TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3)}  # of entries and of similarities
@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     parser.add_argument("checkpoint", metavar="X.t", help="a file of train.py, or of the published code")
     parser.add_argument("--out", type=filled, default="model/", metavar="DIR", help="folder of the files")
     for flag, side in (("--img_h", "height"), ("--img_w", "width")):
-        parser.add_argument(flag, type=integer(16, 4096), metavar="PIXELS",
+        parser.add_argument(flag, type=number(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
     parser.add_argument("--uint8", action="store_true",
                         help="take bytes (B, height, width, 3) and normalise them inside")

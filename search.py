@@ -20,7 +20,7 @@ from datasets.types import ImageSpec
 from results import FEATURES
 from retrieval import hits
 from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
-from utils import (Parser, UserError, filled, integer, make_folder, positive, require_matplotlib, run, sha256,
+from utils import (Parser, UserError, filled, number, make_folder, require_matplotlib, run, sha256,
                    warn)
 
 COMPARABLE = ("checkpoint", "method", "height", "width", "flip", "range", "precision")  # of both sides
@@ -33,20 +33,20 @@ def build_parser() -> Parser:
     parser.add_argument("gallery", metavar="GALLERY.npz", help="file of embed.py: where to search")
     parser.add_argument("--out", type=filled, required=True, metavar="DIR",
                         help="folder for hits.csv, hits.png and hits.html")
-    parser.add_argument("--top", type=integer(1), default=10, metavar="N", help="hits of each query")
+    parser.add_argument("--top", type=number(1), default=10, metavar="N", help="hits of each query")
     parser.add_argument("--feature", choices=FEATURES, default="bnneck",
                         help="after pooling, or after BNNeck")
     parser.add_argument("--min-similarity", type=cosine, metavar="S",
                         help="leave out hits of a lower cosine similarity")
     parser.add_argument("--exclude-same-camera", action="store_true",
                         help="leave out hits of the query's camera, where names tell cameras")
-    parser.add_argument("--far", type=positive, metavar="RATE",
+    parser.add_argument("--far", type=number(1e-12, 1, float), metavar="RATE",
                         help="say yes or no at this false accept rate a pair")
     parser.add_argument("--calibration", type=filled, metavar="results.json",
                         help="record of test.py with the thresholds")
     parser.add_argument("--resume", "-r", type=filled, metavar="PATH",
                         help="checkpoint, to draw evidence maps into hits.html")
-    parser.add_argument("--shown", type=integer(1), default=20, metavar="N", help="queries in hits.html")
+    parser.add_argument("--shown", type=number(1), default=20, metavar="N", help="queries in hits.html")
     return parser
 
 

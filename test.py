@@ -2,6 +2,7 @@
 
     python test.py --mode all --resume save_model/..._best.t
     python test.py --resume 'save_model/..._trial_{}_best.t'      RegDB: the mean of its ten models
+    python test.py --resume 'save_model/..._seed_{}_last.t'       every seed that is there, each by itself
     python test.py --compare a/results.json b/results.json
 
 The record of a test goes to results/, below the current folder, under the checkpoint's name and the
@@ -10,6 +11,8 @@ protocol's, or to --out.
 from __future__ import annotations
 
 import argparse
+import glob
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +26,10 @@ import options
 import results
 from bootstrap import QueryScores
 from checkpoint import as_checkpoint, is_published, load_file, load_published, warn_of_best
-from data_manager import DATASETS, resolve_arguments
-from datasets.types import MODALITIES, TRIALS, ImageSpec, Search
+from data_manager import DATASETS
+from datasets.types import MODALITIES, TRIALS, Features, ImageSpec, Search
 from devices import choose_device, prepare, use_bf16
-from engine import Features, distances, rank, scores_of
+from engine import distances, rank, scores_of
 from eval_metrics import Ranking, modality_gap
 from features import Extraction, search_features
 from model import TwoStream
@@ -34,15 +37,16 @@ from results import FEATURES
 from retrieval import verification
 from retrieval.evidence import find_evidence
 from tables import compare
-from utils import (Parser, UserError, atomic_path, make_folder, parse_given, require_matplotlib, run, sha256,
-                   warn, write_json)
+from utils import UserError, atomic_path, make_folder, require_matplotlib, run, sha256, warn, write_json
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network to test, with what its checkpoint says of it (trial None: nothing); `chosen`: on the images
-    of a test; settings: what its training had in common with that of other seeds; `home`: the data set that
-    it was trained on, if it is tested on another; seed: of its training (None: nothing says it).
+    """A network to test, and what its checkpoint says of its training.
+
+    facts: values of flags; trial, seed: None where nothing says them; chosen: on the images of a test, as
+    `best` is; settings: what it has in common with models of other seeds; home: the data set that it was
+    trained on, if it is tested on another.
     """
 
     net: TwoStream
@@ -51,150 +55,183 @@ class Model:
     trial: int | None = None
     chosen: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    home: str = ""
     seed: int | None = None
+    home: str = ""
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Test from the arguments of the command line."""
-    parser = options.test_parser()
-    args, given = parse_arguments(parser, words)
+    """Test one model, those of ten trials together, or those of all seeds; or compare records."""
+    words = list(map(str, sys.argv[1:] if words is None else words))
+    args = options.test_parser().parse_args(words)
     if args.compare:
+        others = [word for word in words if word.startswith("-") and not word.startswith("--compare")]
+        if others:
+            raise UserError(f"{others[0].split('=')[0]}: --compare reads results and tests nothing; leave "
+                            "one of the two out")
         print(compare(args.compare))
-        return
+    elif not args.resume:
+        raise UserError("--resume: no checkpoint given; name one")
+    elif "seed_{}" in args.resume:
+        test_every_seed(args, words)
+    else:
+        test(args, words)
+
+
+def test_every_seed(args: argparse.Namespace, words: list[str]) -> None:
+    """Test the model of each seed that is there, each with a record of its own, and compare the records."""
+    before, after = args.resume.split("seed_{}", 1)
+    there = glob.glob(glob.escape(before) + "seed_*" + glob.escape(after).replace("{}", "*"))
+    pattern = re.escape(before) + r"seed_(\d+)" + re.escape(after).replace(r"\{\}", r"\d+")
+    seeds = sorted({int(found[1]) for path in there if (found := re.fullmatch(pattern, path))})
+    if not seeds:
+        raise UserError(f"--resume {args.resume}: no file of any seed there; name checkpoints of some")
+    records = []
+    for seed in seeds:
+        more = ["--resume", f"{before}seed_{seed}{after}"]
+        more += ["--out", str(Path(args.out) / f"seed_{seed}")] if args.out else []
+        print(f"\n$ python test.py {' '.join(more)}")
+        records.append(str(test(options.test_parser().parse_args([*words, *more]), [*words, *more])))
+    print("\n" + compare(records))
+
+
+def test(args: argparse.Namespace, words: Sequence[str]) -> Path:
+    """Load, extract, score, report; the path of the record."""
+    paths = find_checkpoints(args.resume)
+    check_outputs(args)
     device = choose_device(args.gpu)
     prepare(device)
-    paths = checkpoints(args)
-    target = args.dataset if "dataset" in given else None
+    models, searches, rankings, first = [], [], [], None
+    for place, path in enumerate(paths, 1):
+        model = load_model(path, args.dataset)
+        args = parse_for(model, words, args if models else None)
+        chosen = choose_searches(args, model, place if len(paths) > 1 else None)
+        warn_of_model(model, chosen[0], known_best=any(other.chosen for other in models))
+        spec = ImageSpec.from_arguments(vars(args))
+        bf16 = use_bf16(device, args.amp, args.arch, spec)
+        settings = Extraction(spec, args.test_batch, args.workers, bf16, args.flip, silent=False)
+        found = search_features(model.net.to(device, memory_format=torch.channels_last), chosen, settings)
+        rankings += [{kind: rank(found, search, kind, args.rerank != "none") for kind in scored(args)}
+                     for search in chosen]
+        models, searches, first = [*models, model], [*searches, *chosen], first or (found, chosen[0])
+    data = DATASETS[args.dataset]
+    for line in dict.fromkeys(line for search in searches
+                              for line in data.surprises(args.data_path, search=search)):
+        warn(line)
+    pairs = {kind: find_pairs(*first, kind) for kind in scored(args)}
+    record = make_record(args, settings, models, searches, rankings)
+    record = replace(record, similarities=describe_similarities(record.extras, first, pairs))
+    written = write(args, record, query_scores(searches, data.persons(searches), rankings), *first)
+    print("\n".join([*results.lines(record), *verification.lines(record.similarities, pairs),
+                     *results.gap_lines(record)]))
+    if args.out:
+        draw(args, record, models[0].net, *first, pairs)
+    print(f"results: {written}" + (f", figures: {Path(args.out) / '*.png'}" if args.out else ""))
+    return written
+
+
+# ----------------------------------------------------------------------------------------------- what to test
+def find_checkpoints(resume: str) -> list[str]:
+    """The file to test, or those of ten trials where `{}` stands for the trial; `UserError` without one."""
+    several = "{}" in resume
+    paths = [resume.replace("{}", str(trial)) for trial in range(1, TRIALS + 1)] if several else [resume]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"--resume {path}: no such file; name a "
+                            f"checkpoint{' for every trial' if several else ''}")
+    return paths
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Find out before the work whether its results can be written and drawn; raises `UserError`."""
     if args.out:
         require_matplotlib("--out", ", or leave --out out")
     make_folder(args.out or results.FOLDER, "--out")
     if args.save_features:
+        if not args.save_features.endswith(".npz") or Path(args.save_features).is_dir():
+            raise UserError(f"--save-features {args.save_features}: the name of a file that ends in .npz "
+                            "expected")
         make_folder(Path(args.save_features).parent, "--save-features")
-    models, searches, rankings, first = [], [], [], None
-    for place, path in enumerate(paths, 1):
-        model = away_from_home(load_model(path, parser), target)
-        chosen = choose_searches(parser, args, given, model, place if len(paths) > 1 else None)
-        warn_of_model(model, chosen[0], known_best=any(other.chosen for other in models))
-        features = search_features(model.net.to(device, memory_format=torch.channels_last), chosen,
-                                   extraction(args, device))
-        rankings += [rank_trial(features, search, args) for search in chosen]
-        models, searches, first = [*models, model], [*searches, *chosen], first or (features, chosen[0])
-    for line in dict.fromkeys(line for search in searches
-                              for line in DATASETS[args.dataset].surprises(args.data_path, search=search)):
-        warn(line)
-    pairs = {kind: find_pairs(*first, kind) for kind in scored_features(args)}
-    record = make_record(args, device, models, searches, rankings, pairs, first[0])
-    print("\n".join([*results.lines(record), *verification.lines(record.similarities, pairs),
-                     *results.gap_lines(record)]))
-    persons = DATASETS[args.dataset].persons(searches)
-    write(args, "trial" in given, record, query_scores(searches, persons, rankings), *first)
-    if args.out:
-        draw(args, record, models[0].net, *first, pairs)
 
 
-# ----------------------------------------------------------------------------------------------- what to test
-def parse_arguments(parser: Parser, words: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]]:
-    """The arguments, and the names of those that are given; raises `UserError` where they contradict."""
-    args, given = parse_given(parser, words)
-    if args.compare:
-        if given != {"compare"}:
-            flag = next(word for word in words or sys.argv[1:]
-                        if word.startswith("-") and not word.startswith("--compare"))
-            raise UserError(f"{flag.split('=')[0]}: --compare reads results and tests nothing; "
-                            "leave one of the two out")
-    elif not args.resume:
-        raise UserError("--resume: no checkpoint given; name one")
-    if args.save_features and (not args.save_features.endswith(".npz") or Path(args.save_features).is_dir()):
-        raise UserError(f"--save-features {args.save_features}: "
-                        "the name of a file that ends in .npz expected")
-    return args, given
+def load_model(path: str, target: str | None) -> Model:
+    """Read a checkpoint of this project or a published one; target: the data set that --dataset names.
 
-
-def checkpoints(args: argparse.Namespace) -> list[str]:
-    """The files to test, one or one a trial; `UserError` if one is missing or cannot name its results."""
-    paths = [args.resume]
-    if "{}" in args.resume:
-        paths = [args.resume.replace("{}", str(trial)) for trial in range(1, TRIALS + 1)]
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"--resume {path}: no such file; name a "
-                            f"checkpoint{' for every trial' if paths[1:] else ''}")
-    return paths
-
-
-def load_model(path: str, parser: Parser) -> Model:
-    """A checkpoint of this project, or one of the published AGW or CGRNet code, named as what it is."""
+    On another data set than its own, none of its persons are in the test, it was not chosen on those images,
+    and its flags of data sets say nothing.
+    """
     content = load_file(path, "--resume")
     if is_published(content):
         net, facts, report = load_published(content, path)
         print("\n".join(report))
         return Model(net, path, facts)
-    checkpoint = as_checkpoint(content, path)
-    data = DATASETS.get(checkpoint.args.get("dataset"))
-    trial = checkpoint.trial if data is not None and data.splits > 1 else None
-    facts = {name: checkpoint.args[name] for name in parser.fixed & checkpoint.args.keys() if name != "trial"}
-    chosen = checkpoint.optimiser is None
-    settings = {"init": bool(checkpoint.args.get("init")), "data": checkpoint.fingerprint,
-                "weights": "best" if chosen else f"epoch {checkpoint.epoch}, step {checkpoint.step}",
-                **{name: checkpoint.args[name] for name in options.SETTINGS if name in checkpoint.args}}
-    return Model(checkpoint.network(path), path, facts, trial, chosen, settings,
-                 seed=checkpoint.args.get("seed"))
-
-
-def away_from_home(model: Model, target: str | None) -> Model:
-    """The model as a test on another data set sees it, where --dataset names one: none of its persons are in
-    that test, it was not chosen on those images, and flags of data sets say nothing.
-    """
-    own = model.facts.get("dataset")
-    if target is None or own in (None, target):
-        return model
+    saved = as_checkpoint(content, path)
+    own, chosen = saved.args.get("dataset"), saved.optimiser is None
+    settings = {"init": bool(saved.args.get("init")), "data": saved.fingerprint,
+                "weights": "best" if chosen else f"epoch {saved.epoch}",
+                **{name: saved.args[name] for name in options.SETTINGS if name in saved.args}}
+    facts = {name: value for name, value in saved.args.items() if name in options.FIXED and name != "trial"}
+    model = Model(saved.network(path), path, facts, settings=settings, seed=saved.args.get("seed"))
+    if target in (None, own):
+        if Path(saved.args.get("data_path") or "/dev/null").is_dir():
+            facts["data_path"] = saved.args["data_path"]
+        several = own in DATASETS and DATASETS[own].splits > 1
+        return replace(model, trial=saved.trial if several else None, chosen=chosen)
     particular = {"dataset", *(name for data in DATASETS.values() for name in data.flags)}
-    facts = {name: value for name, value in model.facts.items() if name not in particular}
-    return replace(model, facts=facts, trial=None, chosen=False,
-                   home=DATASETS[own].title if own in DATASETS else own)
+    facts = {name: value for name, value in facts.items() if name not in particular}
+    return replace(model, facts=facts, home=DATASETS[own].title if own in DATASETS else own or "")
 
 
-def choose_searches(parser: Parser, args: argparse.Namespace, given: set[str], model: Model,
-                    place: int | None) -> list[Search]:
-    """What to test a model on, the n-th of ten or the only one (None); `UserError` where flags disagree."""
-    if "dataset" not in model.facts and "dataset" not in given:
+def parse_for(model: Model, words: Sequence[str], first: argparse.Namespace | None) -> argparse.Namespace:
+    """The arguments of a test of this model; first: those of the first of several models.
+
+    Raises `UserError` where the command line contradicts the checkpoint, or this model another.
+    """
+    parser = options.test_parser()
+    args = options.parse_with(parser, words, model.facts, model.path)
+    if args.dataset is None:
         raise UserError(f"--resume {model.path}: does not say which data set it was trained on; "
                         "give --dataset")
-    options.reconcile(parser, args, given, model.facts, model.path)
-    resolve_arguments(args)
+    args = options.resolve(parser, args)
+    for name in sorted(options.FIXED & vars(args).keys() - {"trial"}) if first else ():
+        if getattr(args, name) != getattr(first, name):
+            raise UserError(f"--resume {model.path}: {parser.flag(name)} {getattr(args, name)}, where the "
+                            f"first model has {getattr(first, name)}; models of one kind expected")
+    return args
+
+
+def choose_searches(args: argparse.Namespace, model: Model, place: int | None) -> list[Search]:
+    """What to test a model on, the n-th of ten or the only one (None)."""
     data = DATASETS[args.dataset]
     if place:
-        require_trial(args, given, model, place)
-        given.update(model.facts)  # the other models must be of the same kind
-    trials = data.trials(place or (trial_of(args, given, model) if data.splits > 1 else args.trial))
-    if model.home and data.splits > 1 and "trial" not in given:
+        require_trial(args, model, place)
+        trials = data.trials(place)
+    elif data.splits > 1 and args.trial is None and model.home:
         trials = range(1, data.splits + 1)
+    else:
+        trials = data.trials(trial_of(args, model) if data.splits > 1 else 1)
     return data.searches(args.data_path, direction=args.direction, trials=trials,
                          **data.keywords("searches", vars(args)))
 
 
-def trial_of(args: argparse.Namespace, given: set[str], model: Model) -> int:
+def trial_of(args: argparse.Namespace, model: Model) -> int:
     """The split to test a model on; raises `UserError` for one whose persons it was trained on."""
-    if model.trial is None:
-        if "trial" not in given and not model.home:
-            raise UserError(f"--resume {model.path}: does not say which trial it was trained on; "
-                            "give that with --trial")
-        return args.trial
-    if "trial" not in given or args.trial == model.trial or args.force_trial:
-        return args.trial if "trial" in given else model.trial
+    if args.trial is None and model.trial is None:
+        raise UserError(f"--resume {model.path}: does not say which trial it was trained on; "
+                        "give that with --trial")
+    if args.trial is None or model.trial in (None, args.trial) or args.force_trial:
+        return args.trial or model.trial
     raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, "
                     f"whose training persons are among the test persons of trial {args.trial}; leave --trial "
                     "out (--force-trial tests all the same)")
 
 
-def require_trial(args: argparse.Namespace, given: set[str], model: Model, place: int) -> None:
+def require_trial(args: argparse.Namespace, model: Model, place: int) -> None:
     """Raise `UserError` unless the file of the n-th trial was trained on it."""
     data = DATASETS[args.dataset]
     if data.splits == 1:
         raise UserError(f"--resume {args.resume}: {{}} stands for ten trials, each with a model, but "
                         f"{data.title} has one model; name its file")
-    if "trial" in given:
+    if args.trial is not None:
         raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; "
                         "leave one of them out")
     if model.trial not in (None, place) and not args.force_trial:
@@ -212,52 +249,10 @@ def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
              "these scores say nothing of persons that it does not know")
 
 
-# ---------------------------------------------------------------------------------------- features and scores
-def extraction(args: argparse.Namespace, device: torch.device) -> Extraction:
-    """How images become features."""
-    spec = ImageSpec.from_arguments(vars(args))
-    bf16 = use_bf16(device, args.amp, args.arch, spec)
-    return Extraction(spec, args.test_batch, args.workers, bf16, args.flip, silent=False)
-
-
-def rank_trial(features: dict[str, Features], search: Search, args: argparse.Namespace) -> dict[str, Ranking]:
-    """What each query of one search finds with each feature that is scored."""
-    return {kind: rank(features, search, kind, args.rerank != "none") for kind in scored_features(args)}
-
-
-def scored_features(args: argparse.Namespace) -> tuple[str, ...]:
+# ---------------------------------------------------------------------------------------------------- scores
+def scored(args: argparse.Namespace) -> tuple[str, ...]:
     """The features that are scored; the last is that of the figures."""
     return (args.feature,) if args.feature else FEATURES
-
-
-def make_record(args: argparse.Namespace, device: torch.device, models: list[Model], searches: list[Search],
-                rankings: list[dict[str, Ranking]],
-                pairs: dict[str, verification.Pairs], features: dict[str, Features]) -> results.Record:
-    """The record of the test; pairs, features: of the first search."""
-    paths = [model.path for model in models]
-    made = results.Model(args.method, args.arch, tuple(Path(path).name for path in paths),
-                         tuple(sha256(Path(path)) for path in paths), models[0].settings, models[0].seed,
-                         tuple(paths))
-    words = extras(args, device, models, searches)
-    return results.Record(results.describe_protocol(searches, args.data_path), tuple(words), made,
-                          ImageSpec.from_arguments(vars(args)),
-                          tuple(record_trial(*each) for each in zip(searches, rankings)),
-                          describe_similarities(words, (features, searches[0]), pairs))
-
-
-def describe_similarities(named: list[str], first: tuple[dict[str, Features], Search],
-                          pairs: dict[str, verification.Pairs]) -> dict[str, Any]:
-    """What results.json says of the first search's similarities, which no re-ranking changes."""
-    unranked = [extra for extra in named if extra != results.RERANKED]
-    return {"calibration": verification.describe(first[1], unranked),
-            "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
-            "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
-
-
-def record_trial(search: Search, rankings: dict[str, Ranking]) -> results.Trial:
-    """One search's scores with each feature."""
-    return results.Trial(search.trial, {kind: scores_of(ranking) for kind, ranking in rankings.items()},
-                         results.count(search), search.unmatched())
 
 
 def query_scores(searches: list[Search], persons: np.ndarray,
@@ -282,11 +277,26 @@ def find_gap(features: dict[str, Features], search: Search, kind: str) -> dict[s
 
 
 # ----------------------------------------------------------------------------------------------------- report
-def extras(args: argparse.Namespace, device: torch.device, models: list[Model],
+def make_record(args: argparse.Namespace, settings: Extraction, models: list[Model], searches: list[Search],
+                rankings: list[dict[str, Ranking]]) -> results.Record:
+    """The record of the test, without what it says of similarities."""
+    paths = [Path(model.path) for model in models]
+    made = results.Model(args.method, args.arch, tuple(path.name for path in paths),
+                         tuple(map(sha256, paths)), models[0].settings, models[0].seed,
+                         tuple(map(str, paths)))
+    trials = [results.Trial(search.trial, {kind: scores_of(ranking) for kind, ranking in found.items()},
+                            results.count(search), search.unmatched())
+              for search, found in zip(searches, rankings)]
+    return results.Record(results.describe_protocol(searches, args.data_path),
+                          tuple(extras(args, settings, models, searches)), made, settings.spec, tuple(trials))
+
+
+def extras(args: argparse.Namespace, settings: Extraction, models: list[Model],
            searches: list[Search]) -> list[str]:
     """What was done beyond the protocol, in words."""
     words = ["flip"] if args.flip else []
-    words += ["bfloat16"] if extraction(args, device).bf16 else []
+    words += ["bfloat16"] if settings.bf16 else []
+    words += ["range {} {}".format(*args.range)] if args.range else []
     words += [f"feature {args.feature}"] if args.feature else []
     words += [results.RERANKED] if args.rerank == "k-reciprocal" else []
     words += sorted({f"trained on {model.home}" for model in models if model.home})
@@ -300,42 +310,30 @@ def extras(args: argparse.Namespace, device: torch.device, models: list[Model],
     return words
 
 
-def write(args: argparse.Namespace, named: bool, record: results.Record, queries: QueryScores,
-          features: dict[str, Features], search: Search) -> None:
-    """Write what was found, and the features asked for; named: whether the user gave the trial."""
+def describe_similarities(named: Sequence[str], first: tuple[dict[str, Features], Search],
+                          pairs: dict[str, verification.Pairs]) -> dict[str, Any]:
+    """What results.json says of the first search's similarities, which no re-ranking changes."""
+    unranked = [extra for extra in named if extra != results.RERANKED]
+    return {"calibration": verification.describe(first[1], unranked),
+            "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
+            "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
+
+
+def write(args: argparse.Namespace, record: results.Record, queries: QueryScores,
+          features: dict[str, Features], search: Search) -> Path:
+    """Write the record, the scores of each query beside it, and the features asked for."""
     if args.save_features:
         save_features(Path(args.save_features), features, search)
     if args.out:
-        if results.holds_another(Path(args.out) / "results.json", record):
+        path = Path(args.out) / "results.json"
+        if results.holds_another(path, record):
             warn(f"--out {args.out}: the record of another test was there and is replaced")
         results.write(record, Path(args.out))
-        results.write_queries(queries, Path(args.out) / "results.json")
     else:
-        path = results.default_path(args.resume, record, named)
+        path = results.default_path(args.resume, record, args.trial is not None)
         write_json(path, record.to_json())
-        results.write_queries(queries, path)
-        print(f"results: {path}")
-
-
-def draw(args: argparse.Namespace, record: results.Record, net: TwoStream, features: dict[str, Features],
-         search: Search, pairs: dict[str, verification.Pairs]) -> None:
-    """Write the figures of the first trial; without scikit-learn, all but the embedding."""
-    import figures  # Matplotlib takes a second to load
-    out, rerank = Path(args.out), args.rerank != "none"
-    dist_mat = distances(features, search, scored_features(args)[-1], rerank)
-    figures.draw(out, record, search, dist_mat, rerank)
-    title = " + ".join([record.protocol.name, *record.extras]) + f", trial {search.trial}"
-    figures.save(out, {"verification": figures.draw_verification(title, pairs)})
-    modalities, spec = (search.query.modality, search.gallery.modality), ImageSpec.from_arguments(vars(args))
-    rows = [[(caption, find_evidence(net, pair, modalities, spec))
-             for caption, pair in row] for row in figures.choose_pairs(search, dist_mat)]
-    figures.save(out, {"evidence": figures.draw_evidence(title, rows, spec)})
-    sides = {side.modality: side for side in (search.query, search.gallery)}
-    feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}
-    try:
-        figures.save(out, {"embedding": figures.draw_embedding(title, sides, feats)})
-    except UserError as error:
-        warn(str(error))
+    results.write_queries(queries, path)
+    return path
 
 
 def save_features(path: Path, features: dict[str, Features], search: Search) -> None:
@@ -350,6 +348,27 @@ def save_features(path: Path, features: dict[str, Features], search: Search) -> 
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)
+
+
+def draw(args: argparse.Namespace, record: results.Record, net: TwoStream, features: dict[str, Features],
+         search: Search, pairs: dict[str, verification.Pairs]) -> None:
+    """Write the figures of the first trial; without scikit-learn, all but the embedding."""
+    import figures  # Matplotlib takes a second to load
+    out, spec, rerank = Path(args.out), ImageSpec.from_arguments(vars(args)), args.rerank != "none"
+    dist_mat = distances(features, search, scored(args)[-1], rerank)
+    figures.draw(out, record, search, dist_mat, rerank)
+    title = " + ".join([record.protocol.name, *record.extras]) + f", trial {search.trial}"
+    figures.save(out, {"verification": figures.draw_verification(title, pairs)})
+    modalities = search.query.modality, search.gallery.modality
+    rows = [[(caption, find_evidence(net, pair, modalities, spec)) for caption, pair in row]
+            for row in figures.choose_pairs(search, dist_mat)]
+    figures.save(out, {"evidence": figures.draw_evidence(title, rows, spec)})
+    sides = {side.modality: side for side in (search.query, search.gallery)}
+    feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}
+    try:
+        figures.save(out, {"embedding": figures.draw_embedding(title, sides, feats)})
+    except UserError as error:
+        warn(str(error))
 
 
 if __name__ == "__main__":

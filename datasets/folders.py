@@ -11,10 +11,10 @@ import numpy as np
 from datasets.check import NOTE, Report
 from datasets.files import Scan, looks
 from datasets.types import DIRECTIONS, MODALITIES, DataSet, Images, Search, TrainSplit, make_train_split
-from utils import Parser, UserError, integer
+from utils import Parser, UserError, number
 
 # How --range is declared, wherever images of more than 8 bits are read.
-RANGE = {"nargs": 2, "type": integer(0, 65535), "metavar": ("LOW", "HIGH")}
+RANGE = {"nargs": 2, "type": number(0, 65535), "metavar": ("LOW", "HIGH")}
 
 
 class CamerasApart(Search):
@@ -39,7 +39,7 @@ class Folders(DataSet):
 
     def add_flags(self, parser: Parser, script: str) -> None:
         """Declare the flags that belong to this data set; script: "train" or "test"."""
-        parser.add_argument("--range", **RANGE, fixed=True, help="folders: raw values that become black and "
+        parser.add_argument("--range", **RANGE, help="folders: raw values that become black and "
                             "white in images of more than 8 bits")
         parser.add_argument("--exclude-same-camera", action="store_true",
                             help="folders: leave out pairs of one camera number")

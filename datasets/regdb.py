@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 
 from datasets.files import Scan, parse_index
-from datasets.types import (DIRECTIONS, EVERY, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Images, Search,
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Images, Search,
                             TrainSplit, make_train_split)
-from utils import Parser, UserError, integer
+from utils import Parser, UserError, number
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
 CAMIDS = {VISIBLE: 1, INFRARED: 2}
 SPLITS = ("train", "test")
-
-
-def trial_number(text: str) -> int | str:
-    """An argparse type: the number of a trial, or EVERY."""
-    return text if text == EVERY else integer(1, TRIALS)(text)
 
 
 class RegDB(DataSet):
@@ -39,9 +34,8 @@ class RegDB(DataSet):
 
     def add_flags(self, parser: Parser, script: str) -> None:
         """Declare the flags that belong to this data set; script: "train" or "test"."""
-        parser.add_argument("--trial", type=trial_number, default=1, metavar=f"T|{EVERY}", fixed=True,
-                            help="RegDB: split, 1 to 10; all: train ten models, one after the other, and "
-                            "test them")
+        parser.add_argument("--trial", type=number(1, TRIALS), default=1, metavar="T",
+                            help="RegDB: split, 1 to 10")
         parser.add_argument("--tvsearch", action="store_true", help="RegDB: the old name of --direction i2v")
         if script == "test":
             parser.add_argument("--force-trial", action="store_true",
@@ -102,9 +96,9 @@ class RegDB(DataSet):
             names += [first[pid] for pid in query.pids.tolist()]
         return np.unique(names, return_inverse=True)[1]
 
-    def trials(self, trial: int | str) -> list[int]:
-        """A model is tested on the split that it was trained on; EVERY: all of them."""
-        return list(range(1, TRIALS + 1)) if trial == EVERY else [trial]
+    def trials(self, trial: int) -> list[int]:
+        """A model is tested on the split that it was trained on."""
+        return [trial]
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What follows from the other arguments; `UserError` where --tvsearch contradicts --direction."""

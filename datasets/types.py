@@ -18,7 +18,7 @@ VISIBLE, INFRARED = "visible", "infrared"
 MODALITIES = (VISIBLE, INFRARED)
 # modality of the query, and of the gallery
 DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}
-TRIALS, EVERY = 10, "all"  # of a data set that has several; what --trial says for each of them in turn
+TRIALS = 10  # of a data set that has several
 FEATURES, SUM = ("pool", "bnneck"), "sum"  # after pooling, after BNNeck; and the sum of both cosines
 
 

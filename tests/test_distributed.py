@@ -1,16 +1,15 @@
 """Two CPU processes (gloo): the same parameters, and where the maths says so the joint batch's gradients."""
 import json
-import signal
 import socket
 import subprocess
 from pathlib import Path
 
+import ending
 import pytest
 import scripts
 import torch
 import torch.distributed as dist
 from conftest import ROOT, SMALL, make_regdb
-from test_resume import DRIVER
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 4
@@ -77,31 +76,6 @@ def test_two_processes_follow_the_joint_batch(tmp_path):
         torch.testing.assert_close(one["net"][key], value, rtol=1e-3, atol=1e-5)
 
 
-def agree(rank, folder):
-    """What each of two processes finds: the second gets a signal while they agree, then they ask again."""
-    from engine import StopRequest
-    dist.init_process_group("gloo")
-    stop, reduce = StopRequest(), dist.all_reduce
-
-    def signalled(*args):
-        reduce(*args)
-        if rank == "1":
-            signal.raise_signal(signal.SIGTERM)
-
-    dist.all_reduce = signalled
-    found = [stop.asked(), stop.signum]
-    dist.all_reduce = reduce
-    Path(folder, rank).write_text(json.dumps([*found, stop.asked(), stop.signum]))
-    dist.destroy_process_group()
-
-
-def test_no_process_stops_alone(tmp_path):
-    """A signal that comes after the word was given is heard by both processes at the next step."""
-    for done in in_two_processes("agree", tmp_path):
-        assert done.returncode == 0, done.stderr
-    assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == 2 * [[False, None, True, 15]]
-
-
 def in_two_processes(function, folder):
     """Run a function of this file, of rank and folder, in two processes."""
     code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; "
@@ -111,9 +85,8 @@ def in_two_processes(function, folder):
 
 def as_torchrun(words, cwd):
     """What two processes leave that begin as torchrun begins them. words: rank -> its command line."""
-    common = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [scripts.start(words(rank), cwd, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [scripts.start(words(rank), cwd, {**common, "RANK": str(rank)})
                for rank in range(2)]
     try:
         said = [script.communicate(timeout=300) for script in started]
@@ -150,28 +123,26 @@ def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
         assert found[feature][name] == pytest.approx(logged[f"{feature}/{name}"], abs=1e-6)
 
 
-def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_as_if_left_alone(tmp_path):
-    """SIGTERM reaches the second process alone in its second step: both end after it."""
+def test_a_launcher_that_sets_ranks_alone_and_a_signal_to_one_process(tmp_path):
+    """SIGTERM ends the second process in its second epoch: both end, and the run goes on as if left alone."""
     data = make_regdb(tmp_path / "RegDB", images=6)
-    name = "save_model/regdb_base_p2_n2_lr_0.02_seed_0_resnet18_32x16_epochs_2_trial_1_last.t"
-    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off",
-             "--method", "base", *SMALL)
-    resume = ("--resume", name, "--data-path", data, "--gpu", "cpu", "--workers", 1)
+    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off", "--method", "base",
+             *SMALL)
 
-    def both(cwd, signalled, *words):
+    def both(cwd, signalled=None):
         cwd.mkdir(exist_ok=True)
-        return as_torchrun(lambda rank: ["-c", DRIVER, "step" if rank == signalled else "never", 2,
-                                         15, *words], cwd)
+        return as_torchrun(lambda rank: ending.end_by("step" if rank == signalled else "never", 5, 15,
+                                                      [*flags, "--resume", "auto"]), cwd)
 
-    for done in both(tmp_path / "alone", None, *flags):
+    for done in both(tmp_path / "alone"):
         assert done.returncode == 0, done.stderr
-    stopped = both(tmp_path / "stopped", 1, *flags)
-    assert [done.returncode for done in stopped] == [143, 143], [done.stderr for done in stopped]
-    assert "go on with: torchrun --nproc-per-node 2 train.py --resume" in stopped[0].stderr
-    content = torch.load(tmp_path / "stopped" / name, weights_only=True)
-    assert (content["epoch"], content["step"]) == (0, 2)
-    for done in both(tmp_path / "stopped", None, *resume):
+    stopped = both(tmp_path / "stopped", signalled=1)
+    assert stopped[1].returncode == 143 and stopped[0].returncode != 0, [done.stderr for done in stopped]
+    (last,) = (tmp_path / "stopped/save_model").glob("*_last.t")
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    for done in both(tmp_path / "stopped"):
         assert done.returncode == 0, done.stderr
-    one, other = (torch.load(tmp_path / run / name, weights_only=True) for run in ("alone", "stopped"))
+    one, other = (torch.load(tmp_path / run / "save_model" / last.name, weights_only=True)
+                  for run in ("alone", "stopped"))
     assert all(torch.equal(value, other["net"][key]) for key, value in one["net"].items())
     assert one["best"] == other["best"]

@@ -1,6 +1,4 @@
 """Every way of computing a step trains: float32, bfloat16, compiled, on each device that is there."""
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -9,21 +7,50 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from data_loader import IdentitySampler, TrainBatches, TrainImages
 from devices import allow_tf32
-from engine import Meters, build_optimiser, train_steps
+from engine import Meters, build_optimiser, learning_rate_factor, train_steps
 from loss import Criterion
 from model import METHODS, MODALITIES, Method, build_network
+from utils import UserError
 
 PERSONS, IMAGES, HEIGHT, WIDTH = 4, 4, 32, 24
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device"))]
-COMPILED = pytest.param(True, marks=pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
-                                                       reason="torch.compile needs a C++ compiler"))
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """One block a stage: each kind of layer in half the time, as torch.compile takes minutes."""
     monkeypatch.setattr(torchvision.models, "resnet18", lambda weights=None: ResNet(BasicBlock, [1, 1, 1, 1]))
+
+
+def test_the_schedules():
+    for epochs in (80, 3):  # the paper's bends stay where they are
+        factors = [learning_rate_factor(epoch, epochs, "step") for epoch in range(80)]
+        assert factors[:10] == [pytest.approx((epoch + 1) / 10) for epoch in range(10)]
+        assert factors[10:20] == [1.0] * 10 and factors[20:50] == [0.1] * 30 and factors[50:] == [0.01] * 30
+    factors = [learning_rate_factor(epoch, 16, "cosine") for epoch in range(16)]
+    assert factors[0] == 0.5 and factors[8] == pytest.approx(0.5) and 0 < factors[-1] < 0.01
+    assert factors[1:] == sorted(factors[1:], reverse=True) and 0 < learning_rate_factor(0, 1, "cosine") <= 1
+
+
+def test_optimisers_take_their_groups():
+    net = build_network("base", "resnet18", 3)
+    criterion = Criterion(net.method.losses, 3, net.dim)
+    for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
+        optimiser = build_optimiser(net, criterion, 0.1, True, name)
+        assert isinstance(optimiser, kind)
+        assert [group["initial_lr"] for group in optimiser.param_groups] == [pytest.approx(0.01), 0.1]
+
+
+def test_meters_are_means_and_name_the_step_that_is_not_finite():
+    meters, values = Meters(epoch=2), [1.0, 2.0, 6.0]
+    for value in values:
+        meters.add({"loss": torch.tensor(value), "accuracy": torch.tensor(0.5)})
+    assert meters.read() == {"loss": 3.0, "accuracy": 0.5}
+    for value in (1.0, float("nan")):
+        meters.add({"loss": torch.tensor(value), "accuracy": torch.tensor(0.5)})
+    with pytest.raises(UserError, match=r"epoch 3, step 5: the loss is not finite \(loss nan accuracy 0.5\)"):
+        meters.read()
 
 
 def stripes() -> dict[str, TrainImages]:
@@ -55,20 +82,19 @@ def train(method: str, device: torch.device, bf16: bool, compiled: bool, on_devi
     net, *rest = make_training(METHODS[method], device, on_device)
     names, losses = list(net.state_dict()), []
     if compiled:
-        net.compile()
+        net.compile(backend="aot_eager", fullgraph=True)  # what --compile does, but for minutes of C++
     for epoch in range(epochs):
         meters = Meters()
         for values in train_steps(net, *rest, epoch, bf16=bf16):
             meters.add(values)
-        assert meters.read() is None
-        losses.append(meters.means()["loss"])
+        losses.append(meters.read()["loss"])
     assert list(net.state_dict()) == names  # checkpoint keys stay clean
     return losses
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, bf16", [("base", False), ("cgrnet", False), ("cgrnet", True),
+                                          ("agw", False), ("caj", True), ("strong", False)])
 def test_every_precision_trains(method, bf16, device):
     # stronger augmentation; caj's triplet is cut at first
     slow = METHODS[method].views != METHODS["base"].views
@@ -77,10 +103,9 @@ def test_every_precision_trains(method, bf16, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("compiled", [COMPILED])
-def test_a_compiled_network_trains_as_an_eager_one(compiled, device):
-    eager, found = (train("cgrnet", device, False, fused, on_device=False, epochs=2)
-                    for fused in (False, compiled))
+def test_a_compiled_network_trains_as_an_eager_one(device):
+    eager, found = (train("cgrnet", device, False, compiled, on_device=False, epochs=2)
+                    for compiled in (False, True))
     np.testing.assert_allclose(found[0], eager[0], rtol=0.05)
     assert found[-1] < found[0]
 
@@ -97,4 +122,4 @@ def test_no_step_makes_the_host_wait_for_the_device(on_device):
                 meters.add(values)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert meters.read() is None
+    assert meters.read()

@@ -2,29 +2,27 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_checkpoint, make_regdb, make_sysu
+from conftest import make_checkpoint, make_regdb, make_sysu
 
-import options
 import results
 from eval_metrics import eval_sysu
 from model import build_network
-from utils import UserError
 
 METHOD, ARCH = "base", "resnet18"
 
 
-def checkpoint(path, dataset, trial=1, best=False):
+def checkpoint(path, dataset, trial=1, best=False, seed=0):
     """A file as train.py writes it, of an untrained network; returns its path."""
     torch.manual_seed(0)
-    facts = {"dataset": dataset, "method": METHOD, "arch": ARCH, "img_w": 16, "img_h": 32, "trial": trial}
+    facts = {"dataset": dataset, "method": METHOD, "arch": ARCH, "img_w": 16, "img_h": 32, "trial": trial,
+             "seed": seed}
     content = {"format": 1, "net": build_network(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1,
                "trial": trial, "args": facts}
     torch.save(content if best else {**content, "optimiser": {}}, path)
@@ -200,14 +198,64 @@ def test_two_tests_are_compared_with_an_interval(tested, script, world):
                                          (["-r", "a.t"], "-r"), (["--gpu", "0"], "--gpu"),
                                          (["--img_w", "144"], "--img_w"), (["--out", "found"], "--out")])
 @pytest.mark.parametrize("first", [True, False])
-def test_compare_goes_with_no_other_flag(words, flag, first, monkeypatch):
-    # Python has a package of the name `test`
-    spec = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "test_script", module)
-    spec.loader.exec_module(module)
+def test_compare_goes_with_no_other_flag(words, flag, first, script):
     compare = ["--compare", "a.json", "b.json"]
-    monkeypatch.setattr("sys.argv", ["test.py", *(words + compare if first else compare + words)])
-    with pytest.raises(UserError, match=f"^{flag}: --compare reads results and tests nothing; "
-                       "leave one of the two out$"):
-        module.parse_arguments(options.test_parser())
+    done = script("test.py", *(words + compare if first else compare + words))
+    assert done.returncode == 2
+    assert f"error: {flag}: --compare reads results and tests nothing; leave one of the two" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------- what else is met
+def test_the_record_of_another_checkpoint_of_the_same_name_stays(script, world, tmp_path):
+    other = tmp_path / world.last.name
+    torch.save({**torch.load(world.last, weights_only=True), "epoch": 7}, other)
+    test = ("test.py", "--data-path", world.regdb, "--gpu", "cpu", "--resume")
+    said = [script(*test, path).stdout.splitlines()[-1] for path in (world.last, other, world.last, other)]
+    assert said[0] == said[2] == "results: results/regdb_trial_1_last_regdb-v2i.json"
+    assert said[1] == said[3] == said[0].replace(".json", "_2.json")
+    hashes = {json.loads(path.read_text())["checkpoint"]["sha256"][0]
+              for path in (script.cwd / "results").glob("*.json")}
+    assert len(hashes) == 2
+    assert script(*test, world.last, "--out", "found").stderr.count("is replaced") == 0
+    done = script(*test, other, "--out", "found")
+    assert "--out found: the record of another test was there and is replaced" in done.stderr
+
+
+def test_queries_that_see_no_match_are_counted(script, world, tmp_path):
+    root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
+    for pid in ("0004", "0005"):  # whom only camera 2 shows indoors, which queries of camera 3 do not see
+        shutil.rmtree(root / "cam1" / pid)
+    shutil.copytree(root / "cam1/0001", root / "cam1/0004")
+    done = script("test.py", "--resume", world.of_sysu, "--data-path", root, "--mode", "indoor",
+                  "--gpu", "cpu", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    assert "queries that see no match, left out of the mean: 1 of 4" in done.stdout
+    record = json.loads((script.cwd / "found/results.json").read_text())
+    assert {trial["queries_without_match"] for trial in record["trials"]} == {1}
+
+
+def test_a_model_of_one_data_set_on_another(script, world):
+    done = script("test.py", "--resume", world.last, "--dataset", "sysu", "--data-path", world.sysu,
+                  "--gpu", "cpu")
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
+    assert len(rows) == 22 and all(row.endswith(" + trained on RegDB") for row in rows), done.stderr
+    assert "trained-on-regdb" in done.stdout.splitlines()[-1]
+    test = ("test.py", "--resume", world.of_sysu, "--dataset", "regdb", "--data-path", world.regdb,
+            "--gpu", "cpu")
+    done = script(*test)  # RegDB's rule does not apply: all ten test splits
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("pool ", "bnneck "))]
+    assert len(rows) == 22 and all(row.endswith(" + trained on SYSU-MM01") for row in rows), done.stderr
+    one = script(*test, "--trial", 2, "--out", "found")
+    assert one.returncode == 0 and "bnneck trial 2" in one.stdout and "bnneck trial 1" not in one.stdout
+    assert json.loads((script.cwd / "found/results.json").read_text())["extras"] == ["trained on SYSU-MM01"]
+
+
+def test_every_seed_that_is_there(tested, script, tmp_path):
+    for seed in (0, 3):
+        checkpoint(tmp_path / f"run_seed_{seed}_last.t", "regdb", seed=seed)
+    (tmp_path / "run_seed_x_last.t").touch()
+    done = tested("--resume", tmp_path / "run_seed_{}_last.t")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (script.cwd / "results").glob("*.json")) == [
+        f"run_seed_{seed}_last_regdb-v2i.json" for seed in (0, 3)]
+    assert tested("--resume", tmp_path / "walk_seed_{}_last.t").returncode == 2

@@ -43,7 +43,7 @@ from model import METHODS, Method, TwoStream, build_network, override
 from retrieval import onnx_model
 from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
-from utils import GPU, Parser, add_data_arguments, choices, integer, run, versions, write_json
+from utils import GPU, Parser, add_data_arguments, choices, number, run, versions, write_json
 
 CLASSES = 395  # training persons of SYSU-MM01
 STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`
@@ -376,13 +376,13 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", choices=METHODS, default="cgrnet", help="network and losses")
     parser.add_argument("--augment", type=choices(("strong", *plain.AUGMENTATIONS, "standard")),
                         default="standard", metavar="NAME[,NAME...]", help="augmentations of `input`")
-    parser.add_argument("--batch-size", type=integer(2), default=8, metavar="N", help="identities a batch")
-    parser.add_argument("--num_pos", type=integer(1), default=4, metavar="P",
+    parser.add_argument("--batch-size", type=number(2), default=8, metavar="N", help="identities a batch")
+    parser.add_argument("--num_pos", type=number(1), default=4, metavar="P",
                         help="images of each identity and modality")
-    parser.add_argument("--repeats", type=integer(1), default=5, metavar="N", help="timed runs of each side")
-    parser.add_argument("--warmup", type=integer(0), default=1, metavar="N",
+    parser.add_argument("--repeats", type=number(1), default=5, metavar="N", help="timed runs of each side")
+    parser.add_argument("--warmup", type=number(0), default=1, metavar="N",
                         help="runs of each side before those")
-    parser.add_argument("--threads", type=integer(1), metavar="N",
+    parser.add_argument("--threads", type=number(1), metavar="N",
                         help="torch's threads on the CPU (default: its own choice)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     args = parser.parse_args(words)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from results import FEATURES
 from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
-from utils import Parser, UserError, filled, integer, one_line, run
+from utils import Parser, UserError, filled, number, one_line, run
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
     where.add_argument("--path", type=filled, metavar="DIR", help="a folder, for its engine in this process")
     parser.add_argument("--feature", choices=FEATURES, default="bnneck",
                         help="after pooling, or after BNNeck")
-    parser.add_argument("--batch", type=integer(1), default=256, metavar="N", help="points a request")
+    parser.add_argument("--batch", type=number(1), default=256, metavar="N", help="points a request")
     args = parser.parse_args(words)
     gallery = read_gallery(args.gallery)
     try:
