@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import loss
+import options
 from backbones import BACKBONES
+from engine import learning_rate_factor
 from loss import Criterion
 from methods.ddag import PartAttention
 from methods.deen import ChannelAttention, Expansion, PositionAttention
@@ -170,3 +172,17 @@ def test_a_loss_of_one_method_serves_another(name):
     criterion = Criterion(method.losses, 4, net.dim)
     total, parts = criterion(net(*torch.randn(2, 4, 3, 64, 32)), torch.tensor([0, 0, 1, 1]))
     assert parts.keys() == {"id", name} and math.isfinite(total.item())
+
+
+def test_recipes_say_how_their_authors_trained():
+    known = vars(options.train_parser().parse_args([]))
+    assert all(METHODS[method].recipe.keys() <= known.keys() for method in METHODS)
+    rates = {method: [learning_rate_factor(epoch, recipe["epochs"], recipe.get("schedule", "step"))
+                      for epoch in range(recipe["epochs"])]
+             for method, recipe in ((method, METHODS[method].recipe) for method in FIELD)}
+    deen, dns = rates["deen"], rates["dns"]
+    assert [deen[epoch] for epoch in (0, 9, 19, 20, 79, 80, 150)] == [0.1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert rates["hct"] == rates["ddag"][:61] and rates["ddag"][50] == 0.01
+    assert max(range(100), key=dns.__getitem__) in (15, 16)
+    assert dns == pytest.approx([1e-4 + (1 - 1e-4) * (epoch + 0.5) / 16 if epoch < 16 else (99.5 - epoch) / 84
+                                 for epoch in range(100)])
