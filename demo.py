@@ -26,7 +26,7 @@ from datasets.types import ImageSpec
 from eval_metrics import evaluate
 from synthetic.pedestrians import (SYSU_CAMERAS, draw_person, render_llcm, render_regdb, render_shot,
                                    render_sysu)
-from utils import GPU, Parser, UserError, atomic_path, filled, number, make_folder, run, write_json
+from utils import GPU, Parser, UserError, atomic_path, filled, make_folder, number, run, write_json
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ def train_and_test(name: str, method: str, course: Course, flags: tuple, root: P
     where, models = ("--data-path", root, "--gpu", gpu, "--workers", 2), out / "models" / f"{name}_{method}"
     identities = min(course.identities, len(DATASETS[name].train_split(str(root), 1).pids))
     script("train.py", "--dataset", name, "--method", method, "--arch", course.arch, *flags, *where,
-           "--batch-size", identities, "--eval-every", 100, "--model_path", models, "--log_path", out / "log",
-           "--vis_log_path", out / "log" / "vis_log")
+           "--batch-size", identities, "--eval-every", 100, "--resume", "auto", "--model_path", models,
+           "--log_path", out / "log", "--vis_log_path", out / "log" / "vis_log")
     checkpoint = max(models.glob("*_last.t"), key=os.path.getmtime)
     results = out / f"{name}_{method}"
     script("test.py", "--resume", checkpoint, *where, "--out", results)
