@@ -1,6 +1,7 @@
 """The engine: optimiser, schedule, an epoch of training; rankings and scores of a search."""
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_loader import TrainBatches, step_seed
+from datasets.images import MEAN, STD
 from datasets.types import Features, Search
 from devices import precision
 from eval_metrics import Ranking, distance_matrix, k_reciprocal_distance, rank_queries
@@ -90,6 +92,11 @@ class Meters:
         self.names = list(values)
         self.unread.append(torch.stack([value.detach().float() for value in values.values()]))
 
+    @property
+    def last(self) -> dict[str, float]:
+        """The scalars of the last step that was read."""
+        return dict(zip(self.names, self.row.tolist()))
+
     def read(self) -> dict[str, float]:
         """The means so far, over all processes, which read together; the host waits for the device here.
 
@@ -107,6 +114,7 @@ class Meters:
                             f"finite ({values}); checkpoints of earlier epochs stand; lower --lr, or use "
                             "--amp off")
         self.sums, self.steps, self.unread = self.sums + rows.sum(0), self.steps + len(rows), []
+        self.row = rows[-1]
         return dict(zip(self.names, (self.sums / self.steps).tolist()))
 
 
@@ -132,11 +140,12 @@ def train_steps(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
 
 def train_one_epoch(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
                     optimiser: torch.optim.Optimizer, epoch: int, bf16: bool, log: RunLog,
-                    read_every: int) -> dict[str, float]:
+                    read_every: int, announced: int = 0) -> dict[str, float]:
     """Train an epoch with a progress bar; the means of its losses, its seconds, and images a second.
 
-    Figures are read every `read_every` steps, when the host waits for the device. Raises `UserError` if a
-    loss is not finite.
+    Figures are read every `read_every` steps, when the host waits for the device, and go to TensorBoard.
+    announced: epochs whose time is estimated after three steps and logged, 0 for none. Raises `UserError` if
+    a loss is not finite.
     """
     begun, meters = time.perf_counter(), Meters(epoch)
     steps = train_steps(net, criterion, batches, optimiser, epoch, bf16)
@@ -144,15 +153,59 @@ def train_one_epoch(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
                disable=log.silent or None)
     for step, values in enumerate(bar, 1):
         meters.add(values)
+        if announced and step == 3:
+            meters.read()
+            seconds = announced * len(batches) * (time.perf_counter() - begun) / step
+            log(f"about {duration(seconds)} for {announced} epochs of {len(batches)} steps")
         if step % read_every == 0 or step == len(batches):
             means = meters.read()
             bar.set_postfix(loss=f"{means['loss']:.3f}")
+            speed = step * batches.images_per_step / (time.perf_counter() - begun)
+            log.step(epoch * len(batches) + step, {**meters.last, **rates_and_gammas(net, optimiser),
+                                                   "images_per_s": speed})
             if bar.disable and step < len(batches):
                 log(f"epoch {epoch + 1} step {step}/{len(batches)} {show(means)}")
     seconds = time.perf_counter() - begun
     processes = dist.get_world_size() if dist.is_initialized() else 1
     images = len(batches) * batches.images_per_step * processes
     return {**means, "seconds": round(seconds, 3), "images_per_s": round(images / seconds, 1)}
+
+
+def rates_and_gammas(net: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    """The largest learning rate, and each gamma of the network's modules."""
+    gammas = {name: value for name, value in net.named_parameters() if name.endswith("gamma")}
+    return {"lr": max(group["lr"] for group in optimiser.param_groups),
+            **{f"{name}.{number}": each for name, value in gammas.items()
+               for number, each in enumerate(value.tolist())}}
+
+
+def rehearse(net: nn.Module, criterion: nn.Module, batches: TrainBatches, optimiser: torch.optim.Optimizer,
+             bf16: bool) -> tuple[float, float]:
+    """Train three steps: seconds of a step (the mean of the last two), and the peak of memory in GB."""
+    times = []
+    for values in itertools.islice(train_steps(net, criterion, batches, optimiser, 0, bf16), 3):
+        values["loss"].item()  # the host waits for the device here
+        times.append(time.perf_counter())
+    if batches.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(batches.device)
+    else:
+        import resource  # not on Windows
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (times[-1] - times[0]) / (len(times) - 1), peak / 1e9
+
+
+def picture_of(images: Tensor, most: int = 32) -> np.ndarray:
+    """Normalised images (B, 3, height, width) side by side, eight in a row, (3, height, width) uint8."""
+    images = images[:most].permute(0, 2, 3, 1).float().cpu().numpy()
+    pixels = np.rint(255 * (images * np.float32(STD) + np.float32(MEAN))).clip(0, 255).astype(np.uint8)
+    rows = [np.concatenate(list(pixels[start:start + 8]), 1) for start in range(0, len(pixels), 8)]
+    rows = [np.pad(row, ((0, 0), (0, rows[0].shape[1] - row.shape[1]), (0, 0))) for row in rows]
+    return np.concatenate(rows).transpose(2, 0, 1)
+
+
+def duration(seconds: float) -> str:
+    """A time in minutes or hours."""
+    return f"{seconds / 3600:.3g} h" if seconds > 3600 else f"{seconds / 60:.0f} min"
 
 
 def show(values: dict[str, float]) -> str:

@@ -27,13 +27,16 @@ RECIPES: dict[str, dict[str, Any]] = {
                "img_h": 384, "img_w": 192},
     "short": {"optim": "sgd", "schedule": "cosine", "epochs": 24, "augment": "standard",
               "img_h": 192, "img_w": 96},
+    "own": {"arch": "mobilenet_v2", "optim": "adam", "lr": 0.0035, "schedule": "cosine", "epochs": None,
+            "img_h": 192, "img_w": 96},
 }
+OWN_IMAGES, OWN_EPOCHS = 64_000, (5, 120)  # that `own` shows of the larger modality; fewest and most epochs
 # What makes a model what it is: a checkpoint says it, and a flag that contradicts the checkpoint is an error.
 FIXED = frozenset(("dataset", "method", "set", "arch", "img_h", "img_w", "range", "trial", "recipe", "lr",
                    "optim", "schedule", "batch_size", "num_pos", "margin", "augment", "pretrained", "init",
                    "seed", "sync_bn", "name"))
 # What belongs to a machine or to one command, and never comes from a checkpoint.
-OWN = frozenset(("resume", "overwrite", "gpu", "workers", "test_batch", "data_device", "compile"))
+OWN = frozenset(("resume", "overwrite", "dry_run", "gpu", "workers", "test_batch", "data_device", "compile"))
 # Arguments of training that a record of a test tells: the models of one method's seeds agree in them.
 SETTINGS = ("recipe", "lr", "optim", "epochs", "schedule", "batch_size", "num_pos", "margin", "augment",
             "set", "pretrained", "img_h", "img_w", "amp", "sync_bn")
@@ -50,8 +53,11 @@ def train_parser() -> Parser:
     add_shared_arguments(parser, "train")
     add = parser.add_argument
     add("--overwrite", action="store_true", help="replace the files of an earlier run of this name")
+    add("--dry-run", action="store_true", help="say what would run, take three steps for an estimate of time "
+        "and memory, write a picture of a batch, and stop")
     add("--name", type=filled, metavar="TAG", help="a word to add to the name of the run")
-    rows = {name: " ".join(f"{key} {value}" for key, value in row.items()) for name, row in RECIPES.items()}
+    rows = {name: " ".join(f"{key} {value or 'by the number of images'}" for key, value in row.items())
+            for name, row in RECIPES.items()}
     add("--recipe", choices=RECIPES, default="paper", help="defaults of other flags: "
         + "; ".join(f"{name}: {words or 'what the authors published'}" for name, words in rows.items()))
     add("--set", nargs="+", metavar="FIELD=VALUE", help="change fields of the method's row, such as "
@@ -138,6 +144,8 @@ def parse_train(words: Sequence[str] | None) -> tuple[argparse.Namespace, Checkp
     args = parser.parse_args(words)
     parser.set_defaults(**recipe(args))
     args = resolve(parser, parser.parse_args(words))
+    if args.epochs is None and args.resume in (None, "auto"):
+        args.epochs = own_length(args)
     if args.resume == "auto":
         last = Path(args.model_path) / f"{run_name(args)}_last.t"
         args.resume = str(last) if last.exists() else None
@@ -188,9 +196,17 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
     row = dict(method.recipe if args.recipe == "paper" else RECIPES[args.recipe])
     if any(view.augment != View.augment for view in method.views.values()):
         row.pop("augment", None)
-    if args.arch != "resnet50":
+    if args.recipe == "paper" and args.arch != "resnet50":
         row.pop("lr", None)
     return row
+
+
+def own_length(args: argparse.Namespace) -> int:
+    """The epochs of the recipe `own`: as many as show a number of images, within bounds."""
+    data = DATASETS[args.dataset]
+    split = data.train_split(args.data_path, **data.keywords("train_split", vars(args)))
+    least, most = OWN_EPOCHS
+    return min(max(round(OWN_IMAGES / max(map(len, split.sides))), least), most)
 
 
 def resolve(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:

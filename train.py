@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
-import math
 import re
 import shlex
 import sys
@@ -19,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -37,11 +34,10 @@ from engine import (build_optimiser, evaluate, learning_rate_factor, load_optimi
                     train_one_epoch)
 from features import Extraction
 from loss import Criterion
-from model import Method, TwoStream, build_network
-from results import unmatched_line
+from model import TwoStream, build_network
+from report import (describe, epoch_line, estimate, show_batch, warn_of_stuck_triplet,
+                    warn_of_surprises)
 from utils import Interrupted, RunLog, UserError, git_commit, make_folder, one_line, run, versions, warn
-
-SHORT = 20  # epochs; a run of the step schedule that is no longer never lowers its rate
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -55,22 +51,26 @@ def main(words: Sequence[str] | None = None) -> None:
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
                               args.num_pos, args.seed, processes.count)
     net, criterion, optimiser = build(args, saved, state, device)
-    stem, log = open_files(args, state, processes.writes)
+    stem, log = open_files(args, state, sampler.steps, processes.writes)
     describe(log, args, state, net, split, searches, sampler)
     if processes.writes:
         warn_of_surprises(args, split, searches, saved)
     spec = ImageSpec.from_arguments(vars(args))
     batches = make_batches(args, split, spec, sampler, net, device, processes.rank)
+    show_batch(log, args, state, batches)
     extraction = Extraction(spec, args.test_batch, args.workers, silent=log.silent)
     bf16 = use_bf16(device, args.amp, args.arch, spec)
     trained, judged = distribute(net, device, args.compile), distribute(criterion, device)
+    if args.dry_run:
+        return log(estimate(trained, judged, batches, optimiser, bf16, args.epochs))
     begun, first = time.perf_counter(), state.epoch
     try:
         for epoch in range(first, args.epochs):
             factor = learning_rate_factor(epoch, args.epochs, args.schedule)
             set_learning_rate(optimiser, factor)
             record = {"epoch": epoch, "lr": args.lr * factor}
-            record |= train_one_epoch(trained, judged, batches, optimiser, epoch, bf16, log, args.print_freq)
+            record |= train_one_epoch(trained, judged, batches, optimiser, epoch, bf16, log, args.print_freq,
+                                      announced=args.epochs - first if epoch == first else 0)
             criterion.end_epoch(record)
             if searches and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs):
                 record |= evaluate(net, searches[0], extraction)
@@ -181,13 +181,15 @@ def distribute(module: nn.Module, device: torch.device, compiled: bool = False) 
 
 
 # ------------------------------------------------------------------------------------------------------ files
-def open_files(args: argparse.Namespace, state: Checkpoint, writes: bool) -> tuple[str, RunLog]:
-    """What the names of the run's checkpoints begin with, and its log.
+def open_files(args: argparse.Namespace, state: Checkpoint, steps: int, writes: bool) -> tuple[str, RunLog]:
+    """What the names of the run's checkpoints begin with, and its log; steps: of an epoch.
 
     Raises `UserError` for a new run whose files exist.
     """
     models, folder = Path(args.model_path), Path(args.log_path) / f"{args.dataset}_log"
     best = models / f"{state.name}_best.t"
+    if args.dry_run:
+        return str(models / state.name), RunLog(None, None, state.name, silent=not writes)
     if writes:
         make_folder(models, "--model_path")
         name = glob.escape(state.name)
@@ -201,7 +203,8 @@ def open_files(args: argparse.Namespace, state: Checkpoint, writes: bool) -> tup
         if state.best["epoch"] >= 0 and not best.exists():
             warn(f"{best}: not there; the best is counted anew from epoch {state.epoch + 1}")
             state.best = Checkpoint({}, {}, 0).best
-    log = RunLog(folder, Path(args.vis_log_path), state.name, state.epoch, silent=not writes)
+    log = RunLog(folder, Path(args.vis_log_path), state.name, state.epoch, state.epoch * steps + 1,
+                 silent=not writes)
     return str(models / state.name), log
 
 
@@ -238,75 +241,6 @@ def stopped(epoch: int, args: argparse.Namespace, stem: str, words: Sequence[str
     last = f"{stem}_last.t"
     again = ["--resume", last, "--gpu", args.gpu] if Path(last).exists() else words or sys.argv[1:]
     return f"stopped in epoch {epoch + 1}; go on with: {shlex.join([*program, 'train.py', *map(str, again)])}"
-
-
-# ----------------------------------------------------------------------------------------------- what is said
-def describe(log: RunLog, args: argparse.Namespace, state: Checkpoint, net: TwoStream, split: TrainSplit,
-             searches: list[Search], sampler: IdentitySampler) -> None:
-    """Log what is about to run on what."""
-    device = next(net.parameters()).device
-    log(f"run {state.name}, recipe {args.recipe}, on {device}, {state.processes} process(es)")
-    log(f"arguments {json.dumps(vars(args))}")
-    log(f"{json.dumps({'versions': state.versions, 'commit': state.commit})} data {state.fingerprint[:16]}")
-    log(f"first weights: {state.first_weights}")
-    log(f"{DATASETS[args.dataset].title:<18} {'ids':>6} {'images':>8}")
-    rows = [("train visible", split.visible), ("train infrared", split.infrared)]
-    for search in searches:
-        rows += [(f"query {search.query.modality}", search.query),
-                 (f"gallery {search.gallery.modality}", search.gallery)]
-    for name, images in rows:
-        log(f"{name:<18} {len(set(images.pids.tolist())):>6} {len(images):>8}")
-    for line in unmatched_line([(search.unmatched(), len(search.query)) for search in searches]):
-        log(line)
-    parameters = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
-    losses = {name: {"weight": loss.weight, **loss.parameters} for name, loss in net.method.losses.items()}
-    log(f"{args.method}: {parameters / 1e6:.2f} M parameters without classifier; losses {losses}; "
-        f"{state.num_classes} classes, {sampler.steps} steps an epoch")
-    log("best is chosen on the test images that it is reported on, as is usual in this field; last is not"
-        if searches else "no test images: nothing is evaluated, and no best chosen")
-
-
-def epoch_line(record: dict[str, float], epochs: int, left: float) -> str:
-    """The figures of an epoch on one line of at most 110 characters; left: seconds to the end of the run."""
-    words = [f"epoch {record['epoch'] + 1}/{epochs}", f"loss {record['loss']:.3f}",
-             f"acc {record['accuracy']:.1%}"]
-    if "bnneck/mAP" in record:
-        pool, bnneck = (f"{kind} {100 * record[f'{kind}/rank-1']:.1f}/{100 * record[f'{kind}/mAP']:.1f}"
-                        for kind in ("pool", "bnneck"))
-        words += [pool, f"{bnneck} % Rank-1/mAP"]
-    rest = f"{left / 3600:.3g} h left" if left > 3600 else f"{left / 60:.0f} min left"
-    return "  ".join([*words, f"{record['seconds']:.0f} s", rest])
-
-
-def warn_of_surprises(args: argparse.Namespace, split: TrainSplit, searches: list[Search],
-                      saved: Checkpoint | None) -> None:
-    """Warn of what is legal but surely unintended."""
-    for line in DATASETS[args.dataset].surprises(args.data_path, split, *searches[:1]):
-        warn(line)
-    if args.schedule == "step" and args.epochs <= SHORT:
-        warn(f"--epochs {args.epochs}: --schedule step first lowers the rate in epoch 20, after the end of "
-             "this run; --schedule cosine fits any length")
-    if saved is not None and args.schedule == "cosine" and args.epochs != saved.args["epochs"]:
-        then, now = (learning_rate_factor(saved.epoch, epochs, "cosine") * args.lr
-                     for epochs in (saved.args["epochs"], args.epochs))
-        warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule "
-             f"cosine goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
-    few = sum(int((np.bincount(split.labels(modality)) < args.num_pos).sum()) for modality in MODALITIES)
-    if few:
-        warn(f"{few} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its "
-             "images repeat in a batch")
-
-
-def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
-    """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to
-    one point. One that learns passes by ln 2 as well, so that only what is very near counts there.
-    """
-    margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
-    for name, value, near, what in (("triplet", margin, 0.005, "its margin"),
-                                    ("weighted_triplet", math.log(2), 0.0005, "ln 2")):
-        if value and abs(record.get(name, 0) - value) < near * value:
-            warn(f"epoch {record['epoch'] + 1}: the {name.replace('_', ' ')} loss stayed at {what} "
-                 f"({record[name]:.4f}): features do not differ; lower --lr or use pretrained weights")
 
 
 if __name__ == "__main__":

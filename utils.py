@@ -277,21 +277,24 @@ def versions() -> dict[str, str]:
 class RunLog:
     """The log of a training run: text, a JSON line an epoch, TensorBoard.
 
-    texts: the files NAME.txt and NAME.jsonl; board: TensorBoard's folder; epoch: the first that will be
-    logged, so that lines of it and of later ones, left by a run that was killed, go; silent: write nothing.
+    folder, board: of the files NAME.txt and NAME.jsonl, and of TensorBoard's; None: the terminal alone.
+    epoch, step: the first that will be logged, so that what a killed run left of later ones goes; silent:
+    write nothing.
     """
 
-    def __init__(self, folder: Path, board: Path, name: str, epoch: int = 0, silent: bool = False) -> None:
-        self.silent = silent
-        if silent:
+    def __init__(self, folder: Path | None, board: Path | None, name: str, epoch: int = 0, step: int = 0,
+                 silent: bool = False) -> None:
+        self.silent, self.text, self.lines, self.board, self.steps = silent, None, None, None, None
+        if silent or folder is None:
             return
         self.text, self.lines = (make_folder(folder, "--log_path") / f"{name}.{end}"
                                  for end in ("txt", "jsonl"))
         keep_lines_before(self.lines, epoch)
-        folder = make_folder(board, "--vis_log_path") / name
+        place = make_folder(board, "--vis_log_path") / name
         try:
             from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(folder), purge_step=epoch)
+            self.board = SummaryWriter(str(place), purge_step=epoch)
+            self.steps = SummaryWriter(str(place / "steps"), purge_step=step)
         except Exception as error:  # whatever TensorBoard and protobuf do to each other
             raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); "
                             "run: pip install --upgrade tensorboard protobuf") from None
@@ -300,20 +303,41 @@ class RunLog:
         """Write a line to the text file, then to the terminal, which may be gone."""
         if self.silent:
             return
-        with open(self.text, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+        if self.text:
+            with open(self.text, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line + "\n")
         with contextlib.suppress(BrokenPipeError):
             tqdm.write(line)
 
+    def step(self, number: int, values: dict[str, float]) -> None:
+        """Write the figures of a step, counted over all epochs, to TensorBoard."""
+        for name, value in values.items() if self.steps else ():
+            self.steps.add_scalar(name, value, number)
+
     def epoch(self, record: dict[str, Any]) -> None:
         """Write the figures of an epoch as a JSON line and to TensorBoard."""
-        if self.silent:
+        if not self.lines:
             return
         with open(self.lines, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
             self.board.add_scalar(name, value, record["epoch"])
         self.board.flush()
+
+    def arguments(self, values: dict[str, Any]) -> None:
+        """Write the arguments of a run as text and, in TensorBoard, as what its HPARAMS page compares."""
+        self(f"arguments {json.dumps(values)}")
+        if self.board:
+            from torch.utils.tensorboard.summary import hparams
+            plain = {name: value if isinstance(value, (bool, int, float)) else str(value)
+                     for name, value in values.items()}
+            for summary in hparams(plain, {"bnneck/rank-1": 0, "bnneck/mAP": 0}):
+                self.board.file_writer.add_summary(summary)
+
+    def picture(self, name: str, pixels: Any) -> None:
+        """Show a picture (3, height, width) uint8 in TensorBoard."""
+        if self.board:
+            self.board.add_image(name, pixels)
 
 
 def keep_lines_before(path: Path, epoch: int) -> None:

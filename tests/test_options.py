@@ -50,6 +50,14 @@ def test_a_method_trains_as_its_authors_do_unless_flags_say_otherwise(monkeypatc
     assert parse("--method", "theirs", "--recipe", "short").epochs == 24
 
 
+def test_own_folders_train_for_a_length_by_their_images(regdb):
+    words = ("--recipe", "own", "--dataset", "regdb", "--data-path", regdb)
+    args = parse(*words)
+    assert (args.arch, args.optim, args.lr, args.schedule) == ("mobilenet_v2", "adam", 0.0035, "cosine")
+    assert (args.img_h, args.img_w, args.epochs) == (192, 96, 120)  # 16 images: the most
+    assert parse(*words, "--epochs", 3, "--lr", 0.01).epochs == 3
+
+
 @pytest.mark.parametrize("method", ["caj", "strong", "cgrnet-strong"])
 def test_a_method_with_augmentations_of_its_own_keeps_them(method):
     assert parse("--recipe", "strong", "--method", method).augment is None

@@ -11,7 +11,7 @@ import torch
 from conftest import SMALL, make_regdb
 
 from model import METHODS
-from train import epoch_line, warn_of_stuck_triplet
+from report import epoch_line, warn_of_stuck_triplet
 
 NAME = "regdb_cgrnet_p2_n2_lr_0.02_seed_5_resnet18_32x16_epochs_3_pretrained_none_trial_1"
 LAST = f"save_model/{NAME}_last.t"
@@ -106,6 +106,31 @@ def test_an_epoch_is_one_line_in_per_cent(train):
     record = {"epoch": 118, "loss": 12.3456, "accuracy": 1.0, "seconds": 1234.5, "pool/rank-1": 1.0,
               "pool/mAP": 1.0, "bnneck/rank-1": 1.0, "bnneck/mAP": 1.0}
     assert len(epoch_line(record, 120, 1e6)) <= 110
+
+
+def test_a_dry_run_says_what_would_run_and_writes_a_picture_alone(train, script):
+    from PIL import Image
+    done = train("--dry-run", "--epochs", 7)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"8 images a step, \d+\.\d\d s a step, 4 steps and 0 min an epoch, \d+ min for 7 epochs "
+                     r"without evaluation; \d+\.\d GB of memory", done.stdout.splitlines()[-1])
+    (picture,) = [path for path in script.cwd.rglob("*") if path.is_file()]
+    assert picture.name.endswith("_batch.png") and Image.open(picture).size == (64, 64)  # 4 + 4 of 16 x 32
+
+
+def test_tensorboard_has_steps_gammas_pictures_and_arguments(regdb, script):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--epochs", 2, *SMALL,
+                  "--print-freq", 2)
+    assert done.returncode == 0 and "for 2 epochs of 4 steps" in done.stdout, done.stderr
+    (folder,) = (script.cwd / "log/vis_log").iterdir()
+    epochs, steps = (EventAccumulator(str(place)).Reload() for place in (folder, folder / "steps"))
+    assert [event.step for event in epochs.Scalars("bnneck/mAP")] == [1]
+    assert [event.step for event in steps.Scalars("loss")] == [2, 4, 6, 8]
+    tags = set(steps.Tags()["scalars"])
+    assert {"lr", "images_per_s", "graph.gamma.0", "similarity.visible.gamma.0"} <= tags
+    assert epochs.Tags()["images"] == ["batch/visible", "batch/infrared"]
+    assert "_hparams_/session_start_info" in epochs.summary_metadata
 
 
 def test_keep_bounds_the_epoch_files(train, script):
