@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,14 @@ def check(data: DataSet, root: Path, every: bool) -> Report:
     report, trials = Report(), data.trials_to_check(root)
     for trial in trials:
         word = f"trial {trial} " if data.splits > 1 else ""
-        split = report.attempt("refused", data.train_split, root, trial,
-                               report) if data.can_train(root) else None
-        if split:
+        if data.can_train(root) and (
+                split := report.attempt("refused", data.train_split, root, trial, report)):
             report.count(split.counts(), data.published)
-            add_rows(report, f"{word}training", {side.modality: side for side in split.sides}, not word)
-        sides = report.attempt("refused", data.test_images, root, trial,
-                               report) if data.can_test(root) else None
-        if sides:
+            add_rows(report, f"{word}training", split.sides, by_camera=not word)
+        if data.can_test(root) and (
+                sides := report.attempt("refused", data.test_images, root, trial, report)):
             check_test(data, root, trial, sides, report)
-            add_rows(report, f"{word}test", sides, not word)
+            add_rows(report, f"{word}test", sides.values(), by_camera=not word)
     for part, there in (("train", data.can_train(root)), ("test", data.can_test(root))):
         if not there:
             report.add(NOTE, f"nothing to {part} on", f"{root / part}: no such folder")
@@ -92,35 +90,30 @@ def check(data: DataSet, root: Path, every: bool) -> Report:
 def check_test(data: DataSet, root: Path, trial: int, sides: Mapping[str, Images], report: Report) -> None:
     """Count the test images, try the searches, and note persons of one modality."""
     persons = {modality: set(images.pids.tolist()) for modality, images in sides.items()}
-    report.count({"test persons": len(set.union(*persons.values())),
-                  **{f"{modality} test images": len(images) for modality, images in sides.items()}},
-                 data.published)
+    everyone = set.union(*persons.values())
+    report.count({"test persons": len(everyone), **{f"{modality} test images": len(images)
+                                                    for modality, images in sides.items()}}, data.published)
     for keywords in data.checked:
-        trials, chosen = data.trials(trial)[:1], {"direction": data.direction, **keywords}
-        for search in report.attempt("refused", data.searches, root, trials=trials, scan=report,
-                                     **chosen) or ():
-            report.count({"gallery images": len(search.gallery)}, search.published,
-                         f" ({', '.join(keywords.values())})" if keywords else "")
+        words = {"direction": data.direction, "trials": data.trials(trial)[:1], "scan": report, **keywords}
+        for search in report.attempt("refused", data.searches, root, **words) or ():
+            where = f" ({', '.join(keywords.values())})" if keywords else ""
+            report.count({"gallery images": len(search.gallery)}, search.published, where)
     for modality, there in persons.items():
-        for pid in sorted(set.union(*persons.values()) - there):
+        for pid in sorted(everyone - there):
             report.add(NOTE, "test persons of one modality only",
                        f"{root}: person {data.name_of_person(pid, sides.values())} has no {modality} image"
                        + (f" in trial {trial}" if data.splits > 1 else ""))
 
 
-def add_rows(report: Report, title: str, sides: Mapping[str, Images], by_camera: bool) -> None:
-    """Add the sizes of a split to the table; by_camera: also those of each camera."""
-    def row(name: str, masks: Mapping[str, np.ndarray]) -> str:
-        sizes = [(len(set(images.pids[masks[modality]].tolist())), int(masks[modality].sum()))
-                 for modality, images in sides.items()]
-        return f"{name:<22}" + "".join(f"{persons:>18}{images:>8}" for persons, images in sizes)
-
-    if by_camera:
-        for camera in sorted({camera for images in sides.values() for camera in images.camids.tolist()}):
-            report.table.append(row(f"{title} cam{camera}", {modality: images.camids == camera
-                                                             for modality, images in sides.items()}))
-    report.table.append(row(title, {modality: np.ones(len(images), bool)
-                                    for modality, images in sides.items()}))
+def add_rows(report: Report, title: str, sides: Collection[Images], by_camera: bool) -> None:
+    """Add persons and images of a split to the table; by_camera: also those of each camera."""
+    cameras = sorted(set().union(*(images.camids.tolist() for images in sides))) if by_camera else []
+    for camera in [*cameras, None]:
+        cells = ""
+        for images in sides:
+            pids = images.pids if camera is None else images.pids[images.camids == camera]
+            cells += f"{len(np.unique(pids)):>18}{len(pids):>8}"
+        report.table.append(f"{title if camera is None else f'{title} cam{camera}':<22}{cells}")
 
 
 def note_unused(top: Path, report: Report) -> None:

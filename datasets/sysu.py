@@ -79,25 +79,20 @@ class SysuMM01(DataSet):
         """All test images of either modality."""
         return {modality: self.query(root, "all", modality, scan) for modality in MODALITIES}
 
-    def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str,
-                     modality: str) -> Images:
+    def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str, modality: str,
+                     files: Files | None = None) -> Images:
         """Draw `shot` images of each test person and camera of the modality, all where there are fewer.
 
         `random` is the draw of the AGW line (Ye et al., TPAMI 2021) and leaves the global generator alone;
-        `official` is that of the data set's own evaluation. Raises ValueError for a mode, shot, trial or
-        gallery that is none.
+        `official` is that of the data set's own evaluation. files: `test_files`, where they are known. Raises
+        ValueError for a mode, shot, trial or gallery that is none.
         """
-        return self.draw(Path(root), self.test_files(root, mode, modality), trial, shot, gallery, modality)
-
-    def draw(self, root: Path, files: Files, trial: int, shot: int, gallery: str, modality: str) -> Images:
-        """As `draw_gallery`, from the test images by (pid, camera)."""
         if shot < 1 or trial < 0 or gallery not in ("random", "official"):
             raise ValueError(f"shot: {shot}, trial: {trial}, gallery: {gallery!r} found; a shot of at least "
                              "1, a trial of at least 0, and 'random' or 'official' expected")
+        files = self.test_files(root, mode, modality) if files is None else files
         if gallery == "official":
-            cells = read_permutations(root / "exp" / "rand_perm_cam.mat")
-            return grouped({key: draw_official(root, cells, *key, trial, shot, paths)
-                            for key, paths in files.items()}, modality)
+            return grouped(draw_official(Path(root), files, trial, shot), modality)
         rng = random.Random(trial)
         return grouped({key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
                         for key, paths in files.items()}, modality)
@@ -119,7 +114,7 @@ class SysuMM01(DataSet):
                 published["gallery images"] = shot * GALLERY[mode]
         searches = []
         for trial in trials:
-            drawn = self.draw(root, files, trial, shot, gallery, gallery_modality)
+            drawn = self.draw_gallery(root, mode, trial, shot, gallery, gallery_modality, files)
             searches.append(SysuSearch(query, drawn, trial, name, True, published, mode == "indoor",
                                        tuple(scan.left_out)))
             searches[-1].require_match(f"{root / 'exp' / 'test_id.txt'}, {mode}-search")
@@ -167,35 +162,33 @@ def camera_files(root: Path, pids: Sequence[int], cameras: Sequence[int], scan: 
     return files
 
 
-# --------------------------------------------------------------------------------------- the official gallery
-def read_permutations(path: Path) -> np.ndarray:
-    """The cell array of `rand_perm_cam.mat`; raises `UserError` if the file is missing or no such thing."""
+def draw_official(root: Path, files: Files, trial: int, shot: int) -> Files:
+    """The first `shot` images of row `trial` of each person's permutation, by `exp/rand_perm_cam.mat`.
+
+    Raises `UserError` if the file is missing or no such thing, or names an image that is not there.
+    """
     from scipy.io import loadmat
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, needed by --gallery official; restore it from the data "
-                        "set's evaluation code, or use --gallery random")
+    mat, drawn = root / "exp" / "rand_perm_cam.mat", {}
+    if not mat.is_file():
+        raise UserError(f"{mat}: no such file, needed by --gallery official; restore it from the data set's "
+                        "evaluation code, or use --gallery random")
     try:
-        cells = loadmat(path)["rand_perm_cam"]
-        cells[5][0][0]
-        return cells
+        cells = loadmat(mat)["rand_perm_cam"]
+        for pid, camera in files:
+            rows = cells[camera - 1][0][pid - 1]
+            while rows.dtype == object:  # one level deeper in some copies
+                rows = rows.flat[0]
+            drawn[pid, camera] = [int(number) for number in rows[trial, :shot]]  # saved as doubles by some
+            if not drawn[pid, camera]:
+                raise ValueError(f"no image of person {pid} in camera {camera}")
     except Exception as error:  # SciPy raises whatever a malformed file makes it stumble over
-        raise UserError(f"{path}: not the data set's rand_perm_cam.mat ({error}); restore it") from None
-
-
-def draw_official(root: Path, cells: np.ndarray, pid: int, camera: int, trial: int, shot: int,
-                  paths: list[str]) -> list[str]:
-    """The first `shot` images of row `trial` of one person's permutation; `UserError` if one is not there."""
-    mat = root / "exp" / "rand_perm_cam.mat"
-    rows = cells[camera - 1][0][pid - 1] if pid <= len(cells[camera - 1][0]) else np.empty(0)
-    while rows.dtype == object and rows.size == 1:
-        rows = rows.flat[0]
-    if rows.ndim != 2 or rows.shape[0] <= trial or rows.shape[1] == 0:
-        raise UserError(f"{mat}: no trial {trial} for person {pid} in camera {camera}, which has "
-                        f"{len(paths)} images; restore the file, or use --gallery random")
-    by_number = {Path(path).stem: path for path in paths}
-    names = [f"{int(number):04d}" for number in rows[trial, :shot].tolist()]  # MATLAB may have saved doubles
-    absent = [name for name in names if name not in by_number]
-    if absent:
-        raise UserError(f"{mat}: names image {root / f'cam{camera}' / f'{pid:04d}' / absent[0]}.jpg, which "
-                        "is not there; restore the image, or use --gallery random")
-    return [by_number[name] for name in names]
+        raise UserError(f"{mat}: not the data set's rand_perm_cam.mat, or without trial {trial} ({error}); "
+                        "restore it, or use --gallery random") from None
+    for (pid, camera), numbers in drawn.items():
+        by_name = {Path(path).stem: path for path in files[pid, camera]}
+        if absent := [number for number in numbers if f"{number:04d}" not in by_name]:
+            image = root / f"cam{camera}" / f"{pid:04d}" / f"{absent[0]:04d}.jpg"
+            raise UserError(f"{mat}: names image {image}, which is not there; restore the image, or use "
+                            "--gallery random")
+        drawn[pid, camera] = [by_name[f"{number:04d}"] for number in numbers]
+    return drawn

@@ -104,7 +104,7 @@ def test_arrays_of_earlier_versions_are_used(sysu, script, opened):
     assert arrays.fingerprint(split_of(sysu), sysu) and opened == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("there", [False, True])
 def test_an_interrupted_pre_processing_leaves_nothing_behind(sysu, script, monkeypatch, there, signum):
     if there:
@@ -142,7 +142,7 @@ def test_arrays_half_renamed_are_never_used(sysu, script, monkeypatch, number):
     def replace(*paths):
         calls.append(paths)
         if len(calls) == number:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         plain_replace(*paths)
 
     monkeypatch.setattr(os, "replace", replace)

@@ -154,21 +154,6 @@ def test_what_stands_for_a_persons_folder_is_a_fault(sysu):
     assert "cam4/0005: a link that points nowhere found, a folder with the images of person 5" in gone
 
 
-@pytest.mark.parametrize("name, content, said", [
-    ("train", None, "train_id.txt: no such file"), ("val", b"", "val_id.txt: empty"),
-    ("test", b"5,6,x", "'x' found"), ("test", b"5,-6", "'-6' found"),
-    ("val", b"\xff\xfe1", "cannot be read as text")])
-def test_bad_id_lists(sysu, name, content, said):
-    path = sysu / f"exp/{name}_id.txt"
-    path.unlink() if content is None else path.write_bytes(content)
-    assert said in findings(sysu)[FAULT, "lists"][0]
-
-
-def test_overlapping_splits(sysu):
-    (sysu / "exp/test_id.txt").write_text("4,6,7,8")
-    assert "identity 4 is in train_id.txt and in test_id.txt" in findings(sysu)[FAULT, "lists"][0]
-
-
 def test_persons_without_a_modality(sysu):
     for camera, pid in ((3, 1), (6, 1), (3, 2), (6, 2), (1, 6), (2, 6), (4, 6), (5, 6)):
         shutil.rmtree(sysu / f"cam{camera}/{pid:04d}")
