@@ -1,10 +1,9 @@
-"""Pixels: training arrays, identity sampler, augmentations of whole batches, and the reader of test images.
+"""Training batches: pixels, identity sampler, augmentations of whole batches.
 
 To add an augmentation, write a function of (images, modality, generator) and put it into `AUGMENTATIONS`.
 """
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets import arrays as train_arrays
-from datasets.images import MEAN, STD, read_batches, read_images
+from datasets.images import MEAN, STD, read_images
 from datasets.types import MODALITIES, VISIBLE, ImageSpec, TrainSplit, View
 from utils import UserError
 
@@ -66,13 +65,11 @@ class IdentitySampler:
         self.places = {modality: group_by_label(values) for modality, values in labels.items()}
         self.classes = len(next(iter(self.places.values())))
         self.identities, self.images, self.seed, self.processes = identities, images, seed, processes
-        if self.classes < 2:
-            raise UserError("1 training person found, at least 2 expected, as a triplet needs another; add "
-                            "persons to the training lists")
         if identities > self.classes:
+            mend = (f"give --batch-size {self.classes} or less" if self.classes > 1 else
+                    "add persons to the training lists, as a triplet needs two")
             raise UserError(f"--batch-size {identities}: {self.classes} training persons found, "
-                            "at least as many as the batch has identities expected; "
-                            f"give --batch-size {self.classes} or less")
+                            f"at least as many as the batch has identities expected; {mend}")
         self.steps = -(-max(map(len, labels.values())) // (identities * images * processes))
 
     def epoch(self, epoch: int, rank: int = 0) -> np.ndarray:
@@ -378,13 +375,3 @@ def fits_on_device(images: dict[str, TrainImages], device: torch.device) -> bool
     """Whether the pixels take at most half of the device's free memory."""
     needed = sum(side.pixels.numel() for side in images.values())
     return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] / 2
-
-
-# ------------------------------------------------------------------------------------------------ test images
-def batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers: int,
-            pin: bool = False) -> Iterator[Tensor]:
-    """`read_batches` as tensors, in pinned memory for a GPU (`pin`)."""
-    with contextlib.closing(read_batches(paths, spec, batch_size, workers)) as reading:
-        for images in reading:
-            batch = torch.from_numpy(images)
-            yield batch.pin_memory() if pin else batch

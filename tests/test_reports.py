@@ -139,5 +139,6 @@ def test_one_person_and_regdb_with_one_trial(script, world, tmp_path):
         path = root / f"idx/train_{name}_1.txt"
         path.write_text("".join(line for line in path.open() if line.endswith(" 0\n")))
     done = script("train.py", "--dataset", "regdb", "--data-path", root, *SMALL)
-    assert errors(done) == ["train.py: error: 1 training person found, at least 2 expected, "
-                            "as a triplet needs another; add persons to the training lists"]
+    assert errors(done) == ["train.py: error: --batch-size 2: 1 training persons found, at least as many as "
+                            "the batch has identities expected; add persons to the training lists, as a "
+                            "triplet needs two"]
