@@ -332,11 +332,11 @@ class TrainBatches:
         """Images of both modalities that one step of this process sees, whatever the number of views."""
         return 2 * self.sampler.identities * self.sampler.images
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """The batches from step `start` of an epoch on; labels are those of any one view, (N x P,)."""
+    def epoch(self, epoch: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """The batches of an epoch; labels are those of any one view, (N x P,)."""
         indices = torch.from_numpy(self.sampler.epoch(epoch, self.rank))
         labels = self.labels[indices[:, 0].to(self.device)]
-        for step, batch in enumerate(self.read(indices[start:].to(self.pixels[0].device)), start):
+        for step, batch in enumerate(self.read(indices.to(self.pixels[0].device))):
             pixels = dict(zip(MODALITIES, batch))
             self.generator.manual_seed(step_seed(self.seed, epoch, step, self.rank))
             yield {name: augment(pixels[view.modality], view.augment, view.modality, self.generator)
