@@ -1,313 +1,270 @@
-"""Figures of a test: CMC and ROC curves, rankings, histograms of distances, evidence, an embedding."""
+"""Figures of one test, or of several side by side: curves, similarities of pairs, an embedding.
+
+Every number is a cosine similarity. Sizes are those of a column of a paper; what colour tells, a dash, a
+marker or a sign tells too.
+"""
 from __future__ import annotations
 
-import contextlib
+import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
-from PIL import Image
+from matplotlib.patheffects import withStroke
 
-from datasets.images import read_image
-from datasets.types import MODALITIES, Images, ImageSpec, Search
-from results import Record
+from datasets.types import MODALITIES
+from pictures import (BLUE, COLUMN, DPI, ORANGE, Tested, choose_pairs, draw_evidence, draw_ranking,
+                      spread_queries)
+from results import WORDS, Record
 from retrieval.verification import Pairs
-from utils import UserError, atomic_path, one_line
+from utils import UserError, atomic_path, one_line, warn
 
 if TYPE_CHECKING:
     from retrieval.evidence import Evidence
 
-QUERIES, SHOWN, BINS, DPI = 7, 10, 80, 150
 EMBEDDED, EACH = 20, 12  # persons, and images of each in each modality
-MATCH, MISS = ("✓", "#1a7f37", "-"), ("✗", "#c62828", (0, (2.2, 1.2)))  # sign, colour and line
-ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart (Okabe and Ito)
-WORDS = {"pool": "after pooling", "bnneck": "after BNNeck", "sum": "sum of both cosines"}
-
-
-def draw(out: Path, record: Record, search: Search, dist_mat: np.ndarray, reranked: bool) -> None:
-    """Write `cmc.png`, `ranking.png` and `distances.png` into a folder, each whole or not at all.
-
-    record: the results of all trials; search, dist_mat (Q, G): the first trial's, with the last feature.
-    """
-    title = " + ".join([record.protocol.name, *record.extras])
-    first = f"{title}, trial {search.trial}"
-    same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
-    word = "re-ranked distance" if reranked else "cosine distance"
-    figures = {"cmc": draw_cmc(title, record),
-               "ranking": draw_ranking(first, dist_mat, shown, same, search,
-                                       record.spec),
-               "distances": draw_distances(first, word, dist_mat, shown, same)}
-    save(out, figures)
-
-
-def save(out: Path, figures: Mapping[str, Figure]) -> None:
-    """Write figures by name as PNG files into a folder, each whole or not at all."""
-    for name, figure in figures.items():
-        with atomic_path(out / f"{name}.png") as temporary:
-            FigureCanvasAgg(figure).print_png(temporary)
-
-
-def curve_axes(title: str) -> tuple[Figure, Axes]:
-    """A figure of one panel for curves."""
-    figure = Figure(figsize=(5.6, 3.9), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(textwrap.fill(title, 68), fontsize=9, pad=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def draw_cmc(title: str, record: Record) -> Figure:
-    """CMC curves of the features, in per cent: the mean over trials, in a band of a standard deviation."""
-    figure, axes = curve_axes(title)
-    lowest = 100.0
-    for feature, colour, style, marker in zip(record.features, (ORANGE, BLUE), ("--", "-"), ("s", "o")):
-        curves = 100 * record.cmc(feature)
-        measures = {"Rank-1": curves[:, 0], "mAP": 100 * record.values(feature, "mAP")}
-        numbers = [f"{name} {values.mean():.2f}" + (f" ± {values.std():.2f}" if np.ptp(values) else "")
-                   for name, values in measures.items()]
-        mean, std, ranks = curves.mean(0), curves.std(0), np.arange(1, curves.shape[1] + 1)
-        axes.fill_between(ranks, (mean - std).clip(0), (mean + std).clip(max=100), color=colour, alpha=0.18,
-                          linewidth=0)
-        axes.plot(ranks, mean, linestyle=style, color=colour, marker=marker, markersize=3.5, linewidth=1.4,
-                  clip_on=False, zorder=3, label=f"{WORDS[feature]}: {', '.join(numbers)}")
-        lowest = min(lowest, (mean - std).min())
-    axes.set(xlabel="rank", ylabel="matching rate (%)", xlim=(0.5, len(ranks) + 0.5),
-             ylim=(max(0, 10 * (lowest // 10) - 20), 100), xticks=[1, *range(5, len(ranks) + 1, 5)])
-    heading = (f"mean and standard deviation of {len(record.trials)} trials" if len(record.trials) > 1
-               else f"trial {record.trials[0].number}")
-    axes.legend(loc="best", fontsize=8, title=heading, title_fontsize=8)
-    return figure
-
-
-def first_match(dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Rank, from 1, of the first image of the right person for each query, (Q,) int64; 0 where there is none.
-
-    dist_mat (Q, G); shown, same (Q, G) bool: what the protocol lets a query see, and what shows its person.
-    """
-    nearest = np.where(shown & same, dist_mat, np.inf).argmin(1)[:, None]
-    least = np.take_along_axis(dist_mat, nearest, 1)
-    before = (dist_mat < least) | ((dist_mat == least) & (np.arange(dist_mat.shape[1]) < nearest))
-    return np.where((shown & same).any(1), (before & shown).sum(1) + 1, 0)
-
-
-def choose_queries(ranks: np.ndarray, pids: np.ndarray) -> list[int]:
-    """Queries of different persons, evenly from best to worst rank of the first match (0: left out)."""
-    order = np.argsort(ranks, kind="stable")[(ranks == 0).sum():]
-    chosen: dict[int, int] = {}
-    for part in np.array_split(order, QUERIES):
-        query = next((query for query in part[::-1] if pids[query] not in chosen), None)
-        if query is not None:
-            chosen[pids[query]] = query
-    return list(chosen.values())
-
-
-def choose_pairs(search: Search, dist_mat: np.ndarray) -> list[list[tuple[str, tuple[str, str]]]]:
-    """For some queries, from the best to the worst, the nearest image of their person and of another one.
-
-    Each a caption and two paths.
-    """
-    same, shown = search.query.pids[:, None] == search.gallery.pids, search.seen()
-    chosen = choose_queries(first_match(dist_mat, shown, same), search.query.pids)[::2]
-    rows = []
-    for query in chosen:
-        nearest = [(word, np.where(wanted & shown[query], dist_mat[query], np.inf)) for word, wanted in
-                   (("same person", same[query]), ("another person", ~same[query]))]
-        rows.append([(word, (search.query.paths[query], search.gallery.paths[distances.argmin()]))
-                     for word, distances in nearest if np.isfinite(distances.min())])
-    return rows
+# Colours that everybody can tell apart (Okabe and Ito), each with its dash and marker.
+LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), ("#009e73", "-.", "^"), ("#cc79a7", ":", "D"),
+         ("#56b4e9", (0, (5, 1, 1, 1, 1, 1)), "v"), ("#e69f00", (0, (8, 2)), "P"),
+         ("#000000", (0, (1, 2)), "X"))
 
 
 @dataclass(frozen=True)
-class Tile:
-    """An image (a path) with the caption below it, in one colour with its frame, whose line has a style."""
+class Curve:
+    """A curve of several runs, trials or seeds: x (K,), y (N, K)."""
 
-    path: str
-    caption: str
-    colour: str = "black"
-    style: Any = "-"
+    label: str
+    x: np.ndarray
+    y: np.ndarray
 
 
-def draw_ranking(title: str, dist_mat: np.ndarray, shown: np.ndarray, same: np.ndarray, search: Search,
-                 spec: ImageSpec) -> Figure:
-    """Queries with their first ten gallery images, framed as right or wrong, with camera and distance.
+def draw(out: Path, record: Record, tested: Tested, pairs: Mapping[str, Pairs],
+         explain: Callable[[tuple[str, str]], Evidence]) -> None:
+    """Write the figures of a test into a folder: six PNG files, each whole or not at all.
 
-    spec: gives the aspect, and the range. Queries without a match are not shown.
+    tested, pairs by feature: of the first trial; explain: the evidence of two image files. Where scikit-learn
+    does not load, warns, and writes all but the embedding.
     """
-    ranks = first_match(dist_mat, shown, same)
-    rows = []
-    for query in choose_queries(ranks, search.query.pids):
-        pid, camera = search.query.pids[query], search.query.camids[query]
-        row = [Tile(search.query.paths[query],
-                    f"person {pid}, camera {camera}\nfirst match: rank {ranks[query]}")]
-        seen = np.flatnonzero(shown[query])
-        for index in seen[np.argsort(dist_mat[query, seen], kind="stable")[:SHOWN]]:
-            sign, colour, style = MATCH if same[query, index] else MISS
-            caption = f"{sign} camera {search.gallery.camids[index]}\n{max(0.0, dist_mat[query, index]):.3f}"
-            row.append(Tile(search.gallery.paths[index], caption, colour, style))
-        rows.append(row)
-    return draw_sheet(title, rows, min(SHOWN, len(search.gallery)), spec)
+    title = " + ".join([f"{record.model.method}: {record.protocol.name}", *record.extras])
+    first = f"{title}, trial {record.trials[0].number}"
+    shown = f"{first}, {WORDS[tested.feature]}"
+    curves = [cmc_curve(WORDS[feature], [record], feature) for feature in record.features]
+    rocs = [roc_curve(WORDS[feature], [each]) for feature, each in pairs.items()]
+    queries = spread_queries(tested)
+    rows = [(caption, [explain(pair)]) for caption, pair in choose_pairs(tested, queries[::2])]
+    save(out, {"cmc": draw_cmc(title, curves), "ranking": draw_ranking(shown, [tested], queries, record.spec),
+               "distances": draw_distances(shown, [tested]), "verification": draw_roc(first, rocs),
+               "evidence": draw_evidence(shown, rows, record.spec)})
+    try:
+        save(out, {"embedding": draw_embedding(shown, [tested])})
+    except UserError as error:
+        warn(str(error))
 
 
-def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, spec: ImageSpec,
-               lenient: bool = False) -> Figure:
-    """Rows of a query and up to `count` hits, of at most ten, framed and captioned.
+def evidence_of(feature: str) -> str:
+    """The feature whose evidence stands for a feature: BNNeck's for the sum of both."""
+    return "pool" if feature == "pool" else "bnneck"
 
-    spec: gives the aspect, and the range; lenient: an image that cannot be read is an empty frame,
-    rather than a `UserError`.
-    """
-    heading = textwrap.wrap(title, 105)
-    # all lengths are inches, y downwards from the top edge
-    zoom = min(0.72 / spec.width, 1.44 / spec.height)
-    tall, wide = zoom * spec.height, zoom * spec.width
-    tile_spec = replace(spec, height=max(1, round(DPI * tall)), width=max(1, round(DPI * wide)))
-    column, line, top = 0.88, tall + 0.48, 0.5 + 0.2 * len(heading)
-    centres = 0.65 + column * (np.arange(SHOWN + 1) + 0.2 * (np.arange(SHOWN + 1) > 0))
-    across, down = centres[-1] + 0.55, top + line * len(rows)
-    figure = Figure(figsize=(across, down), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    write = partial(axes.text, ha="center", va="top", linespacing=1.2)
-    write(across / 2, 0.12, "\n".join(heading), fontsize=11)
-    for number, x in enumerate(centres[:1 + count]):
-        write(x, top - 0.08, str(number) if number else "query", fontsize=9, va="baseline")
-    for upper, row in zip(top + line * np.arange(len(rows)), rows):
-        for centre, tile in zip(centres, row):
-            left = centre - wide / 2
-            with contextlib.suppress(*[UserError] if lenient else []):
-                axes.imshow(read_image(tile.path, tile_spec),
-                            extent=(left, left + wide, upper + tall, upper))
-            axes.add_patch(Rectangle((left, upper), wide, tall, fill=False, edgecolor=tile.colour,
-                                     linewidth=2.4, linestyle=tile.style))
-            write(centre, upper + tall + 0.05, tile.caption, color=tile.colour, fontsize=7)
-    axes.set(xlim=(0, across), ylim=(down, 0), aspect="auto")
-    axes.set_axis_off()
+
+def save(out: Path, figures: Mapping[str, Figure], formats: Sequence[str] = ("png",)) -> None:
+    """Write figures by name into a folder, each file whole or not at all."""
+    for name, figure in figures.items():
+        for ending in formats:
+            undated = {"CreationDate": None} if ending == "pdf" else {}
+            with atomic_path(out / f"{name}.{ending}") as temporary, rc_context({"pdf.fonttype": 42}):
+                figure.savefig(temporary, format=ending, metadata=undated)
+
+
+def make_panels(title: str, count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of a column's width with some panels side by side that share their axes."""
+    figure = Figure(figsize=(COLUMN, height), dpi=DPI, layout="constrained")
+    figure.suptitle("\n".join(textwrap.fill(line, 54) for line in title.split("\n")), fontsize=8)
+    axes = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    for each in axes:
+        each.tick_params(labelsize=7)
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(color="0.9", linewidth=0.5)
+        each.set_axisbelow(True)
+    return figure, list(axes)
+
+
+# ----------------------------------------------------------------------------------------------------- curves
+def draw_curve(axes: Axes, curve: Curve, number: int, marks: int = 1) -> None:
+    """The mean of a curve's runs in a band of a standard deviation, with a mark at each of `marks` points."""
+    colour, dash, marker = LOOKS[number % len(LOOKS)]
+    mean, std = curve.y.mean(0), curve.y.std(0)
+    if len(curve.y) > 1:
+        axes.fill_between(curve.x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(curve.x, mean, linestyle=dash, color=colour, marker=marker, markersize=3, linewidth=1.1,
+              markevery=marks, clip_on=False, zorder=3, label=curve.label)
+
+
+def name_axes(figure: Figure, axes: Axes, x: str, y: str) -> None:
+    """Name the axes, and put the legend below them."""
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = 1 if max(map(len, labels)) > 30 else 2
+        figure.legend(handles, labels, loc="outside lower center", fontsize=7, frameon=False,
+                      handlelength=3.5, ncols=columns)
+
+
+def cmc_curve(label: str, records: Sequence[Record], feature: str) -> Curve:
+    """The CMC curve of a feature in per cent; a run is a seed, or a trial of the only one."""
+    curves = [record.cmc(feature) for record in records]
+    curves = curves[0] if len(curves) == 1 else np.stack([each.mean(0) for each in curves])
+    rank, mean_ap = curves[:, 0].mean(), np.mean([each.values(feature, "mAP").mean() for each in records])
+    return Curve(f"{label}: Rank-1 {rank:.2%}, mAP {mean_ap:.2%}", np.arange(1, curves.shape[1] + 1),
+                 100 * curves)
+
+
+def draw_cmc(title: str, curves: Sequence[Curve]) -> Figure:
+    """CMC curves; where the axis does not begin at 0, two strokes mark the cut."""
+    figure, (axes,) = make_panels(title, 1, 2.7)
+    for number, curve in enumerate(curves):
+        draw_curve(axes, curve, number)
+    lowest = min((curve.y.mean(0) - curve.y.std(0)).min() for curve in curves)
+    bottom = 10 * (lowest // 10) - 20 if lowest >= 50 else 0
+    last = curves[0].x[-1]
+    axes.set(xlim=(0.5, last + 0.5), ylim=(bottom, 100), xticks=[1, *range(5, last + 1, 5)])
+    if bottom:
+        axes.plot([0, 0], [0.04, 0.07], transform=axes.transAxes, linestyle="", color="black", clip_on=False,
+                  marker=[(-1, -0.5), (1, 0.5)], markersize=7, markeredgewidth=0.8)
+    name_axes(figure, axes, "rank", f"matching rate (%{f', cut at {bottom:.0f}' if bottom else ''})")
     return figure
 
 
-def draw_distances(title: str, word: str, dist_mat: np.ndarray, shown: np.ndarray,
-                   same: np.ndarray) -> Figure:
-    """Histograms (densities) of distances from queries to gallery images of the same and other persons."""
-    figure, axes = curve_axes(title)
-    low, high = float(dist_mat.min()), float(dist_mat.max())
-    few = np.count_nonzero(shown & same)
-    edges = np.linspace(low, max(high, low + 0.1),
-                        1 + (BINS if few > 4000 else BINS // 2 if few > 400 else BINS // 4))
-    for name, wanted, colour, style in (("genuine", same, BLUE, "-"), ("impostor", ~same, ORANGE, "--")):
-        values = dist_mat[shown & wanted]
-        if len(values):
-            density, _ = np.histogram(values.clip(low, high), edges, density=True)
-            axes.stairs(density, edges, fill=True, color=colour, alpha=0.25)
-            axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.4,
-                        label=f"{name} pairs: {len(values):,}, mean {values.mean(dtype=float):.3f}")
-    # room for the legend
-    axes.set(xlabel=word, ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0, 1.25 * axes.dataLim.ymax))
-    axes.legend(loc="upper right", fontsize=8)
+def roc_curve(label: str, pairs: Sequence[Pairs]) -> Curve:
+    """The ROC curve in per cent: a run is a seed; x: false accept rates from one impostor pair on."""
+    error = np.mean([each.equal_error() for each in pairs])
+    most = max(len(each.impostor) for each in pairs)
+    rates = np.geomspace(1 / most, 1, 300)
+    accepted = []
+    for each in pairs:
+        through = (rates * len(each.impostor) + 1e-6).astype(int)  # impostors that each rate lets through
+        thresholds = np.append(-np.inf, each.ascending)[len(each.impostor) - through]
+        accepted.append(each.accept_rates(thresholds)[1])
+    return Curve(f"{label}: equal error rate {error:.2%}", 100 * rates, 100 * np.array(accepted))
+
+
+def draw_roc(title: str, curves: Sequence[Curve]) -> Figure:
+    """ROC curves: true over false accept rate (log axis), and where both errors are equal."""
+    figure, (axes,) = make_panels(title, 1, 2.9)
+    for number, curve in enumerate(curves):
+        draw_curve(axes, curve, number, marks=30)
+    rates = curves[0].x
+    axes.plot(rates, 100 - rates, color="0.6", linewidth=0.8, linestyle=":")
+    axes.text(0.97, 0.03, "dotted: equal errors", transform=axes.transAxes, ha="right", fontsize=7,
+              color="0.4")
+    axes.set(xscale="log", xlim=(min(curve.x[0] for curve in curves), 100), ylim=(0, 100))
+    axes.xaxis.set_major_formatter("{x:g}")
+    name_axes(figure, axes, "false accept rate (%)", "true accept rate (%)")
     return figure
 
 
-def draw_verification(title: str, pairs: Mapping[str, Pairs]) -> Figure:
-    """ROC of each feature: true over false accept rate (log axis), the equal error rate marked."""
-    figure, axes = curve_axes(title)
-    most = max([len(each.impostor) for each in pairs.values()] + [10])
-    for (feature, each), colour, style in zip(pairs.items(), (ORANGE, BLUE), ("--", "-")):
-        if not (len(each.genuine) and len(each.impostor)):
-            continue
-        accepted = np.unique(np.geomspace(1, len(each.impostor), 400).astype(int))
-        error = each.equal_error()
-        curve = each.accept_rates(np.append(each.ascending[-accepted], -np.inf))
-        axes.plot(*curve, color=colour, linestyle=style, linewidth=1.4,
-                  label=f"{WORDS[feature]}: EER {error:.2%}")
-        axes.plot(error, 1 - error, marker="o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
-    rates = np.geomspace(1 / most, 1, 200)
-    axes.plot(rates, 1 - rates, color="0.6", linewidth=0.8, linestyle=":", label="equal errors")
-    axes.set(xscale="log", xlim=(1 / most, 1), ylim=(0, 1), ylabel="true accept rate (%)",
-             xlabel=f"false accept rate ({most:,} impostor pairs)")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    axes.legend(loc="best", fontsize=8)
+def draw_curves(title: str, curves: Sequence[Curve], x: str, y: str) -> Figure:
+    """Learning curves, with a mark at each point where there are few."""
+    figure, (axes,) = make_panels(title, 1, 2.7)
+    for number, curve in enumerate(curves):
+        draw_curve(axes, curve, number, marks=1 + len(curve.x) // 12)
+    if min(curve.y.min() for curve in curves) >= 0:
+        axes.set_ylim(0, 1.05 * max(curve.y.max() for curve in curves) or 1)
+    axes.set_xlim(0, 1.02 * max(curve.x.max() for curve in curves))
+    name_axes(figure, axes, x, y)
     return figure
 
 
-def draw_evidence(title: str, rows: Sequence[Sequence[tuple[str, Evidence]]], spec: ImageSpec) -> Figure:
-    """Pairs of images with what speaks for them and against them, some captioned pairs a row.
+# ---------------------------------------------------------------------------------- similarities of all pairs
+def pair_similarities(tested: Tested, most: int = 2000) -> dict[tuple[str, str], np.ndarray]:
+    """Similarities of pairs by ("same" or "other" person, where): across, and within either modality.
 
-    spec: gives the aspect, and the range. Either image stands beside its map; the colours of a pair have one
-    scale.
+    Within a modality each pair comes once, of at most `most` images, evenly chosen.
     """
-    columns, across = max(map(len, rows)), 1.44 * spec.width / spec.height
-    tile_spec = replace(spec, height=2 * DPI, width=max(1, round(2 * DPI * spec.width / spec.height)))
-    figure = Figure(figsize=(0.4 + columns * (4 * across + 0.6), 0.9 + 1.95 * len(rows)), dpi=DPI)
-    axes = figure.subplots(len(rows), 5 * columns, squeeze=False, gridspec_kw={
-        "width_ratios": [1, 1, 1, 1, 0.4] * columns, "left": 0.01, "right": 1.0, "bottom": 0.01,
-        "top": 1 - 0.9 / figure.get_figheight(), "wspace": 0.04, "hspace": 0.3})
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, row in zip(axes, rows):
-        for start, (caption, pair) in zip(range(0, len(line), 5), row):
-            first, second = (read_image(path, tile_spec) for path in pair.paths)
-            limit = max(np.abs(values).max() for values in pair.maps)
-            shown = first, overlay(first, pair.maps[0], limit), overlay(second, pair.maps[1], limit), second
-            for axis, pixels in zip(line[start:], shown):
-                axis.imshow(pixels, aspect="auto")
-            line[start + 1].set_title(f"{caption}\nsimilarity {pair.similarity:.3f}", x=1.02, fontsize=8)
-    names = " / ".join(dict.fromkeys(pair.name for row in rows for _, pair in row))
-    heading = textwrap.fill(title, round(11 * figure.get_figwidth()))
-    heading += f"\n{names}: blue for the pair, orange against it"
-    figure.suptitle(heading, fontsize=10, y=0.99, va="top")
+    found = {("same", "across"): tested.similarity[tested.seen & tested.same],
+             ("other", "across"): tested.similarity[tested.seen & ~tested.same]}
+    for images, feats in zip((tested.query, tested.gallery), tested.feats):
+        rows = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+        first, second = np.triu_indices(len(rows), 1)
+        similarity = (feats[rows] @ feats[rows].T)[first, second]
+        same = images.pids[rows][first] == images.pids[rows][second]
+        found[("same", f"within {images.modality}")] = similarity[same]
+        found[("other", f"within {images.modality}")] = similarity[~same]
+    return found
+
+
+def draw_distances(title: str, models: Sequence[Tested]) -> Figure:
+    """Densities of the similarity of pairs of the same person and of others, across and within modalities."""
+    found = [pair_similarities(tested) for tested in models]
+    figure, panels = make_panels(title, len(models), 3.1)
+    values = np.concatenate([each for pairs in found for each in pairs.values()])
+    few = min(len(each) for pairs in found for each in pairs.values())
+    bins = 50 if few > 4000 else 25 if few > 400 else 12
+    edges = np.linspace(values.min(), max(values.max(), values.min() + 0.1), 1 + bins)
+    dashes = {"across": "-", f"within {MODALITIES[0]}": "--", f"within {MODALITIES[1]}": ":"}
+    for axes, tested, pairs in zip(panels, models, found):
+        for person, colour, marker in (("same", BLUE, "o"), ("other", ORANGE, "")):
+            for where, dash in dashes.items():
+                if len(pairs[person, where]):
+                    density, _ = np.histogram(pairs[person, where], edges, density=True)
+                    axes.plot((edges[1:] + edges[:-1]) / 2, density, color=colour, linestyle=dash,
+                              marker=marker, markersize=2.5, markevery=bins // 12, linewidth=1.1,
+                              label=f"{person}, {where}")
+        if len(models) > 1:
+            axes.set_title(textwrap.fill(tested.label, 60 // len(models)), fontsize=8)
+        axes.set_ylim(0, None)
+        axes.set_xlabel("cosine similarity", fontsize=8)
+    name_axes(figure, panels[0], "cosine similarity", "density")
     return figure
 
 
-def overlay(pixels: np.ndarray, evidence: np.ndarray, limit: float) -> np.ndarray:
-    """A grey image (height, width, 3) uint8 with what speaks for a pair in blue, and against it in orange.
-
-    evidence: (rows, columns) float32; limit: the evidence that has the full colour.
-    """
-    strength = np.asarray(Image.fromarray(evidence).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
-    strength = (strength / max(limit, 1e-12)).clip(-1, 1)[..., None]
-    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)[..., None]
-    colour = np.where(strength > 0, *(np.float32(to_rgb(name)) * 255 for name in (BLUE, ORANGE)))
-    opacity = 0.8 * np.abs(strength)
-    return ((1 - opacity) * grey + opacity * colour).round().astype(np.uint8)
+# -------------------------------------------------------------------------------------------------- embedding
+def choose_persons(tested: Tested, count: int = EMBEDDED) -> np.ndarray:
+    """Some of the test persons with images in both modalities, evenly."""
+    both = np.intersect1d(tested.query.pids, tested.gallery.pids)
+    return both[np.linspace(0, len(both) - 1, min(count, len(both))).astype(int)]
 
 
-def draw_embedding(title: str, images: Mapping[str, Images], feats: Mapping[str, np.ndarray]) -> Figure:
-    """t-SNE (van der Maaten and Hinton, JMLR 2008) of some persons, evenly from those with both modalities.
+def draw_embedding(title: str, models: Sequence[Tested], persons: np.ndarray | None = None) -> Figure:
+    """t-SNE (van der Maaten and Hinton, JMLR 2008) of the same test persons, a panel a model.
 
-    images, feats (N, D): by modality. Colour tells the person, the marker the modality. Where scikit-learn
-    does not load, raises `UserError` that says what to install.
+    Colour tells the person, and at most ten persons have their numbers; the marker tells the modality. Where
+    scikit-learn does not load, raises `UserError` that says what to install.
     """
     try:
         from sklearn.manifold import TSNE
     except Exception as error:  # of whatever it and NumPy do to each other
         raise UserError(f"embedding.png: left out, as scikit-learn does not load ({type(error).__name__}: "
                         f"{one_line(error)[:120]}); run: pip install -r requirements-figures.txt") from None
-    both = np.intersect1d(*(images[modality].pids for modality in MODALITIES))
-    persons = both[np.linspace(0, len(both) - 1, min(EMBEDDED, len(both))).astype(int)]
-    rows = {modality: np.concatenate([np.flatnonzero(images[modality].pids == pid)[:EACH] for pid in persons])
-            for modality in MODALITIES}
-    points = np.concatenate([feats[modality][rows[modality]] for modality in MODALITIES])
-    places = TSNE(metric="cosine", init="random", perplexity=min(30, (len(points) - 1) / 3),
-                  random_state=0).fit_transform(points)
-    figure, axes = curve_axes(f"{title}, {len(persons)} of {len(both)} test persons, after BNNeck")
-    pids = np.concatenate([images[modality].pids[rows[modality]] for modality in MODALITIES])
-    colours = colormaps["tab20"](np.searchsorted(persons, pids) % 20)
-    cut = len(rows[MODALITIES[0]])
-    for modality, part, marker in zip(MODALITIES, (slice(cut), slice(cut, None)), ("o", "^")):
-        look = {"marker": marker, "s": 22, "linewidths": 0.3, "edgecolors": "black"}
-        axes.scatter(*places[part].T, c=colours[part], **look)
-        axes.scatter([], [], c="0.6", label=modality, **look)
-    axes.set(xticks=[], yticks=[], xlabel="t-SNE: one colour a person; only neighbourhoods mean something")
-    axes.grid(False)
-    axes.legend(loc="best", fontsize=8)
+    persons = choose_persons(models[0]) if persons is None else persons
+    everybody = len(np.intersect1d(models[0].query.pids, models[0].gallery.pids))
+    figure, panels = make_panels(f"{title}\nt-SNE of {len(persons)} of {everybody} test persons", len(models),
+                                 3.6 if len(models) == 1 else 0.9 + COLUMN / len(models))
+    for axes, tested in zip(panels, models):
+        sides = [(images, np.concatenate([np.flatnonzero(images.pids == pid)[:EACH] for pid in persons]))
+                 for images in (tested.query, tested.gallery)]
+        points = np.concatenate([feats[rows] for feats, (_, rows) in zip(tested.feats, sides)])
+        places = TSNE(metric="cosine", init="random", perplexity=min(30, (len(points) - 1) / 3),
+                      random_state=0).fit_transform(points)
+        pids = np.concatenate([images.pids[rows] for images, rows in sides])
+        colours = colormaps["tab20"](np.searchsorted(persons, pids) % 20)
+        cut = len(sides[0][1])
+        for (images, _), part, marker in zip(sides, (slice(cut), slice(cut, None)), ("o", "^")):
+            axes.scatter(*places[part].T, c=colours[part], marker=marker, s=14 / len(models), linewidths=0.25,
+                         edgecolors="black")
+            axes.scatter([], [], c="0.6", marker=marker, s=14, label=images.modality)
+        named = persons if len(persons) <= 10 else ()
+        for pid, part in itertools.product(named, (slice(cut), slice(cut, None))):
+            axes.text(*np.median(places[part][pids[part] == pid], axis=0), str(pid), fontsize=6, ha="center",
+                      va="center", path_effects=[withStroke(linewidth=1.5, foreground="white")])
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.set_title(tested.label if len(models) > 1 else "", fontsize=8)
+    name_axes(figure, panels[0], "", "")
     return figure

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bootstrap import QueryScores
-from datasets.types import FEATURES, SUM, ImageSpec, Search
+from datasets.types import FEATURES, SUM, Features, Images, ImageSpec, Search
 from utils import UserError, atomic_path, one_line, write_json
 
 FORMAT = 1
@@ -289,6 +289,44 @@ def read_queries(path: str | Path, record: Record) -> QueryScores | None:
     except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
         reason = f"not the file that test.py writes beside a record ({type(error).__name__})"
     raise UserError(f"{file}: {reason}; test that checkpoint again")
+
+
+def features_path(record: str | Path) -> Path:
+    """The file of the features of the first trial that stands beside a record."""
+    return Path(record).with_suffix(".features.npz")
+
+
+def write_features(path: Path, search: Search, features: Mapping[str, Features]) -> None:
+    """Write both features of a search's images with all that its ranking needs, whole or not at all."""
+    arrays = {"seen": search.seen(), "modalities": np.array([search.query.modality, search.gallery.modality])}
+    for side, images in (("query", search.query), ("gallery", search.gallery)):
+        arrays |= {f"{side}_feats": features[images.modality].take(images, "bnneck"),
+                   f"{side}_feats_pool": features[images.modality].take(images, "pool"),
+                   f"{side}_pids": images.pids, f"{side}_camids": images.camids,
+                   f"{side}_paths": np.array(images.paths)}
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+
+
+def read_features(path: str | Path) -> tuple[Images, Images, np.ndarray, dict[str, Features]]:
+    """Query, gallery, which images exist to each query (Q, G) bool, and features by modality.
+
+    Raises `UserError` where the file is not there or another.
+    """
+    try:
+        with np.load(path) as arrays:
+            sides = [Images(tuple(arrays[f"{side}_paths"].tolist()), arrays[f"{side}_pids"],
+                            arrays[f"{side}_camids"], str(modality))
+                     for side, modality in zip(("query", "gallery"), arrays["modalities"])]
+            features = {images.modality: Features(images.paths, arrays[f"{side}_feats_pool"],
+                                                  arrays[f"{side}_feats"])
+                        for side, images in zip(("query", "gallery"), sides)}
+            return *sides, arrays["seen"], features
+    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{path}: not the features that test.py --out writes beside a record ({reason}); "
+                        "test that checkpoint again, with --out") from None
 
 
 def fits(queries: QueryScores, record: Record) -> bool:

@@ -153,7 +153,7 @@ def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) 
                         "that one, or leave it out")
     from checkpoint import load_network  # with torch, which a search by itself does without
     from retrieval.evidence import find_evidence_of_all
-    from figures import overlay
+    from pictures import overlay
     net, _ = load_network(args.resume)
     modalities = query.record.modality, gallery.record.modality
 

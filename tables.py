@@ -91,7 +91,10 @@ class Table:
 
 # -------------------------------------------------------------------------------------------- what files hold
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs that files hold: records (`.json`), logs of train.py, or lines of many runs (`.jsonl`)."""
+    """The runs that files hold: records (`.json`), logs of train.py, or lines of many runs (`.jsonl`).
+
+    A log without an evaluation has no values.
+    """
     stems = Counter(Path(path).stem for path in set(paths))
     runs: list[Run] = []
     for path in dict.fromkeys(paths):
@@ -136,12 +139,10 @@ def log_runs(path: str, name: str) -> list[Run]:
                     by_feature({key: value / 100 for key, value in line.items() if key.endswith(COMPARED)}))
                 for line in lines]
     evaluated = [line for line in lines if any("/" in key for key in line)]
-    if not evaluated:
-        raise UserError(f"{path}: no evaluation in it; name the log of a run with one")
     seed = re.search(r"_seed_(\d+)", name)
     dataset = Path(name).name.split("_")[0]
     return [Run(path, f"{dataset}, last evaluation, first trial", {"": re.sub(r"_seed_\d+", "", name)},
-                seed and int(seed[1]), by_feature(evaluated[-1]))]
+                seed and int(seed[1]), by_feature(evaluated[-1] if evaluated else {}))]
 
 
 def by_feature(line: Mapping[str, Any]) -> Values:
@@ -205,11 +206,13 @@ def make_tables(runs: Sequence[Run], against: str | None = None, features: Seque
     standard error of the mean, not the standard deviation over seeds.
     """
     tables = []
+    if lacking := [run.path for run in runs if not any(run.values.values())]:
+        raise UserError(f"{lacking[0]}: no evaluation in it; name the log of a run with one")
     for protocol in dict.fromkeys(run.protocol for run in runs):
         groups = group_runs([run for run in runs if run.protocol == protocol])
         reference = None if against is None else find_group(groups, against)
         for feature in features or (*FEATURES, SUM):
-            scored = [group for group in groups if len(group.values(feature, "mAP"))]
+            scored = [group for group in groups if len(group.values(feature, "mAP")) == len(group.runs)]
             rows = [make_row(group, feature, reference, error) for group in scored]
             if rows:
                 facts = published_rows(protocol, groups) if published else []
@@ -286,13 +289,7 @@ def compare(paths: Sequence[str]) -> str:
     and of one seed beside several.
     """
     runs = [record_run(path) for path in paths]
-    first = runs[0]
-    for run, name in itertools.product(runs[1:], ("name", "trials", "images")):
-        mine, theirs = (getattr(each.record.protocol, name) for each in (first, run))
-        if mine != theirs:
-            raise UserError(f"--compare: {first.path} has {name} {str(mine)[:40]}, {run.path} has "
-                            f"{str(theirs)[:40]}; results of different protocols cannot be compared; test "
-                            "both in the same way")
+    require_one_protocol(runs)
     require_same_queries(runs)
     groups = group_runs(runs)
     sizes = sorted(len(group.runs) for group in groups)
@@ -300,6 +297,16 @@ def compare(paths: Sequence[str]) -> str:
         warn("--compare: one record is set against several seeds, so that the interval leaves out how much "
              "its own seeds would differ; name as many of it")
     return as_text(make_tables(runs, groups[0].label))
+
+
+def require_one_protocol(runs: Sequence[Run]) -> None:
+    """Raise `UserError` unless the records of all runs are of one search, its trials and images."""
+    first = runs[0]
+    for run, name in itertools.product(runs[1:], ("name", "trials", "images")):
+        mine, theirs = (getattr(each.record.protocol, name) for each in (first, run))
+        if mine != theirs:
+            raise UserError(f"{first.path} has {name} {str(mine)[:40]}, {run.path} has {str(theirs)[:40]}; "
+                            "results of different protocols cannot be compared; test both in the same way")
 
 
 def require_same_queries(runs: Sequence[Run]) -> None:

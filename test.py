@@ -35,9 +35,9 @@ from features import Extraction, search_features
 from model import TwoStream
 from results import FEATURES
 from retrieval import verification
-from retrieval.evidence import find_evidence
+from retrieval.evidence import Evidence, find_evidence
 from tables import compare
-from utils import UserError, atomic_path, make_folder, require_matplotlib, run, sha256, warn, write_json
+from utils import UserError, make_folder, require_matplotlib, run, sha256, warn, write_json
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def write(args: argparse.Namespace, record: results.Record, queries: QueryScores
           features: dict[str, Features], search: Search) -> Path:
     """Write the record, the scores of each query beside it, and the features asked for."""
     if args.save_features:
-        save_features(Path(args.save_features), features, search)
+        results.write_features(Path(args.save_features), search, features)
     if args.out:
         path = Path(args.out) / "results.json"
         if results.holds_another(path, record):
@@ -333,42 +333,25 @@ def write(args: argparse.Namespace, record: results.Record, queries: QueryScores
         path = results.default_path(args.resume, record, args.trial is not None)
         write_json(path, record.to_json())
     results.write_queries(queries, path)
+    if args.out:
+        results.write_features(results.features_path(path), search, features)
     return path
-
-
-def save_features(path: Path, features: dict[str, Features], search: Search) -> None:
-    """Write both features of query and gallery with pids, camids and paths, whole or not at all."""
-    arrays: dict[str, np.ndarray] = {}
-    for side, images in (("query", search.query), ("gallery", search.gallery)):
-        found = features[images.modality]
-        arrays |= {f"{side}_feats": found.take(images, "bnneck"),
-                   f"{side}_feats_pool": found.take(images, "pool"),
-                   f"{side}_pids": images.pids, f"{side}_camids": images.camids,
-                   f"{side}_paths": np.array(images.paths)}
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
 
 
 def draw(args: argparse.Namespace, record: results.Record, net: TwoStream, features: dict[str, Features],
          search: Search, pairs: dict[str, verification.Pairs]) -> None:
     """Write the figures of the first trial; without scikit-learn, all but the embedding."""
     import figures  # Matplotlib takes a second to load
-    out, spec, rerank = Path(args.out), ImageSpec.from_arguments(vars(args)), args.rerank != "none"
-    dist_mat = distances(features, search, scored(args)[-1], rerank)
-    figures.draw(out, record, search, dist_mat, rerank)
-    title = " + ".join([record.protocol.name, *record.extras]) + f", trial {search.trial}"
-    figures.save(out, {"verification": figures.draw_verification(title, pairs)})
+    kind = scored(args)[-1]
+    feats = tuple(features[side.modality].take(side, kind) for side in (search.query, search.gallery))
+    order = distances(features, search, kind, True) if args.rerank != "none" else None
+    tested = figures.Tested(args.method, search.query, search.gallery, search.seen(), feats, kind, order)
     modalities = search.query.modality, search.gallery.modality
-    rows = [[(caption, find_evidence(net, pair, modalities, spec)) for caption, pair in row]
-            for row in figures.choose_pairs(search, dist_mat)]
-    figures.save(out, {"evidence": figures.draw_evidence(title, rows, spec)})
-    sides = {side.modality: side for side in (search.query, search.gallery)}
-    feats = {modality: features[modality].take(side, "bnneck") for modality, side in sides.items()}
-    try:
-        figures.save(out, {"embedding": figures.draw_embedding(title, sides, feats)})
-    except UserError as error:
-        warn(str(error))
+
+    def explain(paths: tuple[str, str]) -> Evidence:
+        return find_evidence(net, paths, modalities, record.spec, figures.evidence_of(kind))
+
+    figures.draw(Path(args.out), record, tested, pairs, explain)
 
 
 if __name__ == "__main__":

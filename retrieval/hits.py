@@ -146,18 +146,18 @@ def write_picture(path: Path, answers: Sequence[Answer], title: str, spec: Image
     """Draw the first queries with their first ten hits as test.py draws them, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # it takes a second to load
 
-    import figures
-    looks = {ABOVE: figures.MATCH, BELOW: figures.MISS, NOBODY: ("○", "0.35", ":"), "": ("", "black", "-")}
+    import pictures
+    looks = {ABOVE: pictures.MATCH, BELOW: pictures.MISS, NOBODY: ("○", "0.35", ":"), "": ("", "black", "-")}
     rows = []
-    for answer in answers[:figures.QUERIES]:
+    for answer in answers[:pictures.QUERIES]:
         said = NOBODY if answer.verdict == NOBODY else ""
-        row = [figures.Tile(answer.image, f"{shorten(answer.name)}\n{said}")]
-        for hit in answer.hits[:figures.SHOWN]:
+        row = [pictures.Tile(answer.image, f"{shorten(answer.name)}\n{said}")]
+        for hit in answer.hits[:pictures.SHOWN]:
             sign, colour, style = looks[hit.verdict]
             caption = f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}"
-            row.append(figures.Tile(hit.image, caption, colour, style))
+            row.append(pictures.Tile(hit.image, caption, colour, style))
         rows.append(row)
-    figure = figures.draw_sheet(title, rows, max(map(len, rows)) - 1, spec, lenient=True)
+    figure = pictures.draw_sheet(title, rows, max(map(len, rows)) - 1, spec, lenient=True)
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 
