@@ -272,7 +272,7 @@ def score_rows(tested: dict[str, Any]) -> list[str]:
     rates = [[feature, direction, rate, f"{found['threshold']:.4f}", f"{found['true_accept_rate']:.2%}",
               f"{found['impostor_pairs']:,}"] for feature, directions in (tested["thresholds"] or {}).items()
              for direction, known in directions.items() for rate, found in known.items()]
-    return [f"Tested by `test.py` (torch) on {' + '.join([tested['protocol'], *tested['extras']])}.", "",
+    return [f"Searched by `test.py` (torch) on {' + '.join([tested['protocol'], *tested['extras']])}.", "",
             *table("feature", *measures.values(), rows=scores), "",
             "The same person? Yes above a threshold of the cosine similarity, calibrated on "
             f"{tested['calibration']}.", "",

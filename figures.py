@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from datasets.types import MODALITIES
-from pictures import (BLUE, COLUMN, DPI, ORANGE, Tested, choose_pairs, draw_evidence, draw_ranking,
+from pictures import (BLUE, COLUMN, DPI, ORANGE, Searched, choose_pairs, draw_evidence, draw_ranking,
                       spread_queries)
 from results import WORDS, Record
 from retrieval.verification import Pairs
@@ -44,7 +44,7 @@ class Curve:
     y: np.ndarray
 
 
-def draw(out: Path, record: Record, tested: Tested, pairs: Mapping[str, Pairs],
+def draw(out: Path, record: Record, tested: Searched, pairs: Mapping[str, Pairs],
          explain: Callable[[tuple[str, str]], Evidence]) -> None:
     """Write the figures of a test into a folder: six PNG files, each whole or not at all.
 
@@ -55,7 +55,8 @@ def draw(out: Path, record: Record, tested: Tested, pairs: Mapping[str, Pairs],
     first = f"{title}, trial {record.trials[0].number}"
     shown = f"{first}, {WORDS[tested.feature]}"
     curves = [cmc_curve(WORDS[feature], [record], feature) for feature in record.features]
-    rocs = [roc_curve(WORDS[feature], [each]) for feature, each in pairs.items()]
+    rocs = [roc_curve(WORDS[feature], [each]) for feature, each in pairs.items()
+            if len(each.genuine) and len(each.impostor)]
     queries = spread_queries(tested)
     rows = [(caption, [explain(pair)]) for caption, pair in choose_pairs(tested, queries[::2])]
     save(out, {"cmc": draw_cmc(title, curves), "ranking": draw_ranking(shown, [tested], queries, record.spec),
@@ -159,11 +160,11 @@ def draw_roc(title: str, curves: Sequence[Curve]) -> Figure:
     figure, (axes,) = make_panels(title, 1, 2.9)
     for number, curve in enumerate(curves):
         draw_curve(axes, curve, number, marks=30)
-    rates = curves[0].x
+    rates = np.geomspace(0.001, 100, 200)
     axes.plot(rates, 100 - rates, color="0.6", linewidth=0.8, linestyle=":")
     axes.text(0.97, 0.03, "dotted: equal errors", transform=axes.transAxes, ha="right", fontsize=7,
               color="0.4")
-    axes.set(xscale="log", xlim=(min(curve.x[0] for curve in curves), 100), ylim=(0, 100))
+    axes.set(xscale="log", xlim=(min([1, *(curve.x[0] for curve in curves)]), 100), ylim=(0, 100))
     axes.xaxis.set_major_formatter("{x:g}")
     name_axes(figure, axes, "false accept rate (%)", "true accept rate (%)")
     return figure
@@ -182,7 +183,7 @@ def draw_curves(title: str, curves: Sequence[Curve], x: str, y: str) -> Figure:
 
 
 # ---------------------------------------------------------------------------------- similarities of all pairs
-def pair_similarities(tested: Tested, most: int = 2000) -> dict[tuple[str, str], np.ndarray]:
+def pair_similarities(tested: Searched, most: int = 2000) -> dict[tuple[str, str], np.ndarray]:
     """Similarities of pairs by ("same" or "other" person, where): across, and within either modality.
 
     Within a modality each pair comes once, of at most `most` images, evenly chosen.
@@ -199,7 +200,7 @@ def pair_similarities(tested: Tested, most: int = 2000) -> dict[tuple[str, str],
     return found
 
 
-def draw_distances(title: str, models: Sequence[Tested]) -> Figure:
+def draw_distances(title: str, models: Sequence[Searched]) -> Figure:
     """Densities of the similarity of pairs of the same person and of others, across and within modalities."""
     found = [pair_similarities(tested) for tested in models]
     figure, panels = make_panels(title, len(models), 3.1)
@@ -225,13 +226,13 @@ def draw_distances(title: str, models: Sequence[Tested]) -> Figure:
 
 
 # -------------------------------------------------------------------------------------------------- embedding
-def choose_persons(tested: Tested, count: int = EMBEDDED) -> np.ndarray:
+def choose_persons(tested: Searched, count: int = EMBEDDED) -> np.ndarray:
     """Some of the test persons with images in both modalities, evenly."""
     both = np.intersect1d(tested.query.pids, tested.gallery.pids)
     return both[np.linspace(0, len(both) - 1, min(count, len(both))).astype(int)]
 
 
-def draw_embedding(title: str, models: Sequence[Tested], persons: np.ndarray | None = None) -> Figure:
+def draw_embedding(title: str, models: Sequence[Searched], persons: np.ndarray | None = None) -> Figure:
     """t-SNE (van der Maaten and Hinton, JMLR 2008) of the same test persons, a panel a model.
 
     Colour tells the person, and at most ten persons have their numbers; the marker tells the modality. Where

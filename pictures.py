@@ -33,7 +33,7 @@ ORANGE, BLUE = "#d55e00", "#0072b2"  # two colours that everybody can tell apart
 
 
 @dataclass(frozen=True)
-class Tested:
+class Searched:
     """A search with what a model makes of its images.
 
     seen (Q, G) bool: which gallery images exist to each query; feats (Q, D), (G, D): unit features, of the
@@ -68,7 +68,7 @@ class Tested:
 def first_match(order: np.ndarray, seen: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Rank, from 1, of the first image of the right person for each query, (Q,) int64; 0 where there is none.
 
-    order (Q, G), smaller first; seen, same (Q, G) bool: see `Tested`.
+    order (Q, G), smaller first; seen, same (Q, G) bool: see `Searched`.
     """
     nearest = np.where(seen & same, order, np.inf).argmin(1)[:, None]
     least = np.take_along_axis(order, nearest, 1)
@@ -87,12 +87,12 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray, count: int = QUERIES) ->
     return list(chosen.values())
 
 
-def spread_queries(tested: Tested, count: int = QUERIES) -> list[int]:
+def spread_queries(tested: Searched, count: int = QUERIES) -> list[int]:
     """Queries of different persons, evenly from the best found to the worst."""
     return choose_queries(first_match(tested.order, tested.seen, tested.same), tested.query.pids, count)
 
 
-def choose_pairs(tested: Tested, queries: Sequence[int]) -> list[tuple[str, tuple[str, str]]]:
+def choose_pairs(tested: Searched, queries: Sequence[int]) -> list[tuple[str, tuple[str, str]]]:
     """For each query the nearest image of its person and of another one: captions, and two paths each."""
     rows = []
     for query in queries:
@@ -113,7 +113,7 @@ class Tile:
     style: Any = "-"
 
 
-def draw_ranking(title: str, models: Sequence[Tested], queries: Sequence[int], spec: ImageSpec,
+def draw_ranking(title: str, models: Sequence[Searched], queries: Sequence[int], spec: ImageSpec,
                  count: int = SHOWN, scale: float = 1.0) -> Figure:
     """Queries with their first gallery images, framed as right or wrong, with camera and similarity.
 

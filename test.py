@@ -345,7 +345,7 @@ def draw(args: argparse.Namespace, record: results.Record, net: TwoStream, featu
     kind = scored(args)[-1]
     feats = tuple(features[side.modality].take(side, kind) for side in (search.query, search.gallery))
     order = distances(features, search, kind, True) if args.rerank != "none" else None
-    tested = figures.Tested(args.method, search.query, search.gallery, search.seen(), feats, kind, order)
+    tested = figures.Searched(args.method, search.query, search.gallery, search.seen(), feats, kind, order)
     modalities = search.query.modality, search.gallery.modality
 
     def explain(paths: tuple[str, str]) -> Evidence:

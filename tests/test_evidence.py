@@ -5,14 +5,12 @@ import torch
 from conftest import make_network, save_image
 from torch.nn import functional as F
 
-import figures
 from backbones import BACKBONES
-from datasets.images import read_image
 from datasets.types import ImageSpec
 from features import Extraction, extract, torch_network
 from model import METHODS
 from results import FEATURES
-from retrieval.evidence import Evidence, evidence_maps, find_evidence
+from retrieval.evidence import evidence_maps, find_evidence
 
 HEIGHT, WIDTH = 64, 32
 SPEC = ImageSpec(HEIGHT, WIDTH)
@@ -67,24 +65,3 @@ def test_for_gem_it_is_gradient_times_activation():
     # GeM is homogeneous
     assert found.mean() == pytest.approx((feats @ other.T / feats.norm()).item(), abs=1e-5)
     np.testing.assert_allclose(found, (x.grad * x).sum(1)[0].detach().numpy() * x[0, 0].numel(), atol=1e-6)
-
-
-def test_blue_is_for_and_orange_against():
-    pixels = np.full((8, 4, 3), 128, np.uint8)
-    for value, channel in ((1.0, 2), (-1.0, 0)):
-        shown = figures.overlay(pixels, np.full((2, 1), value, np.float32), 1.0)
-        assert shown.shape == pixels.shape and shown[0, 0].argmax() == channel
-    assert (figures.overlay(pixels, np.zeros((2, 1), np.float32), 0.0) == 128).all()
-
-
-def test_a_figure_shows_both_images_and_maps_of_each_pair(paths):
-    maps = np.float32([[1, -1], [0.5, 0]]), np.float32([[0, 0], [1, 0]])
-    pairs = [[("same person", Evidence(paths, 0.125, maps, True)),
-              ("another person", Evidence(paths, 0.25, maps, False))],
-             [("same person", Evidence(paths, 0.5, maps, True))]]
-    figure = figures.draw_evidence("title, trial 1", pairs, SPEC)
-    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
-    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert len(shown) == 12 and "similarity 0.125" in titles[0] and len(titles) == 3
-    np.testing.assert_array_equal(shown[0], read_image(paths[0], ImageSpec(*shown[0].shape[:2])))
-    assert "title, trial 1" in figure.get_suptitle() and "approximate" in figure.get_suptitle()

@@ -384,7 +384,7 @@ def test_the_map_is_the_evidence_of_the_pair(page, search, world):
 
     from checkpoint import load_network
     from retrieval.evidence import find_evidence
-    from figures import overlay
+    from pictures import overlay
     line = rows_of(search.cwd / "hits/hits.csv")[0]
     pair = line["query"], line["hit"]
     found = find_evidence(load_network(world / "a.t")[0], pair, ("infrared", "visible"), ImageSpec(32, 16))

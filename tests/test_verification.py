@@ -8,8 +8,6 @@ import torch
 from conftest import make_regdb
 from scipy.stats import binom, norm
 
-import figures
-from datasets.types import MODALITIES, Images
 from eval_metrics import modality_gap
 from model import build_network
 from retrieval import verification
@@ -92,25 +90,6 @@ def test_the_equal_error_rate_is_that_of_two_normal_distributions():
     assert Pairs(np.float32([0.8, 0.9]), np.float32([0.1, 0.2])).equal_error() == 0
 
 
-def test_the_curve_is_the_roc_and_its_mark_the_equal_error():
-    rng = np.random.default_rng(0)
-    pairs = {name: Pairs(*(rng.normal(mean, 0.1, 3000).astype(np.float32) for mean in (high, 0.2)))
-             for name, high in (("pool", 0.3), ("bnneck", 0.4))}
-    axes = figures.draw_verification("title", pairs).axes[0]
-    assert axes.get_xscale() == "log"
-    for line, mark, each in zip(axes.lines[::2], axes.lines[1::2], pairs.values()):
-        far, tar = line.get_xydata().T
-        assert far[-1] == tar[-1] == 1 and (np.diff(far) > 0).all() and (np.diff(tar) >= 0).all()
-        for rate, kept in zip(far[::40], tar[::40]):
-            threshold = np.quantile(each.impostor, 1 - rate)
-            assert kept == pytest.approx((each.genuine > threshold).mean(), abs=0.02)
-        error = each.equal_error()
-        np.testing.assert_allclose(mark.get_xydata(), [[error, 1 - error]])
-        assert f"EER {error:.2%}" in line.get_label()
-    assert figures.draw_verification("title",
-                                     {"pool": Pairs(np.ones(0, np.float32), np.ones(4, np.float32))}).axes
-
-
 def test_the_modality_gap_equals_loops_over_pairs():
     visible, infrared = make_features(9, width=6)
     infrared = infrared[:4]
@@ -121,23 +100,6 @@ def test_the_modality_gap_equals_loops_over_pairs():
                                             abs=1e-6)
     assert found["centroids"] == pytest.approx(np.linalg.norm(visible.mean(0) - infrared.mean(0)), abs=1e-6)
     assert modality_gap(visible[:1], infrared)["visible"] == 0
-
-
-@pytest.mark.parametrize("persons, images", [(30, 3), (3, 20), (1, 1)])
-def test_the_embedding_shows_persons_by_colour_and_modalities_by_marker(persons, images):
-    pytest.importorskip("sklearn")
-    pids, rng = np.repeat(10 * np.arange(1, persons + 1), images), np.random.default_rng(0)
-    sides = {modality: Images(("",) * len(pids), pids, pids, modality) for modality in MODALITIES}
-    feats = {modality: rng.standard_normal((len(pids), 8)).astype(np.float32) for modality in MODALITIES}
-    axes = figures.draw_embedding("RegDB, v2i, trial 1", sides, feats).axes[0]
-    title = axes.get_title().replace("\n", " ")
-    assert title == f"RegDB, v2i, trial 1, {min(persons, 20)} of {persons} test persons, after BNNeck"
-    shown = axes.collections[::2]
-    assert [len(each.get_offsets()) for each in shown] == [min(persons, 20) * min(images, 12)] * 2
-    assert np.array_equal(*(each.get_facecolors() for each in shown))
-    assert len(np.unique(shown[0].get_facecolors(), axis=0)) == min(persons, 20)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(MODALITIES)
-    assert len({each.get_paths()[0].vertices.shape for each in shown}) == 2
 
 
 # ----------------------------------------------------------------------------------------------- command line
@@ -172,7 +134,7 @@ def test_the_record_holds_what_the_saved_features_give(script, world):
             assert np.count_nonzero(similarity[~same] > found["threshold"]) == 22
             assert found["true_accept_rate"] == pytest.approx((similarity[same] > found["threshold"]).mean())
     assert {path.name for path in (script.cwd / "found").iterdir()} == {
-        "results.json", "results.csv", "results.queries.npz",
+        "results.json", "results.csv", "results.features.npz", "results.queries.npz",
         *(f"{name}.png" for name in ("cmc", "distances", "ranking", "verification", "evidence"))} | (
             {"embedding.png"} if "embedding.png: left out" not in done.stderr else set())
 

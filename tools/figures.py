@@ -19,7 +19,7 @@ import results
 from checkpoint import load_network
 from datasets.types import FEATURES, SUM
 from figures import Curve, Figure
-from pictures import Tested, choose_pairs, draw_evidence, draw_ranking, spread_queries
+from pictures import Searched, choose_pairs, draw_evidence, draw_ranking, spread_queries
 from retrieval.evidence import find_evidence
 from retrieval.verification import make_pairs
 from tables import TITLES, Group, Run, group_runs, read_lines, read_runs, require_one_protocol
@@ -109,7 +109,7 @@ def draw_records(args: argparse.Namespace, groups: Sequence[Group], labels: Sequ
     return draw_images(args, groups, models, queries or spread_queries(models[0], 4))
 
 
-def draw_images(args: argparse.Namespace, groups: Sequence[Group], models: Sequence[Tested],
+def draw_images(args: argparse.Namespace, groups: Sequence[Group], models: Sequence[Searched],
                 queries: Sequence[int]) -> Figure:
     """The ranking, or the evidence, of some queries by several models."""
     spec = groups[0].runs[0].record.spec
@@ -122,7 +122,7 @@ def draw_images(args: argparse.Namespace, groups: Sequence[Group], models: Seque
     return draw_evidence("", rows, spec, [tested.label for tested in models] if len(models) > 1 else ("",))
 
 
-def known_persons(tested: Tested, pids: Sequence[int]) -> np.ndarray:
+def known_persons(tested: Searched, pids: Sequence[int]) -> np.ndarray:
     """Persons that the search shows in both modalities; raises `UserError` for others."""
     both = np.intersect1d(tested.query.pids, tested.gallery.pids)
     if odd := sorted(set(pids) - set(both.tolist())):
@@ -131,14 +131,14 @@ def known_persons(tested: Tested, pids: Sequence[int]) -> np.ndarray:
     return np.array(sorted(pids), int)
 
 
-def read_tested(each: Run, label: str, feature: str) -> Tested:
+def read_tested(each: Run, label: str, feature: str) -> Searched:
     """The search of a record's first trial with the features beside it."""
     query, gallery, seen, features = results.read_features(results.features_path(each.path))
     feats = tuple(features[side.modality].take(side, feature) for side in (query, gallery))
-    return Tested(label, query, gallery, seen, feats, feature)
+    return Searched(label, query, gallery, seen, feats, feature)
 
 
-def explain(each: Run, tested: Tested, pairs: Sequence[tuple[str, str]], feature: str) -> list:
+def explain(each: Run, tested: Searched, pairs: Sequence[tuple[str, str]], feature: str) -> list:
     """The evidence of pairs of image files in the network of a record."""
     if not each.record.model.paths:
         raise UserError(f"{each.path}: does not say where its checkpoint is; test that checkpoint again")

@@ -1,0 +1,115 @@
+"""Rankings and evidence: which queries they show, and what stands below and on the images."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_figures import explain, make_tested
+
+import pictures
+from datasets.images import read_image
+from datasets.types import ImageSpec
+from retrieval.evidence import Evidence
+
+SPEC = ImageSpec(64, 32)
+
+
+def test_a_ranking_shows_signs_cameras_and_similarities(tmp_path):
+    tested = make_tested(tmp_path, [1], [2, 1, 1])
+    tested = replace(tested, gallery=replace(tested.gallery, camids=np.array([1, 4, 5])),
+                     feats=(np.eye(1, 2, dtype=np.float32), np.float32([[0.6, 0.8], [0.6, 0.8], [1, 0]])))
+    figure = pictures.draw_ranking("title, trial 0", [tested], [0], SPEC)
+    words = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+    assert words[0].startswith("title, trial 0\n") and "cosine similarity" in words[0]
+    assert words[1:] == ["query", "1", "2", "3", "person 1, camera 3\nfirst match: rank 1",
+                         "✓ camera 5\n1.000", "✗ camera 1\n0.600", "✓ camera 4\n0.600"]
+    frames = figure.axes[0].patches
+    assert len(figure.axes[0].images) == len(frames) == 4
+    assert frames[1].get_edgecolor() != frames[2].get_edgecolor()
+    assert frames[1].get_linestyle() != frames[2].get_linestyle()
+
+
+def test_several_models_have_a_row_each_for_the_same_queries(tmp_path):
+    models = [make_tested(tmp_path, [1, 2], [1, 2, 3], label, seed=seed)
+              for seed, label in enumerate(("base", "agw strong"))]
+    figure = pictures.draw_ranking("", models, [1, 0], SPEC, 2, scale=0.58)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [word for word in words if word in ("base", "agw strong")] == ["base", "agw strong"] * 2
+    assert [word.split(",")[0] for word in words if word.startswith("person")] == [
+        "person 2", "person 2", "person 1", "person 1"]
+    assert len(figure.axes[0].images) == 4 * 3
+
+
+def test_excluded_images_and_other_orders_are_followed(tmp_path):
+    tested = make_tested(tmp_path, [1], [1, 2, 3])
+    tested = replace(tested, seen=np.array([[False, True, True]]), distances=np.float32([[0, 0.9, 0.1]]))
+    words = [text.get_text() for text in pictures.draw_ranking("", [tested], [0], SPEC).axes[0].texts]
+    shown = [float(word.split("\n")[1]) for word in words if word.startswith("✗")]
+    assert shown == pytest.approx(tested.similarity[0, [2, 1]].tolist(), abs=1e-3)
+
+
+def test_first_match_equals_a_loop_with_ties_and_exclusions():
+    rng = np.random.default_rng(1)
+    order = rng.integers(0, 6, (40, 25)).astype(np.float32)
+    same, seen = rng.random((40, 25)) < 0.1, rng.random((40, 25)) < 0.7
+    expected = []
+    for row in range(40):
+        shown = np.flatnonzero(seen[row])
+        hits = np.flatnonzero(same[row, shown[np.argsort(order[row, shown], kind="stable")]])
+        expected.append(hits[0] + 1 if len(hits) else 0)
+    assert 0 in expected
+    assert pictures.first_match(order, seen, same).tolist() == expected
+
+
+def test_queries_spread_from_best_to_worst_over_different_persons():
+    ranks = np.array([0, 1, 1, 1, 1, 2, 2, 3, 5, 9, 12, 30, 99, 0])
+    pids = np.arange(len(ranks)) // 2 * 2 % 12 + np.arange(len(ranks)) % 2
+    chosen = pictures.choose_queries(ranks, pids)
+    assert len(chosen) == pictures.QUERIES == len(set(pids[chosen]))
+    assert ranks[chosen].tolist() == sorted(ranks[chosen]) and ranks[chosen[0]] == 1
+    assert ranks[chosen[-1]] == 99
+    assert pictures.choose_queries(np.array([0, 0]), np.array([1, 2])) == []
+    assert pictures.choose_queries(np.array([0, 4]), np.array([1, 2])) == [1]
+
+
+def test_pairs_are_the_nearest_of_the_same_and_of_another_person(tmp_path):
+    tested = make_tested(tmp_path, [1, 2], [1, 1, 2])
+    (_, same), (_, other), *rest = pictures.choose_pairs(tested, [0, 1])
+    assert same[0] == other[0] == tested.query.paths[0] and len(rest) == 2
+    assert same[1] == tested.gallery.paths[tested.similarity[0, :2].argmax()]
+    assert other[1] == tested.gallery.paths[2]
+
+
+def test_blue_is_for_and_orange_against_and_dark_images_become_light():
+    pixels = np.full((8, 4, 3), 10, np.uint8)
+    for value, channel in ((1.0, 2), (-1.0, 0)):
+        shown = pictures.overlay(pixels, np.full((2, 1), value, np.float32), 1.0)
+        assert shown.shape == pixels.shape and shown[0, 0].argmax() == channel
+    assert (pictures.overlay(pixels, np.zeros((2, 1), np.float32), 0.0) >= 90).all()
+
+
+def test_evidence_has_headed_columns_of_each_model_and_a_colour_bar(tmp_path):
+    tested = make_tested(tmp_path, [1], [1, 2])
+    paths = tested.query.paths[0], tested.gallery.paths[0]
+    maps = np.float32([[1, -1], [0.5, 0]]), np.float32([[0, 0], [1, 0]])
+    rows = [("same\nperson", [explain(paths), Evidence(paths, 0.125, maps, False)])]
+    figure = pictures.draw_evidence("title, trial 1", rows, SPEC, ["base", "agw"])
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert words.count("on query") == words.count("on found") == 2
+    assert {"query", "found", "base", "agw", "same\nperson"} <= set(words)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert len(shown) == 6
+    np.testing.assert_array_equal(shown[0], read_image(paths[0], ImageSpec(*shown[0].shape[:2])))
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["0.250", "0.125"]
+    assert "approximate" in figure.get_suptitle() and "title, trial 1" in figure.get_suptitle()
+    ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert ticks == ["against the pair", "0", "for it"]
+
+
+def test_an_image_that_cannot_be_read_is_an_empty_frame_where_that_is_asked_for(tmp_path):
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    tiles = [[pictures.Tile(str(tmp_path / name), name) for name in ("a.png", "gone.png")]]
+    figure = pictures.draw_sheet("title", tiles, 1, SPEC, lenient=True)
+    assert len(figure.axes[0].images) == 1 and len(figure.axes[0].patches) == 2
