@@ -77,7 +77,8 @@ def test_out_takes_everything(tested, script, world):
                                            "evidence", "embedding")}
     left_out = {"embedding.png"} if "embedding.png: left out" in done.stderr else set()
     found = {path.name for path in (script.cwd / "found").iterdir()}
-    assert found == {"results.json", "results.csv", "results.features.npz", "results.queries.npz"} | pictures - left_out
+    files = {"results.json", "results.csv", "results.features.npz", "results.queries.npz"}
+    assert found == files | pictures - left_out
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tested, script, world):
