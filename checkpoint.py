@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones import BACKBONES, fetch_imagenet, torchvision_state, weight_shapes
+from backbones import BACKBONES, fetch_imagenet, whole_state, weight_shapes
 from data_manager import DATASETS
 from model import METHODS, TwoStream, build_network, override
 from utils import UserError, atomic_path, one_line, sha256, warn
@@ -148,7 +148,7 @@ def load_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, d
     if is_published(content):
         net, facts, report = load_published(content, path, flag)
         print("\n".join(report))
-        return net, facts
+        return net, {**net.method.size, **facts}
     checkpoint = as_checkpoint(content, path, flag)
     return checkpoint.network(path, flag), checkpoint.args
 
@@ -302,6 +302,11 @@ class Foreign:
 
 BRANCHES = {r"streams\.visible\.": "visible_module.visible.", r"shared\.": "base_resnet.base.",
             r"streams\.infrared\.": "thermal_module.thermal."}
+EXPANSION = {rf"expansion\.dilated\.{branch}\.{number}\.": f"DEE.FC{branch + 1}{number + 1}."
+             for branch in range(2) for number in range(3)} | {
+             rf"expansion\.restore\.{branch}\.": f"DEE.FC{branch + 1}." for branch in range(2)}
+DEEN = {r"channels\.layer(\d)\.": r"MFA\1.CNL.", r"positions\.layer(\d)\.": r"MFA\1.PNL.", **EXPANSION,
+        **BRANCHES}
 FOREIGN = (  # the first whose sign a file has counts
     Foreign("cgrnet", changes=("graph=None", "similarity=energy"),
             signs=("visible_block.", "thermal_block.", "common_block.", "cam1.", "cam2."),
@@ -315,6 +320,21 @@ FOREIGN = (  # the first whose sign a file has counts
             names={r"non_local\.layer(\d)\.(\d)\.g\.": r"NL_\1.\2.g.0.", r"non_local\.layer": "NL_",
                    **BRANCHES},
             resnets=tuple(BRANCHES.values())),
+    Foreign("ddag", signs=("wpa.",),
+            names={r"wpa\.query\.": "wpa.fc1.0.", r"wpa\.key\.": "wpa.fc2.", r"wpa\.value\.": "wpa.fc3.",
+                   **BRANCHES},
+            resnets=tuple(BRANCHES.values()),
+            unused=("wpa.W.", "attention_", "out_att.", "classifier1.", "classifier2.")),
+    Foreign("deen", signs=("MFA3.",), names=DEEN, resnets=tuple(BRANCHES.values())),
+    Foreign("deen", signs=("DEE.",), names=DEEN, resnets=tuple(BRANCHES.values()),
+            changes=("expand_after=2",)),  # for RegDB
+    Foreign("dns", signs=("base.HSS",),
+            names={r"streams\.visible\.": "visible.visible.", r"streams\.infrared\.": "thermal.thermal.",
+                   r"shared\.": "base.base.", r"common\.": "CSS.",
+                   r"shifts\.layer(\d)\.reduce\.": r"base.HSS\1.channel_attention.",
+                   r"shifts\.layer(\d)\.rows\.": r"base.HSS\1.conv_h.",
+                   r"shifts\.layer(\d)\.columns\.": r"base.HSS\1.conv_w."},
+            resnets=("visible.visible.", "thermal.thermal.", "base.base."), unused=("DD.",)),
     Foreign("base", signs=tuple(BRANCHES.values()), names=BRANCHES,
             resnets=tuple(BRANCHES.values())),
 )
@@ -343,7 +363,7 @@ def load_published(content: Any, path: str | Path,
         raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells "
                         "the number of classes; a complete checkpoint expected")
     layers = {name.removeprefix(prefix) for name in found for prefix in row.resnets if prefix in name}
-    resnets = {arch: torchvision_state(arch).keys() for arch in BACKBONES}
+    resnets = {arch: whole_state(arch).keys() for arch in BACKBONES}
     arch = min(resnets, key=lambda arch: len(layers ^ resnets[arch]))
     net = build_network(override(METHODS[row.method], row.changes), arch, len(head))
     names = {name: row.translate(name) for name in net.state_dict()}

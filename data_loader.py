@@ -22,6 +22,7 @@ PADDING = 10  # pixels
 CHANNELS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)  # weights of R, G, B
 LUMA = (0.299, 0.587, 0.114)
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # of random rectangles: share of the image, height / width
+LARGE = 0.2, 0.8  # areas of `erase_large`
 ATTEMPTS = 10  # at a rectangle that fits into the image; all fail once in 10^13
 RECTANGLES, DARKEST = 8, 0.1  # of `radiance`: the most for an image, and the factor that is the last
 
@@ -171,6 +172,19 @@ def erase(images: Tensor, modality: str, generator: torch.Generator, p: float = 
     return torch.where(inside(draw_rectangles(images, p, generator), images), 0.0, images)
 
 
+def erase_twice(images: Tensor, modality: str, generator: torch.Generator) -> Tensor:
+    """`erase`, and once more (DNS, Jiang et al., ECCV 2024)."""
+    return erase(erase(images, modality, generator), modality, generator)
+
+
+def erase_large(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """With probability p, a rectangle of a fifth to four fifths of the image becomes one value (DEEN on
+    SYSU-MM01, whose code puts ImageNet's mean colour into normalised images).
+    """
+    held = inside(draw_rectangles(images, p, generator, LARGE), images)
+    return torch.where(held, constant(tuple(MEAN), images.device)[:, None, None], images)
+
+
 def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float = 2 / 3) -> Tensor:
     """Channel exchange (CAJ, Ye et al., ICCV 2021), visible: one channel, or grey, with equal chances."""
     return show_one(images, modality, generator, p, (*CHANNELS, LUMA))
@@ -179,6 +193,11 @@ def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float
 def grey(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
     """With probability p, the luma of a visible image in all channels."""
     return show_one(images, modality, generator, p, (LUMA,))
+
+
+def grey_both(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """`grey` of images of either modality (DEEN, Zhang and Wang, CVPR 2023)."""
+    return grey(images, VISIBLE, generator, p)
 
 
 def channel(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
@@ -225,21 +244,24 @@ def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float
 # width) of a modality; what they are given they leave as it is.
 AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
     "standard": standard, "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
-    "radiance": radiance, "exchanged": functools.partial(channel, p=1.0),
+    "radiance": radiance, "exchanged": functools.partial(channel, p=1.0), "grey_both": grey_both,
+    "erase_twice": erase_twice, "erase_large": erase_large,
 }
 COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
 
 
-def draw_rectangles(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
+def draw_rectangles(images: Tensor, p: float, generator: torch.Generator,
+                    areas: tuple[float, float] = AREA) -> Tensor:
     """A random rectangle within each of B images with probability p, else an empty one: top, bottom, left,
     right (4, B) int64.
 
-    Area and aspect are uniform; the first of ten draws that is smaller than the image counts.
+    Area (a share of the image's) and aspect are uniform; the first of ten draws that is smaller than the
+    image counts.
     """
     height, width = images.shape[2:]
     draws = torch.rand(2 * ATTEMPTS + 3, len(images), generator=generator, device=images.device)
     area, aspect = (low + (high - low) * each for (low, high), each in
-                    zip((AREA, ASPECT), (draws[:ATTEMPTS], draws[ATTEMPTS:-3])))
+                    zip((areas, ASPECT), (draws[:ATTEMPTS], draws[ATTEMPTS:-3])))
     heights = (height * width * area * aspect).sqrt().round()
     widths = (height * width * area / aspect).sqrt().round()
     fits = (heights < height) & (widths < width)

@@ -29,12 +29,16 @@ def learning_rate_factor(epoch: int, epochs: int, schedule: str) -> float:
     """Factor on the learning rate of an epoch.
 
     `step`, the paper's, whatever the length: linear warm-up over epochs 0-9, then 1, 0.1 from 20 and 0.01
-    from 50 of 80. `cosine`, for runs of any length: linear warm-up over the first eighth, times half a cosine
-    from 1 to 0.
+    from 50 of 80. `step-80` (DEEN): 0.01 from 80. `cosine`, for runs of any length: linear warm-up over the
+    first eighth, times half a cosine from 1 to 0. `linear` (DNS), of any length: from 1e-4 up to 1 at 16 %,
+    then down to 0, by the middle of the epoch; DNS's code sets it at each step.
     """
+    if schedule == "linear":
+        return float(np.interp((epoch + 0.5) / epochs, (0, 0.16, 1), (1e-4, 1, 0)))
     if schedule == "cosine":
         return min(1.0, 8 * (epoch + 1) / epochs) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    return (epoch + 1) / 10 if epoch < 10 else 1.0 if epoch < 20 else 0.1 if epoch < 50 else 0.01
+    last = 80 if schedule == "step-80" else 50
+    return (epoch + 1) / 10 if epoch < 10 else 1.0 if epoch < 20 else 0.1 if epoch < last else 0.01
 
 
 def build_optimiser(net: TwoStream, criterion: Criterion, lr: float, pretrained: bool,

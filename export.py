@@ -77,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> None:
             write_network(path, net, branch)
             verify(path, net, branch)
             print(f"{path.name}: agrees with torch ({facts.precision}, {path.stat().st_size / 1e6:.1f} MB)")
-        config = describe(facts, net.dim,
+        config = describe(facts, net.copies * net.dim,
                           {path.name: sha256(path) for path in sorted(folder.iterdir())}, record)
         write_json(folder / "config.json", config)
         card = model_card(config, Path(args.checkpoint).name)
@@ -122,10 +122,14 @@ class Branch(nn.Module):
         self.register_buffer("pixel_scale", 1 / (255 * torch.tensor(STD)[:, None, None]))
         self.register_buffer("pixel_shift", -(torch.tensor(MEAN) / torch.tensor(STD))[:, None, None])
         self.net = folded(net)
-        self.net.bottleneck = ScaleAndShift(net.bottleneck)
+        for module in list(self.net.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm1d):
+                    setattr(module, name, ScaleAndShift(child))
         if facts.precision == "half":
-            self.net.half().bottleneck.float()
-            self.net.classifier.float()
+            self.net.half()
+            for name in net.head:
+                getattr(self.net, name).float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images as `facts` say -> features after BNNeck and after pooling, (B, D) float32."""

@@ -2,10 +2,16 @@
 
 To add one, put a function of (output, labels, **parameters) or a class into `LOSSES`, and its name into a row
 of METHODS. A class is a module made with (classes, feature size, **parameters) and called with (output,
-labels); the optimiser and the checkpoint hold its parameters.
+labels); the optimiser holds its parameters, the checkpoint its buffers too, and a method `end_epoch` of it is
+called with the mean weighted sum of the other losses over each epoch.
+
+Labels are those of all maps of an output. A batch has equally many images of each person in each view
+(data_loader.IdentitySampler), so that what all images of a person share has the same mean over images as over
+persons.
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datasets.types import INFRARED, MODALITIES, VISIBLE
 from two_stream import Loss, Output
+from utils import UserError
 
 
 class Criterion(nn.Module):
@@ -36,10 +44,11 @@ class Criterion(nn.Module):
             return sum(weight * parts[name] for name, weight in self.weights.items()), parts
 
     def end_epoch(self, means: Mapping[str, float]) -> None:
-        """Hand the mean of each loss over an epoch to the losses that have an `end_epoch` of their own."""
-        for term in self.learnt.values():
+        """Hand the mean weighted sum of the others over an epoch to each loss that has an `end_epoch`."""
+        for name, term in self.learnt.items():
             if hasattr(term, "end_epoch"):
-                term.end_epoch(means)
+                term.end_epoch(sum(weight * means[other] for other, weight in self.weights.items()
+                                   if other != name))
 
 
 def build_loss(name: str, parameters: Mapping[str, Any], num_classes: int, dim: int) -> Callable[..., Tensor]:
@@ -85,12 +94,159 @@ def similarity_loss(output: Output, labels: Tensor) -> Tensor:
     return modality_similarity(affinities["visible"], affinities["infrared"])
 
 
+def part_identity_loss(output: Output, labels: Tensor) -> Tensor:
+    """The sum of the cross entropies of the parts' classifiers."""
+    return sum(F.cross_entropy(logits, labels) for logits in output.extra("part_logits", "part_id"))
+
+
+def hetero_center_loss(output: Output, labels: Tensor, margin: float = 0.3) -> Tensor:
+    """`hetero_center_triplet` of the features after pooling (see `over_parts`)."""
+    return over_parts([hetero_center_triplet(output, feats, labels, margin) for feats in parts_of(output)])
+
+
+def part_hetero_center_loss(output: Output, labels: Tensor, margin: float = 0.3) -> Tensor:
+    """The sum of `hetero_center_triplet` over the parts' features."""
+    return sum(hetero_center_triplet(output, feats, labels, margin)
+               for feats in output.extra("part_feats", "part_hetero_center"))
+
+
+def centre_pair_loss(output: Output, labels: Tensor, margin: float = 0.2) -> Tensor:
+    """`centre_pairs` of the first map of each image with each of the others, summed."""
+    require_copies(output, "centre_pairs")
+    single = output._replace(copies=1)
+    first, *others = map(single.by_modality, output.feats.chunk(output.copies))
+    own = single.by_modality(labels.chunk(output.copies)[0])
+    return sum(centre_pairs(first, other, own, margin) for other in others)
+
+
+def orthogonality_loss(output: Output, labels: Tensor) -> Tensor:
+    """The sum over images of the products of an image's further features, over the number of maps (DEEN)."""
+    require_copies(output, "orthogonality")
+    _, *others = output.feats.chunk(output.copies)
+    return sum((one * two).sum() for one, two in itertools.combinations(others, 2)) / len(output.feats)
+
+
+def require_copies(output: Output, loss: str) -> None:
+    """Raise `UserError` unless the network gives several maps of an image."""
+    if output.copies < 3:
+        raise UserError(f"losses.{loss}: this method's network gives {output.copies} map(s) of an image, "
+                        f"3 are needed; leave the loss out (--set losses.{loss}=None)")
+
+
+def circle_loss(output: Output, labels: Tensor, margin: float = 0.45, gamma: float = 64.0) -> Tensor:
+    """`circle` of the features after BNNeck, over the number of features once more, as DNS's code has it."""
+    return circle(output.neck, labels, margin, gamma) / len(labels)
+
+
+def alignment_loss(output: Output, labels: Tensor) -> Tensor:
+    """Domain alignment (DNS): 0.45 x the discrepancies between modalities, of the features after pooling and
+    of those in the common space, + 0.05 x those between the two features, of each modality.
+    """
+    own, common = (list(output.by_modality(F.normalize(feats)).values())
+                   for feats in (output.feats, output.extra("common", "alignment")))
+    between = discrepancy(*own) + discrepancy(*common)
+    within = sum(discrepancy(*pair) for pair in zip(own, common))
+    return 0.45 * between + 0.05 * within
+
+
+class BatchGraph(nn.Module):
+    """DDAG's graph attention over the images of a batch (Ye et al., ECCV 2020), which sees labels.
+
+    Nodes are features after pooling; each attends to the images of its person, of either modality and itself
+    among them; the last head gives logits. The loss is weighted by 1 / (1 + the mean of the other losses in
+    the epoch before), by 0 in the first epoch; `weight` is part of the checkpoint.
+    """
+
+    def __init__(self, num_classes: int, dim: int, heads: int = 4, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.heads = nn.ModuleList(GraphHead(dim, dim // heads, dropout) for _ in range(heads))
+        self.last = GraphHead(heads * (dim // heads), num_classes, dropout)
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, output: Output, labels: Tensor) -> Tensor:
+        """The weighted cross entropy."""
+        same = labels[:, None] == labels[None, :]
+        nodes = F.dropout(output.feats, self.dropout, self.training)
+        nodes = torch.cat([F.elu(head(nodes, same)) for head in self.heads], 1)
+        logits = F.elu(self.last(F.dropout(nodes, self.dropout, self.training), same))
+        return self.weight * F.cross_entropy(logits, labels)
+
+    def end_epoch(self, others: float) -> None:
+        """Weigh the next epoch by the mean of the other losses in this one."""
+        self.weight.fill_(1 / (1 + others))
+
+
+class GraphHead(nn.Module):
+    """One head of graph attention (Velickovic et al., ICLR 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.W, self.a = nn.Parameter(torch.empty(inputs, outputs)), nn.Parameter(torch.empty(2 * outputs, 1))
+        for parameter in (self.W, self.a):
+            nn.init.xavier_uniform_(parameter, gain=1.414)
+
+    def forward(self, nodes: Tensor, neighbours: Tensor) -> Tensor:
+        """nodes (B, D), neighbours (B, B) bool -> (B, outputs)."""
+        values = nodes @ self.W
+        queries, keys = values @ self.a[:len(self.a) // 2], values @ self.a[len(self.a) // 2:]  # (B, 1)
+        energies = F.leaky_relu(queries + keys.t(), 0.2).masked_fill(~neighbours, -torch.inf)
+        return F.dropout(torch.softmax(energies, 1), self.dropout, self.training) @ values
+
+
+class Distillation(nn.Module):
+    """Domain distillation (DNS): a classifier of each modality, which imitates a slow copy of the other's.
+
+    For the features after BNNeck and for those in the common space: the KL divergence of the own classifier's
+    answer from that of the other's slow copy, summed over classes, mean over images, + a quarter of the
+    modalities' cross entropies. At each step a slow copy first moves by `rate` towards its classifier.
+    """
+
+    def __init__(self, num_classes: int, dim: int, rate: float = 0.2) -> None:
+        super().__init__()
+        self.rate = rate
+        self.fast = nn.ModuleDict({name: nn.Linear(dim, num_classes, bias=False) for name in MODALITIES})
+        for name, layer in self.fast.items():
+            self.register_buffer(f"slow_{name}", layer.weight.detach().clone())
+
+    def forward(self, output: Output, labels: Tensor) -> Tensor:
+        """The loss; moves the slow copies in training."""
+        slow = {name: getattr(self, f"slow_{name}") for name in self.fast}
+        if self.training:
+            for name, layer in self.fast.items():
+                slow[name].lerp_(layer.weight.detach(), self.rate)
+        labels = output.by_modality(labels)
+        return sum(self.imitate(output.by_modality(feats), labels, slow)
+                   for feats in (output.neck, output.extra("common", "distillation")))
+
+    def imitate(self, feats: dict[str, Tensor], labels: dict[str, Tensor], slow: dict[str, Tensor]) -> Tensor:
+        """The loss of one kind of features, by modality."""
+        divergence, entropies, images = 0.0, 0.0, sum(map(len, feats.values()))
+        for name, other in zip(MODALITIES, reversed(MODALITIES)):
+            logits = self.fast[name](feats[name])
+            with torch.no_grad():
+                answer = F.log_softmax(F.linear(feats[name], slow[other]), 1)
+            divergence += F.kl_div(answer, torch.softmax(logits, 1), reduction="sum") / images
+            entropies += F.cross_entropy(logits, labels[name])
+        return divergence + 0.25 * entropies
+
+
 LOSSES: dict[str, Callable[..., Any]] = {
     "id": identity_loss,
     "triplet": triplet_loss,
     "weighted_triplet": weighted_triplet_loss,
     "squared_triplet": squared_triplet_loss,
     "similarity": similarity_loss,
+    "hetero_center": hetero_center_loss,
+    "part_id": part_identity_loss,
+    "part_hetero_center": part_hetero_center_loss,
+    "graph": BatchGraph,
+    "centre_pairs": centre_pair_loss,
+    "orthogonality": orthogonality_loss,
+    "circle": circle_loss,
+    "alignment": alignment_loss,
+    "distillation": Distillation,
 }
 
 
@@ -184,3 +340,75 @@ def modality_similarity(visible: Tensor, infrared: Tensor) -> Tensor:
     stage 1.
     """
     return (visible.float() - infrared.float()).abs().mean()
+
+
+def centres(feats: Tensor, labels: Tensor) -> Tensor:
+    """For each of feats (B, D), the mean of those of its person."""
+    same = (labels[:, None] == labels[None, :]).to(feats.dtype)
+    return same @ feats / same.sum(1, keepdim=True)
+
+
+def hetero_center_triplet(output: Output, feats: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Hetero-centre triplet (Liu et al., TMM 2020): `batch_hard_triplet` of the mean feature of each person
+    in each modality. feats (B, D) and labels (B,) of all maps of an output.
+    """
+    sides, labels_of_sides = output.by_modality(feats), output.by_modality(labels)
+    images = len(feats) // (output.copies * len(output.views))  # of one view; others' centres are the same
+    means = [centres(side, labels_of_sides[modality])[:images] for modality, side in sides.items()]
+    return batch_hard_triplet(torch.cat(means), labels[:images].repeat(len(means)), margin)
+
+
+def centre_pairs(first: Mapping[str, Tensor], other: Mapping[str, Tensor], labels: Mapping[str, Tensor],
+                 margin: float = 0.2) -> Tensor:
+    """Centre-guided pair mining loss (DEEN, Zhang and Wang, CVPR 2023) between an image's map and another of
+    its maps. first, other (B, D) and labels (B,) by modality.
+
+    With the centres a (visible) and b (infrared) of a person's first maps, and a', b' of its others: b is to
+    be nearer to a' than a is, than a' is to other persons' a', and than a to other persons' a, each by the
+    margin; and the same with the modalities exchanged. The published code sums three hinges, of which the
+    first has weight 1 and the others 1/2, in place of the paper's one with three terms.
+    """
+    visible, infrared = ((centres(first[modality], labels[modality]),
+                          centres(other[modality], labels[modality])) for modality in (VISIBLE, INFRARED))
+    different = labels[VISIBLE][:, None] != labels[VISIBLE][None, :]
+    return (pair_hinges(infrared[0], *visible, different, margin)
+            + pair_hinges(visible[0], *infrared, different, margin)) / 2
+
+
+def pair_hinges(opposite: Tensor, own: Tensor, copied: Tensor, different: Tensor, margin: float) -> Tensor:
+    """The three hinges of `centre_pairs` for the centres (B, D) of one modality, their copies', and the
+    opposite modality's; different (B, B): which are of different persons.
+    """
+    reach = (opposite - copied).norm(dim=1)
+    stays = F.relu(reach - (own - copied).norm(dim=1).detach() + margin)
+    nearest = [euclidean_distances(each).masked_fill(~different, torch.inf).amin(1) for each in (copied, own)]
+    return (stays + 0.5 * sum(F.relu(reach - distance + margin) for distance in nearest)).mean()
+
+
+def circle(feats: Tensor, labels: Tensor, margin: float, gamma: float) -> Tensor:
+    """Circle loss (Sun et al., CVPR 2020) of cosines, mean over anchors.
+
+    feats (B, D), labels (B,). An anchor is no positive of itself.
+    """
+    cosines = F.normalize(feats) @ F.normalize(feats).t()
+    same = labels[:, None] == labels[None, :]
+    others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    towards = -gamma * F.relu(1 + margin - cosines).detach() * (cosines - 1 + margin)
+    apart = gamma * F.relu(cosines + margin).detach() * (cosines - margin)
+    positive = towards.masked_fill(~(same & others), -torch.inf).logsumexp(1)
+    return F.softplus(apart.masked_fill(same, -torch.inf).logsumexp(1) + positive).mean()
+
+
+def discrepancy(one: Tensor, two: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of two samples (N, D) and (M, D) with five Gaussian kernels, biased.
+
+    Their widths are 1/4, 1/2, 1, 2 and 4 times the mean squared distance of two different rows, through which
+    no gradient goes.
+    """
+    rows = torch.cat([one, two])
+    squared = (rows[:, None] - rows[None, :]).square().sum(2)
+    width = squared.detach().sum() / (len(rows) ** 2 - len(rows))
+    kernels = sum(torch.exp(-squared / (width * factor)) for factor in (0.25, 0.5, 1, 2, 4))
+    count = len(one)
+    return (kernels[:count, :count].mean() + kernels[count:, count:].mean()
+            - kernels[:count, count:].mean() - kernels[count:, :count].mean())

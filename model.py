@@ -16,6 +16,10 @@ from data_loader import AUGMENTATIONS, COMBINED
 from datasets.types import MODALITIES, View
 from loss import LOSSES
 from methods.agw import AGW
+from methods.ddag import DDAG
+from methods.deen import DEEN
+from methods.dns import DNS
+from methods.hct import HCT
 from methods.strong import Striped
 from two_stream import Loss, Method, Output, TwoStream, folded, pool
 from utils import UserError
@@ -180,6 +184,30 @@ METHODS = {
                             losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
                                     "similarity": Loss(10.0)},
                             parts={"similarity": "cosine", "graph": "normalised", "stripes": 3}),
+    # Ye et al., ECCV 2020
+    "ddag": Method(DDAG, losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3}), "part_id": Loss(),
+                                 "graph": Loss()},
+                   parts={"stripes": 3}, recipe={"epochs": 81}),
+    # Zhang and Wang, CVPR 2023, as on SYSU-MM01
+    "deen": Method(DEEN, losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3}),
+                                 "centre_pairs": Loss(0.8, {"margin": 0.2}), "orthogonality": Loss(0.01)},
+                   views={modality: View(modality, ("standard", "grey_both", "erase_large"))
+                          for modality in MODALITIES},
+                   parts={"expand_after": 3},
+                   recipe={"batch_size": 6, "img_h": 384, "img_w": 144, "schedule": "step-80",
+                           "epochs": 151}),
+    # Jiang et al., ECCV 2024, as on SYSU-MM01
+    "dns": Method(DNS, losses={"id": Loss(), "circle": Loss(1.0, {"margin": 0.45, "gamma": 64.0}),
+                               "alignment": Loss(0.2), "distillation": Loss(1.0, {"rate": 0.2})},
+                  own_stages=2, pooling="gem",
+                  views={"visible": View("visible", ("standard", "exchange", "erase_twice")),
+                         "infrared": View("infrared", ("standard", "erase_twice"))},
+                  recipe={"batch_size": 6, "lr": 0.2, "schedule": "linear", "epochs": 100}),
+    # Liu et al., TMM 2020, as on SYSU-MM01
+    "hct": Method(HCT, losses={"part_id": Loss(), "hetero_center": Loss(1.0, {"margin": 0.3}),
+                               "part_hetero_center": Loss(1.0, {"margin": 0.3})},
+                  own_stages=1, pooling="gem", parts={"stripes": 6, "width": 256, "power": 3.0},
+                  recipe={"batch_size": 6, "num_pos": 8, "epochs": 61}),
 }
 
 

@@ -67,8 +67,9 @@ def train_parser() -> Parser:
         f"pretrained backbone (default: {rates})")
     add("--optim", choices=("sgd", "adam"), default="sgd", help="optimiser")
     add("--epochs", type=number(1), default=80, help="length")
-    add("--schedule", choices=("step", "cosine"), default="step", help="learning rate by epochs; step: the "
-        "paper's, made for 80 epochs; cosine: for any number")
+    add("--schedule", choices=("step", "step-80", "cosine", "linear"), default="step",
+        help="learning rate by epochs; step: the paper's, made for 80; step-80: DEEN's, for 151; "
+        "cosine, linear: for any number")
     add("--batch-size", type=number(2), default=8, metavar="N", help="identities a batch and process")
     add("--num_pos", type=number(1), default=4, metavar="P",
         help="visible, and infrared, images of each identity in a batch")

@@ -32,7 +32,7 @@ from devices import choose_device, prepare, use_bf16
 from engine import distances, rank, scores_of
 from eval_metrics import Ranking, modality_gap
 from features import Extraction, search_features
-from model import TwoStream
+from model import METHODS, TwoStream
 from results import FEATURES
 from retrieval import verification
 from retrieval.evidence import Evidence, find_evidence
@@ -187,6 +187,8 @@ def parse_for(model: Model, words: Sequence[str], first: argparse.Namespace | No
     Raises `UserError` where the command line contradicts the checkpoint, or this model another.
     """
     parser = options.test_parser()
+    if "method" in model.facts:
+        parser.set_defaults(**METHODS[model.facts["method"]].size)  # which a published file does not say
     args = options.parse_with(parser, words, model.facts, model.path)
     if args.dataset is None:
         raise UserError(f"--resume {model.path}: does not say which data set it was trained on; "

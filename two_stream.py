@@ -45,6 +45,11 @@ class Method:
     parts: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def size(self) -> dict[str, int]:
+        """The size of the recipe's images, as flags, where it says one."""
+        return {flag: self.recipe[flag] for flag in ("img_h", "img_w") if flag in self.recipe}
+
 
 class Output(NamedTuple):
     """What the network gives for B maps of its images, view after view.
@@ -89,11 +94,14 @@ class TwoStream(nn.Module):
 
     A method overrides `after` (what follows a stage) and `embed` (maps -> features, neck, logits), and makes
     its modules in `add_parts`, whose keyword arguments are the `parts` of its row. Where these do not reach,
-    it may override `add_head`, `run_stage`, `join` and `rates`. dim: size of either feature in training.
-    linear: whether the features are affine in the last maps if the pooling is (retrieval/evidence.py).
+    it may override `add_head`, `run_stage`, `join` and `rates`. dim: size of either feature in training, in
+    testing `copies` times that. linear: whether the features are affine in the last maps if the pooling is
+    (retrieval/evidence.py).
     """
 
     linear = True
+    copies = 1
+    head = ("bottleneck", "classifier")  # the modules of `embed`, which computes in float32
 
     def __init__(self, method: Method, arch: str, num_classes: int,
                  weights: dict[str, Tensor] | None = None) -> None:

@@ -54,7 +54,7 @@ def find_evidence_of_all(net: TwoStream, first: str, others: Sequence[str], moda
     pixels = [np.stack([read_image(path, spec) for path in paths]) for paths in ((first,), others)]
     (own,), found = (last_maps(net, normalise(torch.from_numpy(images).to(device)), modality)
                      for images, modality in zip(pixels, modalities))
-    pairs = [pair_maps(net, own[None], x[None], kind) for x in found]
+    pairs = [pair_maps(net, own, x, kind) for x in found]
     exact = net.linear and net.method.pooling == "average"
     return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact)
             for other, maps in zip(others, pairs)]
@@ -66,33 +66,37 @@ def evidence_maps(net: TwoStream, first: Tensor, second: Tensor, modalities: tup
 
     kind: the feature, one of FEATURES. The network is put into eval mode.
     """
-    maps = [last_maps(net, image.reshape(1, *image.shape[-3:]), modality)
+    maps = [last_maps(net, image.reshape(1, *image.shape[-3:]), modality)[0]
             for modality, image in zip(modalities, (first, second))]
     return pair_maps(net, *maps, kind)
 
 
 @torch.no_grad()
 def last_maps(net: TwoStream, images: Tensor, modality: str) -> Tensor:
-    """The last maps (B, D, rows, columns) of normalised images (B, 3, height, width) of one modality."""
-    return net.eval().feature_maps({modality: images})[0].float()
+    """The last maps (B, copies, D, rows, columns) of normalised images (B, 3, height, width) of one modality.
+
+    copies: 1, but for a network that gives several maps of an image.
+    """
+    maps = net.eval().feature_maps({modality: images})[0].float()
+    return maps.unflatten(0, (-1, len(images))).transpose(0, 1)
 
 
 def pair_maps(net: TwoStream, x: Tensor, y: Tensor, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The evidence maps (rows, columns) on two images, of their last maps (1, D, rows, columns)."""
+    """The evidence maps (rows, columns) on two images, of their last maps (copies, D, rows, columns)."""
     with torch.no_grad():
         units = [F.normalize(feature(net, each, kind)) for each in (x, y)]
     return evidence_map(net, x, units[1], kind), evidence_map(net, y, units[0], kind)
 
 
 def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
-    """The feature (1, D) of a last map (1, D, rows, columns), not normalised."""
+    """The feature (1, D') of an image's last maps (copies, D, rows, columns), not normalised."""
     output = net.embed(x)
     return output.neck if kind == "bnneck" else output.feats
 
 
 @torch.enable_grad()
 def evidence_map(net: TwoStream, x: Tensor, other: Tensor, kind: str) -> np.ndarray:
-    """The map on one image: its last map x (1, D, rows, columns), the other image's unit feature (1, D).
+    """The map on one image: its last maps x (copies, D, rows, columns), the other's unit feature (1, D').
 
     Activation times the gradient of the similarity, the length of the own feature held fast; what that
     leaves, such as the shift of BNNeck, is spread over all places.

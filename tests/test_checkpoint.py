@@ -152,6 +152,131 @@ class PublishedCGRNet(Published):
         return deep.layer4(deep.layer3(self.common_block.base.layer2(x))).mean((2, 3))
 
 
+class PublishedDDAG(Published):
+    """DDAG as its test code runs it: features after pooling, and the part feature."""
+
+    def __init__(self, arch: str, classes: int) -> None:
+        super().__init__(arch, classes, "layer1", "layer2", "layer3", "layer4")
+        dim = self.classifier.in_features
+        self.wpa = nn.Module()
+        self.wpa.fc1, self.wpa.fc2 = nn.Sequential(nn.Conv2d(dim, dim, 1)), nn.Conv2d(dim, dim, 1)
+        self.wpa.fc3 = nn.Conv2d(dim, dim, 1)
+        self.wpa.W = nn.Sequential(nn.Conv2d(dim, dim, 1), nn.BatchNorm2d(dim))
+        self.wpa.bottleneck, self.wpa.gate = nn.BatchNorm1d(dim), nn.Parameter(torch.rand(3))
+        self.classifier1, self.classifier2 = (nn.Linear(dim, classes, bias=False) for _ in range(2))
+        for name in ("attention_0", "attention_3", "out_att"):
+            head = nn.Module()
+            head.W, head.a = nn.Parameter(torch.rand(4, 2)), nn.Parameter(torch.rand(4))
+            setattr(self, name, head)
+
+    def forward(self, x, modality):
+        base, wpa = self.base_resnet.base, self.wpa
+        x = base.layer4(base.layer3(base.layer2(base.layer1(self.stem(x, modality)))))
+        stripes = F.adaptive_avg_pool2d(x, (3, 1))
+        q, k, v = (layer(stripes)[..., 0] for layer in (wpa.fc1, wpa.fc2, wpa.fc3))  # (B, C, 3)
+        attention = torch.einsum("bci,bcj->bij", q, k).softmax(2)
+        parts = torch.einsum("bij,bcj,i->bc", attention, v, wpa.gate.softmax(0))
+        pooled = x.mean((2, 3))
+        return F.normalize(pooled), F.normalize(wpa.bottleneck(parts + self.bottleneck(pooled)))
+
+
+class PublishedDEEN(Published):
+    """DEEN as its test code runs it, an image's three features joined; for RegDB without stage 4."""
+
+    def __init__(self, arch: str, classes: int, regdb: bool) -> None:
+        super().__init__(arch, classes, *(f"layer{n}" for n in range(1, 4 if regdb else 5)))
+        base = self.base_resnet.base
+        widths = [64, *(getattr(base, f"layer{n}")[-1].bn2.num_features for n in range(1, 5))]
+        self.blocks = 2 if regdb else 3
+        for n in range(1, self.blocks + 1):
+            low, high = widths[n - 1], widths[n]
+            block = nn.Module()
+            block.CNL, block.PNL = nn.Module(), nn.Module()
+            for part, inner in ((block.CNL, low), (block.PNL, low // 2)):
+                part.g, part.phi = nn.Conv2d(low, inner, 1), nn.Conv2d(low, inner, 1)
+                part.theta = nn.Conv2d(high, inner, 1)
+                part.W = nn.Sequential(nn.Conv2d(inner, high, 1), nn.BatchNorm2d(high))
+            if n > 1:
+                block.CNL.phi.stride = block.CNL.W[0].stride = (2, 2)
+            setattr(self, f"MFA{n}", block)
+        width = widths[self.blocks]
+        self.DEE = nn.Module()
+        for k in (1, 2):
+            for j in (1, 2, 3):
+                layer = nn.Conv2d(width, width // 4, 3, padding=j, dilation=j, bias=False)
+                setattr(self.DEE, f"FC{k}{j}", layer)
+            setattr(self.DEE, f"FC{k}", nn.Conv2d(width // 4, width, 1))
+        self.bottleneck = nn.BatchNorm1d(widths[self.blocks + 1])
+        self.classifier = nn.Linear(widths[self.blocks + 1], classes, bias=False)
+
+    def attended(self, n, x, before):
+        part = getattr(self, f"MFA{n}").CNL
+        energy = part.theta(x).flatten(2) @ part.phi(before).flatten(2).transpose(1, 2)
+        y = energy / energy.shape[2] @ part.g(before).flatten(2)
+        x = part.W(y.view_as(part.g(before))) + x
+        part, count, low = getattr(self, f"MFA{n}").PNL, len(x), before.shape[1]
+        theta, phi, g = (layer(value).reshape(count, low, -1) for layer, value in (
+            (part.theta, x), (part.phi, before), (part.g, before)))
+        y = theta.transpose(1, 2) @ phi / phi.shape[2] @ g.transpose(1, 2)
+        return part.W(y.transpose(1, 2).reshape(count, -1, *x.shape[2:])) + x
+
+    def forward(self, x, modality):
+        x = self.stem(x, modality)
+        for n in range(1, self.blocks + 1):
+            x = self.attended(n, getattr(self.base_resnet.base, f"layer{n}")(x), x)
+        maps = [x]
+        for k in (1, 2):
+            mean = sum(getattr(self.DEE, f"FC{k}{j}")(x) for j in (1, 2, 3)) / 3
+            maps.append(getattr(self.DEE, f"FC{k}")(F.relu(mean)))
+        pooled = getattr(self.base_resnet.base, f"layer{self.blocks + 1}")(torch.cat(maps)).mean((2, 3))
+        both = [F.normalize(feats).chunk(3) for feats in (pooled, self.bottleneck(pooled))]
+        return tuple(torch.cat(copies, 1) / 3 ** 0.5 for copies in both)
+
+
+class PublishedDNS(Published):
+    """DNS as its test code runs it."""
+
+    def __init__(self, arch: str, classes: int) -> None:
+        nn.Module.__init__(self)
+        self.visible = holder("visible", arch, "conv1", "bn1", "layer1", "layer2")
+        self.thermal = holder("thermal", arch, "conv1", "bn1", "layer1", "layer2")
+        self.base = holder("base", arch, "layer3", "layer4")
+        for branch in (self.visible.visible, self.thermal.thermal):
+            del branch.layer3, branch.layer4
+        widths = [getattr(self.base.base, f"layer{n}")[-1].bn2.num_features for n in (3, 4)]
+        for n, width in zip((3, 4), widths):
+            shift, inner = nn.Module(), max(8, width // 32)
+            shift.channel_attention = nn.Sequential(nn.Conv2d(width, inner, 1, bias=False),
+                                                    nn.BatchNorm2d(inner))
+            shift.conv_h, shift.conv_w = (nn.Conv2d(inner, width, 1, bias=False) for _ in range(2))
+            setattr(self.base, f"HSS{n}", shift)
+        dim = widths[-1]
+        self.CSS, self.DD = nn.Module(), nn.Module()
+        self.CSS.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(),
+                                     nn.Linear(4 * dim, dim), nn.Dropout())
+        for name in ("visible_classifier", "infrared_classifier_"):
+            setattr(self.DD, name, nn.Linear(dim, classes, bias=False))
+        self.bottleneck, self.classifier = nn.BatchNorm1d(dim), nn.Linear(dim, classes, bias=False)
+
+    def shifted(self, n, x):
+        part = getattr(self.base, f"HSS{n}")
+        rows, columns = x.max(3).values.softmax(2), x.max(2).values.softmax(2)
+        z = x + torch.einsum("bch,bcw->bchw", rows, columns)
+        means = part.channel_attention(torch.cat([z.mean(3), z.mean(2)], 2)[..., None])
+        means = means * F.relu6(means + 3) / 6
+        rows, columns = part.conv_h(means[:, :, :x.shape[2]]), part.conv_w(means[:, :, x.shape[2]:])
+        return torch.einsum("bchw,bch,bcw->bchw", x, rows[..., 0].sigmoid(), columns[..., 0].sigmoid())
+
+    def forward(self, x, modality):
+        word = WORDS[modality]
+        own, base = getattr(getattr(self, word), word), self.base.base
+        x = F.max_pool2d(F.relu(own.bn1(own.conv1(x))), 3, 2, 1)
+        x = self.shifted(3, base.layer3(own.layer2(own.layer1(x))))
+        x = self.shifted(4, base.layer4(x)).relu()
+        pooled = ((x ** 3).mean((2, 3)) + 1e-12) ** (1 / 3)
+        return F.normalize(pooled), F.normalize(self.bottleneck(pooled))
+
+
 def randomise(net: nn.Module) -> nn.Module:
     """Attention strengths, affine norms, running statistics as no initialisation leaves them; eval mode."""
     torch.manual_seed(1)
@@ -239,6 +364,22 @@ def test_cgrnet_gives_the_features_of_the_published_network(content, cgrnet):
     with torch.no_grad():
         ours.similarity["infrared"].gamma.zero_()
     assert difference(features(ours, "infrared"), before) > 1e-3  # the attention does something here
+
+
+@pytest.mark.parametrize("make, method, changed", [
+    (lambda: PublishedDDAG("resnet18", 395), "ddag", {}),
+    (lambda: PublishedDEEN("resnet18", 395, regdb=False), "deen", {"expand_after": 3}),
+    (lambda: PublishedDEEN("resnet18", 395, regdb=True), "deen", {"expand_after": 2}),
+    (lambda: PublishedDNS("resnet18", 395), "dns", {})], ids=["ddag", "deen", "deen of regdb", "dns"])
+def test_the_fields_methods_give_the_features_of_the_published_networks(make, method, changed):
+    theirs = randomise(make())
+    ours, facts, report = load_published(as_file(theirs, "module."), "a.t")
+    assert facts == {"method": method, "arch": "resnet18", "dataset": "sysu"}
+    assert changed.items() <= ours.method.parts.items()
+    assert report[2] == "missing: none"
+    assert_same_features(ours, theirs)
+    with pytest.raises(UserError, match=f"^--resume a.t: has an unexpected other.weight .* of {method} on"):
+        load_published({"net": {**theirs.state_dict(), "other.weight": torch.zeros(1)}}, "a.t")
 
 
 # ------------------------------------------------------------------------------------------------------- keys

@@ -24,8 +24,8 @@ def paths(tmp_path_factory):
     return str(folder / "0.png"), str(folder / "1.png")
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, arch", [*((method, "resnet18") for method in METHODS),
+                                          *(("base", arch) for arch in BACKBONES if arch != "resnet18")])
 def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
     net, modalities = make_network(method, arch), ("infrared", "visible")
     settings = Extraction(SPEC, 1, 0)
@@ -33,7 +33,7 @@ def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
         first, second = (getattr(extract(torch_network(net, modality), [path], settings), kind)[0]
                          for path, modality in zip(paths, modalities))
         found = find_evidence(net, paths, modalities, SPEC, kind)
-        assert found.exact == (METHODS[method].pooling == "average")
+        assert found.exact == (METHODS[method].pooling == "average" and method != "ddag")
         assert ("approximate" in found.name) == (not found.exact)
         for values in found.maps:
             assert values.shape == (4, 2) and values.dtype == np.float32

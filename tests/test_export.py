@@ -64,10 +64,12 @@ COVERING = [*((method, "resnet18") for method in METHODS), *(("base", arch) for 
 @pytest.mark.parametrize("method, arch", dict.fromkeys(COVERING))
 def test_every_method_and_every_backbone_agrees_with_torch(method, arch, tmp_path):
     net = make_network(method, arch)
-    facts = facts_of(method, arch, "infrared", uint8=arch != "resnet18")
+    # instance normalisation of maps of a few places magnifies the differences of two float32
+    size = (144, 72) if arch == "resnet50_ibn" else (HEIGHT, WIDTH)
+    facts = facts_of(method, arch, "infrared", uint8=arch != "resnet18", height=size[0], width=size[1])
     export.write_network(tmp_path / "infrared.onnx", net, facts)
     export.verify(tmp_path / "infrared.onnx", net, facts)  # on batches of 1, 2 and 5
-    images = export.made_images(3, HEIGHT, WIDTH)
+    images = export.made_images(3, *size)
     found = onnx_model.load(tmp_path / "infrared.onnx").features(images)
     for mine, theirs in zip(found, export.torch_features(net, images, "infrared")):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)

@@ -109,6 +109,29 @@ def test_a_backbone(trained, monkeypatch):
     assert content["net"]["classifier.weight"].shape == (4, 96)
 
 
+class Small(nn.Module):
+    """A backbone of one's own, or of another library: anything that splits into a stem and four stages."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = ((3, 8, 4), (8, 8, 1), (8, 16, 2), (16, 16, 2), (16, 32, 1))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU())
+                                    for inputs, outputs, stride in sizes)
+
+
+@pytest.mark.parametrize("method", ["agw", "deen"])
+def test_a_backbone_of_ones_own(trained, monkeypatch, method, tmp_path):
+    def split(network):
+        stem, *stages = network.layers
+        return {"stem": stem}, dict(zip(STAGES, stages))
+
+    row = Backbone(split, (8, 16, 16, 32), build=Small, stem_width=8)
+    monkeypatch.setitem(backbones.BACKBONES, "small", row)
+    torch.save(Small().state_dict(), tmp_path / "small.pth")
+    content = trained("--arch", "small", "--method", method, "--pretrained", tmp_path / "small.pth")
+    assert content["net"]["classifier.weight"].shape == (4, 32)
+
+
 @pytest.mark.parametrize("arch", backbones.BACKBONES)
 def test_widths_are_those_of_the_stages_and_the_last_keeps_its_resolution(arch):
     net = build_network("base", arch, 3).eval()

@@ -1,0 +1,188 @@
+"""The field's methods: their parts give the numbers of the authors' code, each trains on each backbone."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import loss
+import options
+from backbones import BACKBONES
+from engine import learning_rate_factor
+from loss import Criterion
+from methods.ddag import PartAttention
+from methods.deen import ChannelAttention, Expansion, PositionAttention
+from methods.dns import CommonSpace, SpaceShift
+from model import METHODS, Output, build_network, override
+from utils import UserError
+
+FIELD = ("ddag", "deen", "dns", "hct")
+TWO_VIEWS = {"visible": "visible", "infrared": "infrared"}
+
+
+def rand(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+def fill(module: nn.Module, theirs: dict[str, str] | None = None,
+         unused: tuple[str, ...] = ()) -> nn.Module:
+    """Weights by the order of the authors' names; `unused`: names of what their module holds beside ours."""
+    state = module.state_dict()
+    names = {translate(name, theirs or {}): name for name in state}
+    for place, name in enumerate(sorted([*names, *unused])):
+        if name in names and state[names[name]].is_floating_point():
+            value = 0.1 * rand(1000 + place, *state[names[name]].shape)
+            state[names[name]].copy_(value.abs() + 1 if name.endswith("running_var") else value)
+    return module.eval()
+
+
+def translate(name: str, theirs: dict[str, str]) -> str:
+    for ours, other in theirs.items():
+        name = name.replace(ours, other)
+    return name
+
+
+EXPANSION = {f"dilated.{k}.{j}.": f"FC{k + 1}{j + 1}." for k in range(2) for j in range(3)} | {
+    f"restore.{k}.": f"FC{k + 1}." for k in range(2)}
+PARTS = {"query": "fc1.0", "key": "fc2", "value": "fc3"}
+UNUSED = ("W.0.weight", "W.0.bias", *(f"W.1.{name}" for name in (
+    "weight", "bias", "running_mean", "running_var", "num_batches_tracked")))
+SHIFT = {"reduce": "channel_attention", "rows": "conv_h", "columns": "conv_w"}
+HIGH, LOW = (1, 2, 8, 4, 2), (2, 2, 4, 8, 4)  # seed and shape of a stage's output and of its input
+
+
+@pytest.mark.parametrize("module, theirs, unused, inputs, expected", [
+    (lambda: ChannelAttention(8, 4), {}, (), (HIGH, LOW), (-8.11863, 91.29426)),
+    (lambda: ChannelAttention(8, 4), {}, (), (HIGH, (2, 2, 4, 4, 2)), (-8.11656, 91.28507)),
+    (lambda: PositionAttention(8, 4), {}, (), (HIGH, LOW), (-8.12247, 91.29237)),
+    (lambda: Expansion(8), EXPANSION, (), (HIGH,), (-2.90931, 108.98941)),
+    (lambda: PartAttention(16, 3), PARTS, UNUSED, ((4, 4, 16, 6, 3), (5, 4, 16)), (2.20363, 7.71172)),
+    (lambda: SpaceShift(16), SHIFT, (), ((13, 2, 16, 4, 2),), (3.31891, 53.81543)),
+    (lambda: CommonSpace(16), {}, (), ((14, 3, 16),), (0.18713, 2.98812))])
+def test_modules_give_the_numbers_of_the_authors_code(module, theirs, unused, inputs, expected):
+    with torch.no_grad():
+        found = fill(module(), theirs, unused)(*(rand(*each) for each in inputs))
+    assert (found.sum().item(), found.abs().sum().item()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_losses_give_the_numbers_of_the_authors_code():
+    labels = torch.arange(3).repeat_interleave(4)
+    sides = [dict(zip(TWO_VIEWS, pair)) for pair in rand(3, 48, 16).view(2, 2, 12, 16)]
+    found = loss.centre_pairs(*sides, dict.fromkeys(TWO_VIEWS, labels), 0.2)
+    assert found.item() == pytest.approx(1.09586, rel=1e-4)
+    feats, twice = 0.3 * rand(7, 24, 16), labels.repeat(2)
+    output = Output(feats, feats, feats, views=TWO_VIEWS)
+    assert loss.hetero_center_loss(output, twice, 0.3).item() == pytest.approx(0.37491, rel=1e-4)
+    assert loss.circle(rand(8, 24, 16), twice, 0.45, 64).item() == pytest.approx(98.15216, rel=1e-4)
+    units = [F.normalize(rand(seed, 12, 16)) for seed in (9, 10)]
+    assert loss.discrepancy(*units).item() == pytest.approx(0.50842, rel=1e-4)
+    pooled = rand(15, 12, 16)
+    output = Output(pooled, pooled, pooled, extras={"common": rand(16, 12, 16)}, views=TWO_VIEWS)
+    assert loss.alignment_loss(output, labels).item() == pytest.approx(1.02514, rel=1e-4)
+    persons = torch.tensor([0, 0, 1, 1, 2, 2] * 2)
+    with torch.no_grad():
+        found = F.elu(fill(loss.GraphHead(16, 8, 0.2))(rand(6, 12, 16), persons[:, None] == persons))
+    assert (found.sum().item(), found.abs().sum().item()) == pytest.approx((5.81407, 17.26698), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", FIELD)
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_a_training_step_on_each_backbone(method, arch):
+    torch.manual_seed(0)
+    net = build_network(method, arch, 4)
+    criterion = Criterion(net.method.losses, 4, net.dim)
+    criterion.end_epoch(dict.fromkeys(net.method.losses, 1.0))
+    images = torch.randn(2, 4, 3, 64, 32)
+    output = net.train()(*images)
+    criterion(output, torch.tensor([0, 0, 1, 1]))[0].backward()
+    for name, parameter in [*net.named_parameters(), *criterion.named_parameters()]:
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), name
+    with torch.no_grad():
+        one, all_images = net.eval()(visible=images[0, :1]), net(visible=images[0])
+    assert len(all_images.feats) == len(all_images.neck) == len(all_images.logits) == 4
+    for name in ("feats", "neck"):
+        found, expected = getattr(all_images, name)[:1], getattr(one, name)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_deen_tests_the_three_embeddings_of_an_image_as_one_feature():
+    torch.manual_seed(1)
+    net = build_network("deen", "resnet18", 4).eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        output, maps = net(visible=images), net.feature_maps({"visible": images})[0]
+    assert maps.shape[0] == 6
+    for found, feats in ((output.feats, maps.mean((2, 3))), (output.neck, net.bottleneck(maps.mean((2, 3))))):
+        copies = F.normalize(feats).view(3, 2, -1)
+        cosine = F.cosine_similarity(found[:1], found[1:])
+        torch.testing.assert_close(cosine, (copies[:, 0] * copies[:, 1]).sum().view(1) / 3)
+
+
+def test_deen_of_regdb_ends_with_stage_3():
+    net = build_network(override(METHODS["deen"], ["expand_after=2"]), "resnet18", 4)
+    assert net.dim == 256 and "layer4" not in net.shared and set(net.channels) == {"layer1", "layer2"}
+    assert net(*torch.randn(2, 2, 3, 64, 32)).feats.shape == (12, 256)
+
+
+def test_deen_refuses_maps_of_an_odd_number_of_places():
+    with pytest.raises(UserError, match="^deen: a map of 3 x 1 places found, an even number expected"):
+        build_network("deen", "resnet18", 4).eval()(visible=torch.randn(1, 3, 48, 16))
+
+
+def test_position_attention_equals_its_published_form():
+    """N x N products between nodes, which are pairs of a place of the upper half and one of the lower."""
+    module, x, before = fill(PositionAttention(8, 4)), rand(20, 2, 8, 4, 2), rand(21, 2, 4, 8, 4)
+    with torch.no_grad():
+        found = module(x, before)
+        theta, phi, g = (layer(value).reshape(2, 4, -1) for layer, value in (
+            (module.theta, x), (module.phi, before), (module.g, before)))
+        y = (theta.transpose(1, 2) @ phi / phi.shape[2]) @ g.transpose(1, 2)  # (2, nodes, 4)
+        expected = module.W(y.transpose(1, 2).reshape(2, 2, 4, 2)) + x
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rates_are_the_published_ones():
+    expected = {"deen": {("streams.", "shared.", "channels.", "positions.", "expansion."): 0.1},
+                "dns": {("streams.", "shifts.", "common."): 0.1, ("shared.layer3.",): 0.2,
+                        ("shared.layer4.",): 0.25}}
+    for method, rates in expected.items():
+        net = build_network(method, "resnet18", 4)
+        found = {id(p): group["lr"] for group in net.parameter_groups(1.0, True) for p in group["params"]}
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                rate = next((rate for starts, rate in rates.items() if name.startswith(starts)), 1.0)
+                assert found[id(parameter)] == pytest.approx(rate), name
+
+
+def test_what_a_loss_needs_and_a_network_lacks_is_one_line():
+    net = build_network("base", "resnet18", 4)
+    for name in ("centre_pairs", "orthogonality", "part_id", "part_hetero_center", "alignment",
+                 "distillation"):
+        method = override(METHODS["base"], [f"losses.{name}=1"])
+        with pytest.raises(UserError, match=f"^losses.{name}: .* network .* leave the loss out"):
+            Criterion(method.losses, 4, net.dim)(net(*torch.randn(2, 2, 3, 32, 16)), torch.arange(2))
+
+
+@pytest.mark.parametrize("name", ["hetero_center", "circle", "graph"])
+def test_a_loss_of_one_method_serves_another(name):
+    method = override(METHODS["strong"], [f"losses.triplet={name}"])
+    net = build_network(method, "resnet18", 4)
+    criterion = Criterion(method.losses, 4, net.dim)
+    total, parts = criterion(net(*torch.randn(2, 4, 3, 64, 32)), torch.tensor([0, 0, 1, 1]))
+    assert parts.keys() == {"id", name} and math.isfinite(total.item())
+
+
+def test_recipes_say_how_their_authors_trained():
+    known = vars(options.train_parser().parse_args([]))
+    assert all(METHODS[method].recipe.keys() <= known.keys() for method in METHODS)
+    rates = {method: [learning_rate_factor(epoch, recipe["epochs"], recipe.get("schedule", "step"))
+                      for epoch in range(recipe["epochs"])]
+             for method, recipe in ((method, METHODS[method].recipe) for method in FIELD)}
+    deen, dns = rates["deen"], rates["dns"]
+    assert [deen[epoch] for epoch in (0, 9, 19, 20, 79, 80, 150)] == [0.1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert rates["hct"] == rates["ddag"][:61] and rates["ddag"][50] == 0.01
+    assert max(range(100), key=dns.__getitem__) in (15, 16)
+    assert dns == pytest.approx([1e-4 + (1 - 1e-4) * (epoch + 0.5) / 16 if epoch < 16 else (99.5 - epoch) / 84
+                                 for epoch in range(100)])
