@@ -84,8 +84,9 @@ class Table:
         return f"{self.protocol}, {WORDS[self.feature]}"
 
     def best(self, measure: str, place: int = 0) -> str:
-        """The best value of a column, in per cent as it is printed, or the second best; "" for one row."""
-        values = sorted({round(100 * row.cells[measure][0], 2) for row in self.rows if measure in row.cells})
+        """The best value measured here of a column, as it is printed, or the second best; "" for one row."""
+        values = sorted({round(100 * row.cells[measure][0], 2) for row in self.rows
+                         if measure in row.cells and not row.source})
         return f"{values[-1 - place]:.2f}" if len(values) > 1 else ""
 
 
@@ -211,11 +212,11 @@ def make_tables(runs: Sequence[Run], against: str | None = None, features: Seque
     for protocol in dict.fromkeys(run.protocol for run in runs):
         groups = group_runs([run for run in runs if run.protocol == protocol])
         reference = None if against is None else find_group(groups, against)
+        facts = published_rows(protocol, groups) if published else []
         for feature in features or (*FEATURES, SUM):
             scored = [group for group in groups if len(group.values(feature, "mAP")) == len(group.runs)]
             rows = [make_row(group, feature, reference, error) for group in scored]
             if rows:
-                facts = published_rows(protocol, groups) if published else []
                 tables.append(Table(protocol, feature, (*facts, *rows)))
     if not tables:
         raise UserError(f"--feature {' '.join(features)}: none of the runs was scored with it; leave it out")
@@ -338,8 +339,9 @@ def legend(tables: Sequence[Table], error: bool = False) -> str:
     if any(spread for row in rows for _, spread in row.cells.values()):
         words.append(f"± is the standard {'error of the mean' if error else 'deviation'} over seeds")
     if any(row.differences for row in rows):
-        words.append(f"differences with their {100 * LEVEL:.0f} % interval: of records by {RESAMPLES:,} "
-                     "bootstrap samples of persons, draws and seeds, of logs Student's over seeds")
+        words.append(f"Δ: paired difference with its {100 * LEVEL:.0f} % interval, of records by "
+                     f"{RESAMPLES:,} bootstrap samples of persons, draws and seeds, of logs Student's over "
+                     "seeds")
     if any(row.source for row in rows):
         words.append("† is published, not measured here")
     return "; ".join(words)

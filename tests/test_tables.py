@@ -150,6 +150,9 @@ def test_a_table_of_latex_marks_best_and_second(tmp_path, capsys):
     assert r"a\_b & 1 & 50.00" in out and r"c & 1 & \textbf{70.00}" in out
     assert r"d & 1 & \underline{60.00}" in out and out.count(r"\midrule") == 1
     assert out.startswith(r"% \usepackage{booktabs}") and out.rstrip().endswith(r"\end{table}")
+    two = [save(tmp_path / f"c{seed}.json", make_record((0.5 + 0.1 * seed,), method="c", seed=seed))
+           for seed in (1, 2)]
+    assert r"c & 2 & 65.00{\tiny $\pm$7.07}" in call(capsys, *two, "--format", "latex")
 
 
 def test_csv_holds_fractions(tmp_path, capsys):
@@ -170,8 +173,8 @@ def test_published_rows_are_marked_and_another_test_is_a_warning(tmp_path, capsy
     table.main([path, "--published"])
     out, err = capsys.readouterr()
     row = next(row for row in out.splitlines() if row.startswith("CGRNet"))
-    assert row.split()[:6] == ["CGRNet", "(Feng", "et", "al.,", "SPL", "2021)"] and "† " in row
-    assert row.split()[7:] == ["52.64", "85.25", "-", "51.37", "-"]
+    assert row.split()[:6] == ["CGRNet", "(SPL", "2021)", "†", "52.64", "85.25"]
+    assert row.split()[4:] == ["52.64", "85.25", "-", "51.37", "-"]
     assert "† is published, not measured here" in out
     assert "3803 queries published for SYSU-MM01 all-search, single-shot" in err and "80 found" in err
 

@@ -49,33 +49,42 @@ def as_csv(tables: Sequence[Table], error: bool = False) -> str:
 
 
 def as_latex(tables: Sequence[Table], error: bool = False) -> str:
-    """A table of booktabs: a part for each protocol and feature, the best in bold, the second underlined."""
+    """A table of booktabs: a part for each protocol and feature, the best in bold, the second underlined.
+
+    It fits a paper's column, or with differences or published rows its page.
+    """
     measures, compared = heads(tables)
+    wide = "*" if compared or any(row.source for table in tables for row in table.rows) else ""
     columns = 2 + len(measures) + len(compared)
-    lines = [r"% \usepackage{booktabs}", r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}",
-             rf"\caption{{{latex(legend(tables, error))}.}}",
-             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule",
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{table{wide}}}[t]",
+             rf"\centering\{'scriptsize' if wide else 'footnotesize'}\setlength{{\tabcolsep}}{{1.5pt}}",
+             rf"\caption{{Of the rows measured here, the best is bold, the second underlined; "
+             rf"{latex(legend(tables, error))}.}}\vspace{{4pt}}",
+             rf"\begin{{tabular}}{{@{{}}l{'r' * (columns - 1)}@{{}}}}", r"\toprule",
              " & ".join(map(latex, titles(measures, compared))) + r" \\"]
     for table in tables:
-        lines += [r"\midrule", rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{latex(table.title)}}}}} \\"]
-        for cells in grid(table, measures, compared):
-            marked = [mark(cell, table.best(name), table.best(name, 1))
-                      for name, cell in zip(measures, cells[2:])]
-            words = [*map(latex, cells[:2]), *marked, *map(latex, cells[2 + len(measures):])]
-            lines.append(" & ".join(words) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+        lines += [r"\midrule",
+                  rf"\multicolumn{{{columns}}}{{l}}{{\scriptsize {latex(table.title)}}} \\"]
+        for row, cells in zip(table.rows, grid(table, measures, compared)):
+            best = [("", "") if row.source else (table.best(name), table.best(name, 1)) for name in measures]
+            marked = [mark(cell, *values) for cell, values in zip(cells[2:], best)]
+            found = [mark(cell) for cell in cells[2 + len(measures):]]
+            lines.append(" & ".join([*map(latex, cells[:2]), *marked, *found]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\end{{table{wide}}}"])
 
 
-def mark(cell: str, best: str, second: str) -> str:
-    """A cell in LaTeX, its mean in bold if it is the best of its column, underlined if the second best."""
-    mean, *spread = cell.split(" ", 1)
-    command = {best: r"\textbf{%s}", second: r"\underline{%s}"}.get(mean, "%s")
-    return " ".join([command % mean, *map(latex, spread)])
+def mark(cell: str, best: str = "", second: str = "") -> str:
+    """A cell in LaTeX, its spread or interval small, its value bold if `best`, underlined if `second`."""
+    value, *rest = cell.replace("± ", "±").split(" ", 1)
+    command = {best: r"\textbf{%s}", second: r"\underline{%s}"}.get(value, "%s") if value else "%s"
+    words = command % value + "".join(rf"{{\tiny {latex(part)}}}" for part in rest)
+    return re.sub(r"-(?=\d)", "$-$", words)
 
 
 def latex(text: str) -> str:
     """Text as LaTeX writes it."""
-    signs = {"±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^\dagger$", **{sign: f"\\{sign}" for sign in "%_&#${}"}}
+    signs = {"±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^\dagger$",
+             **{sign: f"\\{sign}" for sign in "%_&#${}"}}
     return re.sub("|".join(map(re.escape, signs)), lambda found: signs[found[0]], text)
 
 
