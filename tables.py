@@ -173,19 +173,18 @@ def label_groups(groups: Sequence[Sequence[Run]]) -> list[str]:
     names = list(dict.fromkeys(name for kind in kinds for name in kind))
     differing = [name for name in names if len({json.dumps(kind.get(name)) for kind in kinds}) > 1]
     told = [name for name in names if name in differing or name in ("", "+")]
-    labels = [" ".join(f"{name} {say(kind[name])}".strip() for name in told if kind.get(name))
-              for kind in kinds]
+    labels = [" ".join(say(name, kind[name]) for name in told if kind.get(name)) for kind in kinds]
     if all(group[0].record is None for group in groups):
         labels = shorten(labels)
     return [label if labels.count(label) == 1 else f"{label} ({group[0].path})"
             for label, group in zip(labels, groups)]
 
 
-def say(value: Any) -> str:
+def say(name: str, value: Any) -> str:
     """A setting in a few words; of a digest, its beginning."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else str(value)
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    words = [word[:8] if re.fullmatch("[0-9a-f]{40,}", word) else word for word in map(str, values)]
+    return " ".join([name.replace("_", " "), *words]).strip()
 
 
 def shorten(names: Sequence[str]) -> list[str]:

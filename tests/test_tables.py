@@ -33,13 +33,15 @@ def save_log(path, values, seed_line=None):
 
 def test_seeds_of_one_method_and_its_settings_are_a_row(tmp_path, capsys):
     paths = [save(tmp_path / f"{method}{augment}{seed}.json",
-                  make_record((0.4 + 0.1 * seed,), method=method, seed=seed,
-                              settings={"augment": augment, "lr": 0.1, "data": "ab" * 32}))
+                  make_record((0.4 + 0.1 * seed,), method=method, seed=seed, settings={
+                      "augment": augment, "lr": 0.1, "data": "ab" * 32, "sync_bn": bool(augment),
+                      "set": ["graph=None", "own=1"] if augment else []}))
              for method, augment in (("base", None), ("base", "erase"), ("agw", None)) for seed in (0, 1)]
     out = call(capsys, *paths).splitlines()
     assert out[0] == "SYSU-MM01 all-search, i2v, after pooling"
     assert out[1].split() == ["method", "seeds", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP"]
-    assert [row.split("  ")[0] for row in out[2:5]] == ["base", "base augment erase", "agw"]
+    assert [row.split("  ")[0] for row in out[2:5]] == [
+        "base", "base augment erase sync bn set graph=None own=1", "agw"]
     assert out[2].split()[1:5] == ["2", "45.00", "±", "7.07"]  # of two seeds, n - 1
     assert out[-1] == "(per cent; ± is the standard deviation over seeds)"
     error = call(capsys, *paths, "--spread", "error").splitlines()[2].split()
