@@ -42,11 +42,9 @@ def load_train_images(split: TrainSplit, root: str, spec: ImageSpec, workers: in
     folder: of the arrays, if not `root`. Raises `UserError` naming the file and the command that renews it if
     the arrays do not fit the images or the size.
     """
-    if train_arrays.present(split, root, spec, folder):
-        found = train_arrays.open_arrays(split, root, spec, folder)
-    else:
-        found = {side.modality: read_images(side.paths, spec, workers, title=side.modality, silent=silent)
-                 for side in split.sides}
+    found = train_arrays.open_arrays(split, root, spec, folder) or {
+        side.modality: read_images(side.paths, spec, workers, title=side.modality, silent=silent)
+        for side in split.sides}
     return {modality: TrainImages(torch.from_numpy(pixels), split.labels(modality))
             for modality, pixels in found.items()}
 

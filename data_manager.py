@@ -21,7 +21,7 @@ from datasets.folders import Folders
 from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
 from datasets.sysu import SysuMM01
-from datasets.types import INFRARED, MODALITIES, VISIBLE, DataSet
+from datasets.types import INFRARED, MODALITIES, VISIBLE, DataSet, Images
 from utils import Parser, UserError, run
 
 DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB(), LLCM(), Folders())}
@@ -54,17 +54,18 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
 
 
 # -------------------------------------------------------------------------------------- names of the AGW line
-def process_query_sysu(data_path: str, mode: str = "all") -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The infrared queries of SYSU-MM01: N paths, pids (N,), camids (N,)."""
-    images = DATASETS["sysu"].query(data_path, mode, INFRARED)
-    return list(images.paths), images.pids, images.camids
+Listed = tuple[list[str], np.ndarray, np.ndarray]  # N paths, pids (N,), camids (N,)
+
+
+def process_query_sysu(data_path: str, mode: str = "all") -> Listed:
+    """The infrared queries of SYSU-MM01: paths, pids and camids."""
+    return listed(DATASETS["sysu"].query(data_path, mode, INFRARED))
 
 
 def process_gallery_sysu(data_path: str, mode: str = "all", trial: int = 0, shot: int = 1,
-                         gallery: str = "random") -> tuple[list[str], np.ndarray, np.ndarray]:
-    """One visible gallery of SYSU-MM01: N paths, pids (N,), camids (N,). Trials count from 0."""
-    images = DATASETS["sysu"].draw_gallery(data_path, mode, trial, shot, gallery, VISIBLE)
-    return list(images.paths), images.pids, images.camids
+                         gallery: str = "random") -> Listed:
+    """One visible gallery of SYSU-MM01: paths, pids and camids. Trials count from 0."""
+    return listed(DATASETS["sysu"].draw_gallery(data_path, mode, trial, shot, gallery, VISIBLE))
 
 
 def process_test_regdb(data_path: str, trial: int = 1,
@@ -73,21 +74,17 @@ def process_test_regdb(data_path: str, trial: int = 1,
     modalities = {name: modality for modality, name in NAMES.items()}
     if modal not in modalities:
         raise ValueError(f"modal: {modal!r} found, 'visible' or 'thermal' expected")
-    images = DATASETS["regdb"].split_images(data_path, "test", trial)[modalities[modal]]
-    return list(images.paths), images.pids
+    return listed(DATASETS["regdb"].split_images(data_path, "test", trial)[modalities[modal]])[:2]
 
 
-def process_query_llcm(data_path: str, mode: int = 1) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The queries of LLCM, mode 1: visible, 2: infrared: N paths, pids (N,), camids (N,)."""
-    images = DATASETS["llcm"].query(data_path, modality_of(mode))
-    return list(images.paths), images.pids, images.camids
+def process_query_llcm(data_path: str, mode: int = 1) -> Listed:
+    """The queries of LLCM, mode 1: visible, 2: infrared: paths, pids and camids."""
+    return listed(DATASETS["llcm"].query(data_path, modality_of(mode)))
 
 
-def process_gallery_llcm(data_path: str, mode: int = 1,
-                         trial: int = 0) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """A gallery of LLCM, mode 1: visible, 2: infrared; trials from 0: N paths, pids (N,), camids (N,)."""
-    images = DATASETS["llcm"].draw_gallery(data_path, trial, modality_of(mode))
-    return list(images.paths), images.pids, images.camids
+def process_gallery_llcm(data_path: str, mode: int = 1, trial: int = 0) -> Listed:
+    """A gallery of LLCM, mode 1: visible, 2: infrared; trials from 0: paths, pids and camids."""
+    return listed(DATASETS["llcm"].draw_gallery(data_path, trial, modality_of(mode)))
 
 
 def modality_of(mode: int) -> str:
@@ -95,6 +92,11 @@ def modality_of(mode: int) -> str:
     if mode not in (1, 2):
         raise ValueError(f"mode: {mode!r} found, 1 (visible) or 2 (infrared) expected")
     return MODALITIES[mode - 1]
+
+
+def listed(images: Images) -> Listed:
+    """Images as the AGW line's functions return them."""
+    return list(images.paths), images.pids, images.camids
 
 
 # ---------------------------------------------------------------------------------------- the check of a copy
@@ -130,7 +132,6 @@ def main(words: Sequence[str] | None = None) -> None:
                         f"name the folder of {titles}")
     data, report = check(root, args.all)
     text = "\n".join(describe(root, data.title if data else "", report, args.all))
-    sys.stdout.reconfigure(errors="backslashreplace")
     print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
     sys.exit(0 if report.usable else 1)
 

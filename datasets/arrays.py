@@ -89,18 +89,6 @@ def manifest(split: TrainSplit, root: str | Path, spec: ImageSpec) -> dict[str, 
             "count": {modality: len(lines) for modality, lines in images.items()}, "images": images}
 
 
-def present(split: TrainSplit, root: str | Path, spec: ImageSpec, folder: str | Path | None = None) -> bool:
-    """Whether a data set has pre-processed arrays; `UserError` for some, or a folder, without manifest."""
-    if split.arrays is None or (Path(folder or root) / MANIFEST).is_file():
-        return split.arrays is not None
-    command = renew(split, root, spec, folder)
-    if found := strays(split, folder or root):
-        raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made from; {command}")
-    if folder:
-        raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {command}")
-    return False
-
-
 def strays(split: TrainSplit, folder: str | Path) -> list[Path]:
     """The arrays in a folder without their manifest: other code's, or of a pre-processing cut short."""
     paths = [Path(folder) / f"{name}_img.npy" for name in split.arrays.names.values()]
@@ -116,13 +104,29 @@ def renew(split: TrainSplit, root: str | Path, spec: ImageSpec, folder: str | Pa
 
 # ----------------------------------------------------------------------------------------------------- arrays
 def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
-                folder: str | Path | None = None) -> dict[str, np.ndarray]:
-    """Memory-map the pixels (N, height, width, 3) of both modalities, once they are known to fit.
+                folder: str | Path | None = None) -> dict[str, np.ndarray] | None:
+    """Memory-map the pixels (N, height, width, 3) of both modalities; None where there are no arrays.
 
     Raises `UserError` naming the file, and the command that makes it anew, unless they were made of images of
-    these names and sizes, with this spec.
+    these names and sizes, with this spec; also for arrays, or a folder of them, without manifest.
     """
+    if split.arrays is None:
+        return None
     path, command = Path(folder or root) / MANIFEST, renew(split, root, spec, folder)
+    if not path.is_file():
+        if found := strays(split, path.parent):
+            raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made from; "
+                            f"{command}")
+        if folder:
+            raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {command}")
+        return None
+    require_current(path, split, root, spec, command)
+    return {modality: open_array(path.parent / name, split.labels(modality), spec, command)
+            for modality, name in split.arrays.names.items()}
+
+
+def require_current(path: Path, split: TrainSplit, root: str | Path, spec: ImageSpec, command: str) -> None:
+    """Raise `UserError` unless a manifest tells of these images, by names and sizes, and this spec."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["format"], content["filter"], f"{content['height']} x {content['width']}"
@@ -140,8 +144,6 @@ def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
             example = min(set(then) ^ set(now), default="their order ").rpartition(" ")[0]
             raise UserError(f"{path}: the arrays were made from {len(then)} {modality} images, the training "
                             f"lists now give {len(now)} that are not the same ({example} differs); {command}")
-    return {modality: open_array(path.parent / name, split.labels(modality), spec, command)
-            for modality, name in split.arrays.names.items()}
 
 
 def open_array(stem: Path, labels: np.ndarray, spec: ImageSpec, command: str) -> np.ndarray:

@@ -145,16 +145,20 @@ def read_text(path: Path, errors: str = "strict") -> str:
     errors: of decoding, as `bytes.decode` takes it. Raises `UserError` for what is no such file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: {describe_entry(path)} found, a list expected; restore it" if path.exists()
-                        else f"{path}: no such file; restore it from the data set")
+        what = f"{describe_entry(path)} found, a list expected" if path.exists() else "no such file"
+        raise UserError(f"{path}: {what}; restore it")
     try:
         data = path.read_bytes()
         utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if utf_16 else "utf-8-sig", errors)
+        text = data.decode("utf-16" if utf_16 else "utf-8-sig", errors)
     except OSError as error:
         raise not_read(path, error) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as text ({error}); restore it, in UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{path}: zero bytes found, as in UTF-16 without its byte order mark; save it in "
+                        "UTF-8")
+    return text
 
 
 def is_number(text: str) -> bool:
@@ -190,7 +194,7 @@ def parse_index(path: Path) -> list[tuple[str, int]]:
             continue
         name, _, label = line.strip().replace("\t", " ").rpartition(" ")
         name = name.strip()
-        if not (name and is_number(label)) or Path(name).is_absolute() or "\0" in name:
+        if not (name and is_number(label)) or Path(name).is_absolute():
             raise UserError(f"{path}, line {number}: {line.strip()[:60]!r} found, 'relative/path label' "
                             "with a label of at least 0 expected; restore the file")
         name = Path(name).as_posix()

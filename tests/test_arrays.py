@@ -150,7 +150,7 @@ def test_arrays_half_renamed_are_never_used(sysu, script, monkeypatch, number):
     monkeypatch.setattr(os, "replace", plain_replace)
     with pytest.raises(UserError,
                        match="found without train_resized_img.json, .*; run: python pre_process_sysu.py"):
-        arrays.present(split_of(sysu), sysu, SPEC)
+        arrays.open_arrays(split_of(sysu), sysu, SPEC)
     assert script(*COMMAND, sysu).returncode == 0
     require_whole(sysu)
 
@@ -162,8 +162,7 @@ def test_a_pipe_in_the_place_of_an_array_is_not_waited_for(sysu, script, name):
     os.mkfifo(sysu / name)
     assert arrays.fingerprint(split_of(sysu), sysu)
     with pytest.raises(UserError, match="run: python pre_process_sysu.py"):
-        if arrays.present(split_of(sysu), sysu, SPEC):
-            arrays.open_arrays(split_of(sysu), sysu, SPEC)
+        arrays.open_arrays(split_of(sysu), sysu, SPEC)
 
 
 def test_each_script_of_pre_processing_is_called_after_its_data_set():
