@@ -304,8 +304,7 @@ class RunLog:
         if self.silent:
             return
         if self.text:
-            with open(self.text, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(line + "\n")
+            append_line(self.text, line)
         with contextlib.suppress(BrokenPipeError):
             tqdm.write(line)
 
@@ -318,8 +317,7 @@ class RunLog:
         """Write the figures of an epoch as a JSON line and to TensorBoard."""
         if not self.lines:
             return
-        with open(self.lines, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.lines, json.dumps(record))
         for name, value in record.items():
             self.board.add_scalar(name, value, record["epoch"])
         self.board.flush()
@@ -338,6 +336,15 @@ class RunLog:
         """Show a picture (3, height, width) uint8 in TensorBoard."""
         if self.board:
             self.board.add_image(name, pixels)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Write a line at the end of a text file; an error of the file system names the file."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def keep_lines_before(path: Path, epoch: int) -> None:

@@ -134,7 +134,7 @@ def test_one_person_and_regdb_with_one_trial(script, world, tmp_path):
             path.unlink()
     checked = script("data_manager.py", root)
     assert checked.returncode == 0 and checked.stdout.splitlines()[-1].startswith("usable")
-    assert "note, trials without lists: 9" in checked.stdout
+    assert "2, 3, 4, 5, 6, 7, 8, 9, 10: others do without" in checked.stdout
     for name in ("visible", "thermal"):
         path = root / f"idx/train_{name}_1.txt"
         path.write_text("".join(line for line in path.open() if line.endswith(" 0\n")))
