@@ -139,7 +139,8 @@ def choose_course(args: argparse.Namespace) -> Course:
 
 def announce(course: Course, args: argparse.Namespace, out: Path) -> None:
     """Say what is to be done and, by a measurement of this machine, how long it takes."""
-    models = ", ".join(f"{method} on {DATASETS[name].title}" for name, method, *_ in course.trainings)
+    models = ", ".join(f"{method} in {DATASETS[name].title}'s layout"
+                       for name, method, *_ in course.trainings)
     print(f"Renders {course.ids} persons into {out}"
           + ("." if args.data_only else f", trains {models}, tests, and searches."), flush=True)
     if not args.data_only:
@@ -268,10 +269,10 @@ def read(path: Path) -> dict:
 def show(rows: Sequence[tuple[str, str, dict[str, float]]], out: Path, page: Path, checkpoint: Path,
          root: Path) -> None:
     """Print the table of all scores, where to look, and what to try next."""
-    print(f"\n{'per cent, after pooling':<26}{'Rank-1':>8}{'Rank-10':>8}{'mAP':>8}")
+    print(f"\n{'per cent, after pooling':<28}{'Rank-1':>8}{'Rank-10':>8}{'mAP':>8}")
     for name, method, scores in rows:
         figures = "".join(f"{100 * scores[measure]:8.1f}" for measure in ("rank-1", "rank-10", "mAP"))
-        print(f"{DATASETS[name].title + ', ' + method:<26}{figures}")
+        print(f"{DATASETS[name].title + ' layout, ' + method:<28}{figures}")
     print(f"\nthe persons: {out / 'pedestrians.png'}")
     for name, method, _ in rows:
         if method != "chance":

@@ -43,15 +43,15 @@ def test_it_says_first_what_it_does_and_how_long_it_takes(played):
     printed, out = played
     first, second, third = printed.splitlines()[:3]
     assert first.startswith("No first weights, so all is trained from random ones") and "no network" in first
-    assert second == f"Renders 16 persons into {out}, trains base on SYSU-MM01, cgrnet on SYSU-MM01, " \
-                     "tests, and searches."
+    assert second == f"Renders 16 persons into {out}, trains base in SYSU-MM01's layout, cgrnet in " \
+                     "SYSU-MM01's layout, tests, and searches."
     assert third.startswith("This machine takes ") and third.endswith(" minutes in all.")
 
 
 def test_it_ends_with_the_table_the_pictures_the_page_and_three_commands(played):
     printed, out = played
     *_, table, places, commands = printed.split("\n\n")
-    assert [line.split()[1] for line in table.splitlines()[1:]] == ["chance", "base", "cgrnet"]
+    assert [line.split()[2] for line in table.splitlines()[1:]] == ["chance", "base", "cgrnet"]
     for name in ("pedestrians.png", "sysu_base/ranking.png", "sysu_cgrnet/ranking.png", "search/hits.html"):
         assert str(out / name) in places and (out / name).stat().st_size
     assert [line.split()[1] for line in commands.splitlines()[1:4]] == ["test.py", "export.py", "demo.py"]
