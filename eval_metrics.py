@@ -166,12 +166,12 @@ def _rank_rows(dist: np.ndarray, match: np.ndarray, shown: np.ndarray | None,
     """
     keys = _sort_keys(dist, distinct)
     if shown is not None:
-        keys[~shown] = np.iinfo(keys.dtype).max - 1
+        np.copyto(keys, np.iinfo(keys.dtype).max - 1, where=~shown)
         match = match & shown
     keys |= match
     nearest = None if persons is None else _nearest_of_each(keys, persons)
     keys.sort(axis=1)
-    marked = np.flatnonzero(keys.astype(np.uint8) & 1)
+    marked = np.flatnonzero((keys.astype(np.uint8) & 1).view(bool))
     queries, ranks = marked // keys.shape[1], marked % keys.shape[1] + 1
     found, heads, counts = np.unique(queries, return_index=True, return_counts=True)
     ap, inp, first = np.zeros(len(keys)), np.zeros(len(keys)), np.zeros(len(keys), np.intp)
