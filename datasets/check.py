@@ -132,10 +132,10 @@ def note_unused(top: Path, report: Report) -> None:
 
 def open_images(report: Report, every: bool, takes_range: bool) -> None:
     """Decode a sample of a report's images, or every one, and add the empty and the unreadable ones."""
-    empty = {path: None for path in report.images if os.path.getsize(path) == 0}
-    for path in empty:
+    sizes = {path: report.attempt("unreadable", os.path.getsize, path) for path in report.images}
+    for path in (path for path, size in sizes.items() if size == 0):
         report.refuse("empty", f"{path}: 0 bytes")
-    paths = [path for path in report.images if path not in empty]
+    paths = [path for path, size in sizes.items() if size]
     if not every and len(paths) > SAMPLE:
         paths = [paths[place] for place in np.linspace(0, len(paths) - 1, SAMPLE).round().astype(int)]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +14,13 @@ from utils import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # What operating systems, NAS systems and archives leave in folders, in lower case, beside names with a dot.
-SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle",
-                "~snapshot", "$recycle.bin", "system volume information", "lost+found", "__macosx")
+SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "@eadir",
+                "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot", "$recycle.bin",
+                "lost+found", "system volume information", "network trash folder", "temporary items",
+                "__macosx")
+# What cannot be seen of a name, beside control and format characters: joiners, fillers, variation selectors.
+INVISIBLE = re.compile("[\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+                       "\U000e0100-\U000e01ef]")
 
 
 class Scan:
@@ -133,9 +139,8 @@ def not_read(path: str | Path, error: OSError) -> UserError:
 
 def looks(name: str) -> str:
     """What a person sees of a name: without case, composition, invisible characters and outer spaces."""
-    name = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-    invisible = [c for c in name if unicodedata.category(c) in ("Cf", "Cc") or c in "\u034f\ufe0e\ufe0f"]
-    return " ".join(name.translate(dict.fromkeys(map(ord, invisible))).split())
+    shown = "".join(c for c in INVISIBLE.sub("", name) if unicodedata.category(c) not in ("Cf", "Cc"))
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", shown).casefold()).split())
 
 
 # ---------------------------------------------------------------------------------------------------- lists

@@ -18,8 +18,9 @@ from PIL import Image
 import data_manager
 from data_manager import DATASETS, process_gallery_llcm, process_query_llcm, resolve_arguments
 from datasets.check import FAULT, NOTE, describe
+from datasets.files import Scan
 from datasets.images import TooManyBits, read_image
-from datasets.types import Images, ImageSpec, Search
+from datasets.types import DIRECTIONS, DataSet, Images, ImageSpec, Search, make_train_split
 from eval_metrics import eval_llcm
 from utils import UserError
 
@@ -574,3 +575,59 @@ def test_folders_exclude_no_camera_that_no_name_tells(tmp_path):
     with pytest.raises(UserError, match="^--exclude-same-camera: no name of an image below .*test begins "):
         DATASETS["folders"].searches(tmp_path, exclude_same_camera=True)
     assert len(DATASETS["folders"].searches(tmp_path)) == 1
+
+
+class Flat(DataSet):
+    """Images rgb/PERSON_SHOT.png and ir/PERSON_SHOT.png; persons of odd numbers are for training."""
+
+    name, title, path, direction = "flat", "Flat", "data/flat", "v2i"
+    folders, flags, published = ("rgb", "ir"), ("first",), {"training persons": 500}
+    arguments = {"train_split": ("first",)}
+
+    def add_flags(self, parser, script):
+        if script == "train":
+            parser.add_argument("--first", type=int, default=0, help="flat: least person to train on")
+
+    def sides(self, root, rest, scan):
+        found = {}
+        for modality, folder in zip(("visible", "infrared"), self.folders):
+            paths = [path for path in scan.image_files(self.require_layout(root) / folder)
+                     if int(Path(path).name.split("_")[0]) % 2 == rest]
+            pids = np.array([int(Path(path).name.split("_")[0]) for path in paths])
+            found[modality] = Images(tuple(paths), pids, np.ones(len(paths), int), modality)
+        return found
+
+    def train_split(self, root, trial=1, scan=None, first=0):
+        scan = scan or Scan()
+        sides = self.sides(root, 1, scan)
+        return make_train_split(*sides.values(), set(sides["visible"].pids.tolist()), root, scan)
+
+    def test_images(self, root, trial=1, scan=None):
+        return self.sides(root, 0, scan or Scan())
+
+    def searches(self, root, *, direction, trials, scan=None):
+        sides = self.test_images(root, scan=scan)
+        query, gallery = (sides[modality] for modality in DIRECTIONS[direction])
+        return [Search(query, gallery, trial, f"Flat, {direction}") for trial in trials]
+
+
+def test_a_data_set_from_outside_is_trained_on_tested_and_checked(script, tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "flat", Flat())
+    root = tmp_path / "flat"
+    for person in range(1, 7):
+        for shot in range(2):
+            for folder in ("rgb", "ir"):
+                save_image(root / folder / f"{person}_{shot}.png", [person, shot, len(folder)])
+    done = script("train.py", "--dataset", "flat", "--data-path", root, *SMALL, "--epochs", 1, "--first", 1)
+    assert done.returncode == 0, done.stderr
+    assert "3 training persons found, 500 published" in done.stderr
+    last = last_of(script, "flat")
+    done = script("test.py", "--resume", last, "--data-path", root, "--gpu", "cpu", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((script.cwd / "found/results.json").read_text())
+    assert record["protocol"]["name"] == "Flat, v2i"
+    refused = script("train.py", "--dataset", "sysu", "--first", 1)
+    assert "--first 1 belongs to Flat, but the data set is sysu; leave it out" in refused.stderr
+    done = script("data_manager.py", root)
+    assert done.returncode == 0 and "training persons 3 500 differs".split() in [
+        line.split() for line in done.stdout.splitlines()]
