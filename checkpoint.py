@@ -1,6 +1,6 @@
 """Files of weights, ours and other code's: written whole or not at all, read without running what they hold.
 
-Files of other code are known by their keys: a row of `FOREIGN` says how that code names our weights.
+Files of other code are known by their names of weights, see published.py.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from backbones import BACKBONES, fetch_imagenet, whole_state, weight_shapes
 from data_manager import DATASETS
 from model import METHODS, TwoStream, build_network, override
+from published import find_foreign
 from utils import UserError, atomic_path, one_line, sha256, warn
 
 FORMAT = 1
@@ -32,9 +33,9 @@ class Checkpoint:
     """What a file of train.py holds.
 
     name: the run's, with which its files begin; args: its arguments; trial: the data set's split; epoch: the
-    next one; step, sums, seconds: of an epoch that was begun; best: scores of the best epoch so far;
-    fingerprint: of the training images; processes: that train together; criterion, optimiser: what losses
-    learn, and the optimiser's state, which is None in a file of weights alone (`best`).
+    next one; best: scores of the best epoch so far; fingerprint: of the training images; processes: that
+    train together; criterion, optimiser: what losses learn, and the optimiser's state, which is None in a
+    file of weights alone (`best`).
     """
 
     net: dict[str, Tensor]
@@ -43,9 +44,6 @@ class Checkpoint:
     name: str = ""
     epoch: int = 0
     trial: int = 1
-    step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
     best: dict[str, float] = field(default_factory=lambda: {"rank-1": -1.0, "mAP": 0.0, "epoch": -1})
     fingerprint: str = ""
     processes: int = 1
@@ -126,8 +124,16 @@ def numpy_globals() -> list[Any]:
 
 
 def load_checkpoint(path: str | Path, flag: str = "--resume") -> Checkpoint:
-    """Read one of this project's checkpoints; raises `UserError` if it is none."""
-    return as_checkpoint(load_file(path, flag), path, flag)
+    """Read one of this project's checkpoints to go on from; raises `UserError` if it is none.
+
+    Earlier code also wrote files in the middle of an epoch.
+    """
+    content = load_file(path, flag)
+    checkpoint = as_checkpoint(content, path, flag)
+    if content.get("step"):
+        warn(f"{flag} {path}: written after {content['step']} steps of epoch {checkpoint.epoch}, "
+             "which begins again")
+    return checkpoint
 
 
 def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Checkpoint:
@@ -276,78 +282,9 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- other code
-@dataclass(frozen=True)
-class Foreign:
-    """How other code names the weights of one of our methods.
-
-    method: a name in METHODS; changes: what its forward pass does otherwise, as `--set` says it; signs:
-    prefixes of names that tell its files; names: patterns of the beginning of our names, and what it has in
-    their place (the first that fits counts, what none fits is the same); resnets: prefixes under which a file
-    holds a whole ResNet, of which some stages are used; unused: prefixes of other names that are not used.
-    """
-
-    method: str
-    signs: tuple[str, ...]
-    names: Mapping[str, str]
-    resnets: tuple[str, ...]
-    unused: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
-
-    def translate(self, ours: str) -> str:
-        """Their name of one of our weights."""
-        fitting = ((pattern, theirs) for pattern, theirs in self.names.items() if re.match(pattern, ours))
-        pattern, theirs = next(fitting, ("", ""))
-        return re.sub(pattern, theirs, ours, count=1)
-
-
-BRANCHES = {r"streams\.visible\.": "visible_module.visible.", r"shared\.": "base_resnet.base.",
-            r"streams\.infrared\.": "thermal_module.thermal."}
-EXPANSION = {rf"expansion\.dilated\.{branch}\.{number}\.": f"DEE.FC{branch + 1}{number + 1}."
-             for branch in range(2) for number in range(3)} | {
-             rf"expansion\.restore\.{branch}\.": f"DEE.FC{branch + 1}." for branch in range(2)}
-DEEN = {r"channels\.layer(\d)\.": r"MFA\1.CNL.", r"positions\.layer(\d)\.": r"MFA\1.PNL.", **EXPANSION,
-        **BRANCHES}
-FOREIGN = (  # the first whose sign a file has counts
-    Foreign("cgrnet", changes=("graph=None", "similarity=energy"),
-            signs=("visible_block.", "thermal_block.", "common_block.", "cam1.", "cam2."),
-            names={r"streams\.visible\.layer1\.": "visible_block.base.layer1.",
-                   r"streams\.infrared\.layer1\.": "thermal_block.base.layer1.",
-                   r"shared\.layer2\.": "common_block.base.layer2.",
-                   r"similarity\.visible\.": "cam1.", r"similarity\.infrared\.": "cam2.", **BRANCHES},
-            resnets=(*BRANCHES.values(), "visible_block.base.", "thermal_block.base.", "common_block.base."),
-            unused=("local2local.", "local2global.", "global2local.")),
-    Foreign("agw", signs=("NL_",),  # CAJ's network is the same
-            names={r"non_local\.layer(\d)\.(\d)\.g\.": r"NL_\1.\2.g.0.", r"non_local\.layer": "NL_",
-                   **BRANCHES},
-            resnets=tuple(BRANCHES.values())),
-    Foreign("ddag", signs=("wpa.",),
-            names={r"wpa\.query\.": "wpa.fc1.0.", r"wpa\.key\.": "wpa.fc2.", r"wpa\.value\.": "wpa.fc3.",
-                   **BRANCHES},
-            resnets=tuple(BRANCHES.values()),
-            unused=("wpa.W.", "attention_", "out_att.", "classifier1.", "classifier2.")),
-    Foreign("deen", signs=("MFA3.",), names=DEEN, resnets=tuple(BRANCHES.values())),
-    Foreign("deen", signs=("DEE.",), names=DEEN, resnets=tuple(BRANCHES.values()),
-            changes=("expand_after=2",)),  # for RegDB
-    Foreign("dns", signs=("base.HSS",),
-            names={r"streams\.visible\.": "visible.visible.", r"streams\.infrared\.": "thermal.thermal.",
-                   r"shared\.": "base.base.", r"common\.": "CSS.",
-                   r"shifts\.layer(\d)\.reduce\.": r"base.HSS\1.channel_attention.",
-                   r"shifts\.layer(\d)\.rows\.": r"base.HSS\1.conv_h.",
-                   r"shifts\.layer(\d)\.columns\.": r"base.HSS\1.conv_w."},
-            resnets=("visible.visible.", "thermal.thermal.", "base.base."), unused=("DD.",)),
-    Foreign("base", signs=tuple(BRANCHES.values()), names=BRANCHES,
-            resnets=tuple(BRANCHES.values())),
-)
-
-
 def is_published(content: Any) -> bool:
-    """Whether a file's content is, or holds, a state dict of other code that `FOREIGN` tells of."""
+    """Whether a file's content is, or holds, a state dict of code that published.py knows."""
     return find_foreign(state_dict(content)) is not None
-
-
-def find_foreign(found: Mapping[str, Any]) -> Foreign | None:
-    """The code that a state dict comes from, None for ours or an unknown one."""
-    return next((row for row in FOREIGN if any(name.startswith(row.signs) for name in found)), None)
 
 
 def load_published(content: Any, path: str | Path,
@@ -362,7 +299,8 @@ def load_published(content: Any, path: str | Path,
     if not isinstance(head, Tensor) or head.ndim != 2:
         raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells "
                         "the number of classes; a complete checkpoint expected")
-    layers = {name.removeprefix(prefix) for name in found for prefix in row.resnets if prefix in name}
+    layers = {name.removeprefix(prefix) for prefix in row.resnets for name in found
+              if name.startswith(prefix)}
     resnets = {arch: whole_state(arch).keys() for arch in BACKBONES}
     arch = min(resnets, key=lambda arch: len(layers ^ resnets[arch]))
     net = build_network(override(METHODS[row.method], row.changes), arch, len(head))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import make_checkpoint
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoint import is_published, load_file, load_init, load_network, load_published
+from checkpoint import is_published, load_checkpoint, load_file, load_init, load_network, load_published
 from model import build_network
 from utils import UserError
 
@@ -481,6 +482,15 @@ def test_numpy_numbers_and_arrays_are_read_under_both_names_of_their_module(tmp_
     for name, value in values.items():
         assert type(found[name]) is type(value)
         np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_file_of_the_middle_of_an_epoch_begins_that_epoch_again(tmp_path, capsys):
+    content = load_file(make_checkpoint(tmp_path / "a.t"), "--resume")
+    torch.save({**content, "step": 3, "sums": {"id": 2.0}, "seconds": 1.5}, tmp_path / "middle.t")
+    checkpoint = load_checkpoint(tmp_path / "middle.t")
+    assert checkpoint.epoch == 1 and checkpoint.net.keys() == content["net"].keys()
+    assert capsys.readouterr().err == (
+        f"warning: --resume {tmp_path}/middle.t: written after 3 steps of epoch 1, which begins again\n")
 
 
 class Bomb:

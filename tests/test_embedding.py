@@ -13,6 +13,7 @@ from conftest import ROOT, make_checkpoint, make_regdb, save_image
 from PIL import Image
 
 import embedding
+import export
 from checkpoint import load_network
 from datasets.images import read_image
 from datasets.types import Features, ImageSpec
@@ -147,10 +148,10 @@ def test_features_that_are_not_finite_name_the_image(world):
 
 
 def test_without_torch(embed, world, tmp_path):
-    pytest.importorskip("onnxruntime")
-    from retrieval import onnx_model
-    if not hasattr(onnx_model, "load"):
-        pytest.skip("no export")
+    try:
+        export.require_packages()
+    except UserError as error:
+        pytest.skip(str(error))
     assert scripts.run([ROOT / "export.py", world / "a.t", "--out", "model"], embed.cwd).returncode == 0
     for name in ("torch", "torchvision"):
         (tmp_path / "none" / name).mkdir(parents=True)
