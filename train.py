@@ -194,12 +194,13 @@ def open_files(args: argparse.Namespace, state: Checkpoint, steps: int, writes: 
         make_folder(models, "--model_path")
         name = glob.escape(state.name)
         kinds = [f"{name}_{kind}.t" for kind in ("last", "best", "epoch_[0-9]*")]
-        earlier = [path for kind in kinds for path in models.glob(kind)] if args.resume is None else []
-        if (earlier or (folder / f"{state.name}.jsonl").exists()) and not (args.resume or args.overwrite):
-            raise UserError(f"{(earlier or [folder / state.name])[0]}: a run of this name is there; go on "
-                            "with it by --resume auto, replace it by --overwrite, or add a word by --name")
-        for path in [*earlier, *(stray for kind in kinds for stray in models.glob(f".{kind}.*.tmp"))]:
-            path.unlink()  # strays: half-written by a run that was killed
+        earlier = [path for kind in kinds for path in models.glob(kind)]
+        earlier += folder.glob(f"{name}.jsonl")
+        if earlier and not (args.resume or args.overwrite):
+            raise UserError(f"{earlier[0]}: a run of this name is there; go on with it by --resume auto, "
+                            "replace it by --overwrite, or add a word by --name")
+        for stray in (path for kind in kinds for path in models.glob(f".{kind}.*.tmp")):
+            stray.unlink()  # half-written by a run that was killed
         if state.best["epoch"] >= 0 and not best.exists():
             warn(f"{best}: not there; the best is counted anew from epoch {state.epoch + 1}")
             state.best = Checkpoint({}, {}, 0).best

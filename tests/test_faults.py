@@ -592,7 +592,8 @@ OUTPUT = [
     Case("train: no room for a log", TRAIN_REGDB + " --log_path {place}/log",
          r"\S*log/regdb_log/\S+.txt: No space left on device; free",
          lambda place, world: ((place / "log/regdb_log").mkdir(parents=True), (
-             place / "log/regdb_log" / f"{RUN.replace('base', 'cgrnet')}.txt").symlink_to("/dev/full"))),
+             place / "log/regdb_log" / f"{RUN.replace('base', 'cgrnet')}.txt").symlink_to("/dev/full")),
+         logs=True),
     Case("train: disk full", TRAIN_REGDB + " --method base --model_path {place} --overwrite",
          rf"{RUN}_(best|last).t: cannot be written \(.*\); the previous checkpoint, if any, is intact",
          lambda place, world: [shutil.copy(path, place) for path in (world.last, world.best)],
