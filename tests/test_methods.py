@@ -1,9 +1,11 @@
 """The field's methods: their parts give the numbers of the authors' code, each trains on each backbone."""
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from torch import nn
 from torch.nn import functional as F
 
@@ -186,3 +188,25 @@ def test_recipes_say_how_their_authors_trained():
     assert max(range(100), key=dns.__getitem__) in (15, 16)
     assert dns == pytest.approx([1e-4 + (1 - 1e-4) * (epoch + 0.5) / 16 if epoch < 16 else (99.5 - epoch) / 84
                                  for epoch in range(100)])
+
+
+@pytest.mark.parametrize("method", ["ddag", "dns"])
+def test_a_run_whose_losses_have_state_goes_on_to_the_bit(method, regdb, script):
+    """DDAG's weight follows the epoch before, DNS's slow copies each step; both drop values out."""
+    done = script("train.py", "--dataset", "regdb", "--data-path", regdb, "--method", method, *SMALL,
+                  "--epochs", 3, "--save_epoch", 1)
+    assert done.returncode == 0, done.stderr
+    (epoch_2,) = (script.cwd / "save_model").glob("*_epoch_2.t")
+    (script.cwd / "parts").mkdir()
+    begun = shutil.copy(epoch_2, script.cwd / "parts")
+    done = script("train.py", "--resume", begun, "--gpu", "cpu")
+    assert done.returncode == 0, done.stderr
+    whole, parts = (torch.load(next((script.cwd / folder).glob("*_last.t")), weights_only=True)
+                    for folder in ("save_model", "parts"))
+    states = [name for name in whole["criterion"] if name.endswith("graph.weight") or ".slow_" in name]
+    assert states and parts["epoch"] == 3
+    for part in ("net", "criterion"):
+        assert whole[part].keys() == parts[part].keys()
+        assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
+    if method == "ddag":
+        assert 0 < whole["criterion"]["learnt.graph.weight"] < 1
