@@ -50,7 +50,7 @@ FOREIGN = (  # the first whose sign a file has counts
             names={r"non_local\.layer(\d)\.(\d)\.g\.": r"NL_\1.\2.g.0.", r"non_local\.layer": "NL_",
                    **BRANCHES},
             resnets=tuple(BRANCHES.values())),
-    Foreign("ddag", signs=("wpa.",),
+    Foreign("ddag", signs=("wpa.fc1.",),
             names={r"wpa\.query\.": "wpa.fc1.0.", r"wpa\.key\.": "wpa.fc2.", r"wpa\.value\.": "wpa.fc3.",
                    **BRANCHES},
             resnets=tuple(BRANCHES.values()),

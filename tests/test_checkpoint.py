@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from checkpoint import is_published, load_checkpoint, load_file, load_init, load_network, load_published
-from model import build_network
+from model import METHODS, build_network
 from utils import UserError
 
 WORDS = {"visible": "visible", "infrared": "thermal"}
@@ -381,6 +381,11 @@ def test_the_fields_methods_give_the_features_of_the_published_networks(make, me
     assert_same_features(ours, theirs)
     with pytest.raises(UserError, match=f"^--resume a.t: has an unexpected other.weight .* of {method} on"):
         load_published({"net": {**theirs.state_dict(), "other.weight": torch.zeros(1)}}, "a.t")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_our_own_weights_are_not_taken_for_published_ones(method):
+    assert not is_published(build_network(method, "resnet18", 2).state_dict())
 
 
 # ------------------------------------------------------------------------------------------------------- keys
