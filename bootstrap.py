@@ -50,11 +50,6 @@ class Difference:
     low: float
     high: float
 
-    @property
-    def told_apart(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> Difference:
     """The mean of the records in `second` less that of `first`, each as `QueryScores.sums` (2, T, P).

@@ -182,8 +182,8 @@ def draw_evidence(title: str, rows: Sequence[tuple[str, Sequence[Evidence]]], sp
                   labels: Sequence[str] = ("",)) -> Figure:
     """Pairs of images with what speaks for them and against them, a row a pair, two maps a model.
 
-    rows: a caption and the evidence of each model. The colours of a row have one scale; contours at half of
-    it are solid where a place speaks for the pair, dashed where it speaks against it.
+    rows: a caption and the evidence of each model. The colours of a row have one scale; contours at a third
+    of it are solid where a place speaks for the pair, dashed where it speaks against it.
     """
     heads = ["query", "found", *["on query", "on found"] * len(labels)]
     size = ImageSpec(DPI, max(1, round(DPI * spec.width / spec.height)), spec.range)
@@ -217,15 +217,15 @@ def draw_evidence(title: str, rows: Sequence[tuple[str, Sequence[Evidence]]], sp
                           orientation="horizontal", ticks=(-1, 0, 1))
     bar.ax.set_xticklabels(("against the pair", "0", "for it"), fontsize=7)
     heading = f"{title}; " if title else ""
-    figure.suptitle(textwrap.fill(f"{heading}{names}, above it the cosine similarity", 66), fontsize=7,
-                    y=0.995, va="top")
+    heading = f"{heading}{names} (solid: for, dashed: against), above it the cosine similarity"
+    figure.suptitle(textwrap.fill(heading, 66), fontsize=7, y=0.995, va="top")
     return figure
 
 
 def show_evidence(axes: Axes, pixels: np.ndarray, values: np.ndarray, limit: float) -> None:
-    """An image under its evidence, with contours at half of the limit."""
+    """An image under its evidence, with contours at a third of the limit."""
     axes.imshow(overlay(pixels, values, limit), aspect="auto")
-    levels = [level for level in (-limit / 2, limit / 2) if values.min() < level < values.max()]
+    levels = [level for level in (-limit / 3, limit / 3) if values.min() < level < values.max()]
     if levels:
         axes.contour(enlarge(values, pixels.shape), levels, colors="black", linewidths=0.7,
                      linestyles=["dashed" if level < 0 else "solid" for level in levels])

@@ -157,11 +157,6 @@ def count(search: Search) -> dict[str, int]:
 
 
 # --------------------------------------------------------------------------------------------------- in words
-def show_percent(values: Mapping[str, float]) -> str:
-    """Named fractions as per cent on one line."""
-    return " ".join(f"{name} {value:.2%}" for name, value in values.items())
-
-
 def unmatched_line(unmatched: Sequence[tuple[int, int]]) -> list[str]:
     """How many queries of how many see no match, trial by trial; nothing if none of them does."""
     lone = dict.fromkeys(f"{lone} of {queries}" for lone, queries in unmatched if lone)

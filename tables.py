@@ -19,7 +19,7 @@ from datasets.types import FEATURES, SUM
 from results import MEASURES, WORDS, Record
 from utils import UserError, one_line, warn
 
-PUBLISHED = Path(__file__).resolve().with_name("published.json")
+PAPERS = Path(__file__).resolve().with_name("papers.json")
 SHOWN = ("rank-1", "rank-10", "rank-20", "mAP", "mINP")
 COMPARED = ("rank-1", "mAP")  # whose differences are shown
 TITLES = {"mAP": "mAP", "mINP": "mINP", **{f"rank-{k}": f"Rank-{k}" for k in results.RANKS}}
@@ -267,7 +267,7 @@ def difference(first: Group, second: Group, feature: str, measure: str) -> Diffe
 
 def published_rows(protocol: str, groups: Sequence[Group]) -> list[Row]:
     """The papers' rows of a protocol; warns where it is not the papers' test that was run."""
-    facts = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    facts = json.loads(PAPERS.read_text(encoding="utf-8"))
     known = next((each for each in facts["protocols"] if protocol.startswith(each["begins"])
                   and protocol.endswith(each["ends"])), None)
     if known is None:
