@@ -274,13 +274,14 @@ def show(rows: Sequence[tuple[str, str, dict[str, float]]], out: Path, page: Pat
         figures = "".join(f"{100 * scores[measure]:8.1f}" for measure in ("rank-1", "rank-10", "mAP"))
         print(f"{DATASETS[name].title + ' layout, ' + method:<28}{figures}")
     print(f"\nthe persons: {out / 'pedestrians.png'}")
-    for name, method, _ in rows:
-        if method != "chance":
-            print(f"queries and what {method} found: {out / f'{name}_{method}' / 'ranking.png'}")
+    records = [out / f"{name}_{method}" / "results.json" for name, method, _ in rows if method != "chance"]
+    for record in records:
+        print(f"queries and what was found: {record.with_name('ranking.png')}")
     print(f"a search to open in a browser: {page}\n\nNext:")
     print(f"  python test.py --resume {checkpoint} --data-path {root} --gpu cpu --direction v2i")
     print(f"  python export.py {checkpoint} --out {out / 'onnx'}")
-    print("  python demo.py --full")
+    print(f"  python test.py --compare {records[0]} {records[1]}" if records[1:] else
+          "  python demo.py --full")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_it_ends_with_the_table_the_pictures_the_page_and_three_commands(played)
     assert [line.split()[2] for line in table.splitlines()[1:]] == ["chance", "base", "cgrnet"]
     for name in ("pedestrians.png", "sysu_base/ranking.png", "sysu_cgrnet/ranking.png", "search/hits.html"):
         assert str(out / name) in places and (out / name).stat().st_size
-    assert [line.split()[1] for line in commands.splitlines()[1:4]] == ["test.py", "export.py", "demo.py"]
+    assert [line.split()[1] for line in commands.splitlines()[1:4]] == ["test.py", "export.py", "test.py"]
     assert commands.endswith(" minutes")
 
 
