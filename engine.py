@@ -12,14 +12,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bootstrap import QueryScores
 from data_loader import TrainBatches, step_seed
 from datasets.images import MEAN, STD
-from datasets.types import Features, Search
+from datasets.types import MODALITIES, Features, Search
 from devices import precision
-from eval_metrics import Ranking, distance_matrix, k_reciprocal_distance, rank_queries
+from eval_metrics import (Ranking, distance_matrix, k_reciprocal_distance, modality_gap,
+                          rank_queries)
 from features import Extraction, search_features
 from loss import Criterion
 from results import FEATURES, Scores
+from retrieval.verification import Pairs, make_pairs
 from two_stream import TwoStream
 from utils import RunLog, UserError
 
@@ -248,3 +251,24 @@ def scores_of(ranking: Ranking) -> Scores:
     """CMC, mAP and mINP of what the queries of a search found."""
     cmc, mean_ap, mean_inp = ranking.summary()
     return Scores(tuple(cmc.tolist()), mean_ap, mean_inp)
+
+
+def query_scores(searches: list[Search], persons: np.ndarray,
+                 rankings: list[dict[str, Ranking]]) -> QueryScores:
+    """Each query's scores in each draw."""
+    draws = np.repeat([search.trial for search in searches], [len(search.query) for search in searches])
+    first, ap = ({kind: np.concatenate([getattr(trial[kind], name) for trial in rankings]).astype(dtype)
+                  for kind in rankings[0]} for name, dtype in (("first", np.int32), ("ap", np.float32)))
+    return QueryScores(draws.astype(np.int16), persons.astype(np.int32), first, ap)
+
+
+def find_pairs(features: dict[str, Features], search: Search, kind: str) -> Pairs:
+    """The genuine and impostor pairs that a search sees."""
+    same = search.query.pids[:, None] == search.gallery.pids
+    return make_pairs(1 - distances(features, search, kind), search.seen(), same)
+
+
+def find_gap(features: dict[str, Features], search: Search, kind: str) -> dict[str, float]:
+    """How far apart the modalities lie in a search."""
+    sides = {side.modality: side for side in (search.query, search.gallery)}
+    return modality_gap(*(features[modality].take(sides[modality], kind) for modality in MODALITIES))
