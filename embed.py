@@ -1,4 +1,4 @@
-"""Features of images for search.py: a folder, a list of files, tracklets, or boxes in larger images.
+"""Features of crops of one person each for search.py: folders, lists, tracklets, or boxes in larger images.
 
     python embed.py night/ --modality infrared --resume save_model/..._last.t --out night.npz
     python embed.py day/ --modality visible --resume save_model/..._last.t --out day.npz --append
@@ -11,30 +11,37 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from datasets.folders import RANGE, require_range
-from datasets.types import MODALITIES, Features, ImageSpec
-from embedding import Rows, average, embed_batches, find_images, find_tracklets, read_boxes
-from features import Extraction, Network, join, torch_network, with_mirror
-from results import FEATURES
-from retrieval.gallery import Gallery, Record, read_gallery, require_same, write_gallery
-from utils import GPU, Interrupted, Parser, UserError, filled, number, make_folder, run, sha256, warn
+import embedding
+from datasets.folders import RANGE
+from datasets.types import FEATURES, MODALITIES, Features
+from embedding import Rows
+from features import Extraction, join
+from retrieval.embedder import Embedder, open_embedder
+from retrieval.gallery import Gallery, Record, locked, merge, read_gallery, require_same, write_gallery
+from utils import GPU, Interrupted, Parser, UserError, filled, make_folder, number, run, warn
+
+ALIKE = 0.99  # similarity of two features of the same pixels, whatever their precision
 
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(description="Write the features of images to a file for search.py.")
+    parser = Parser(description="Write the features of crops of one person each to a file for search.py. "
+                                "Whole photographs need --boxes, of a detector of your own.")
     parser.add_argument("inputs", nargs="*", metavar="INPUT",
                         help="folders of images (any depth), image files, or .txt files that name one a line")
-    parser.add_argument("--modality", choices=MODALITIES, required=True, help="of all these images")
-    parser.add_argument("--resume", "-r", type=filled, required=True, metavar="PATH", help="checkpoint")
+    parser.add_argument("--modality", type=embedding.modality, choices=MODALITIES, required=True,
+                        help="of all these images (also: rgb, ir, nir, thermal)")
+    parser.add_argument("--resume", "-r", type=filled, required=True, metavar="PATH",
+                        help="checkpoint, or network of export.py")
     parser.add_argument("--out", type=filled, required=True, metavar="FILE.npz", help="file to write")
-    parser.add_argument("--append", action="store_true", help="add what is not in that file yet")
+    parser.add_argument("--append", action="store_true",
+                        help="add what is not in that file yet, or has changed")
     parser.add_argument("--tracklets", action="store_true",
                         help="each folder is one tracklet: the mean of its features")
     parser.add_argument("--boxes", type=filled, metavar="FILE.csv",
@@ -46,8 +53,8 @@ def build_parser() -> Parser:
         parser.add_argument(flag, type=number(16, 4096), metavar="PIXELS",
                             help=f"image {side} (default: the checkpoint's)")
     parser.add_argument("--range", **RANGE, help="raw values that become black and white in images of more "
-                        "than 8 bits (default: the checkpoint's)")
-    parser.add_argument("--gpu", **GPU)
+                                                 "than 8 bits (default: the checkpoint's)")
+    parser.add_argument("--gpu", **{**GPU, "default": None})
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it and the backbone gains by it")
     parser.add_argument("--test-batch", type=number(1), default=64, metavar="N", help="images a step")
@@ -59,37 +66,30 @@ def build_parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> None:
     """Embed from the arguments of the command line."""
     args = build_parser().parse_args(words)
-    out = check_out(args.out)
+    if not args.out.endswith(".npz") or os.path.isdir(args.out):
+        raise UserError(f"--out {args.out}: the name of a file that ends in .npz expected")
+    out = make_folder(Path(args.out).parent, "--out") / Path(args.out).name
     rows, kind = find_rows(args)
-    network, facts = load_network(args)
-    record = make_record(args, facts, kind)
-    old = read_gallery(out) if args.append and out.exists() else None
-    if old is not None:
-        require_same(record, old.record, tuple(vars(record)), f"--append {out}: these images and the file")
-        present = set(map(os.path.abspath, old.paths))
-        rows = {name: images for name, images in rows.items() if os.path.abspath(name) not in present}
+    embedder = open_embedder(args.resume, args.modality, flip=args.flip, gpu=args.gpu, amp=args.amp,
+                             img_h=args.img_h, img_w=args.img_w, range=args.range)
+    record = replace(embedder.record, rows=kind, folder=os.getcwd())
+    old = read_old(out, record, args)
+    shown = embedding.digests(rows, args.workers)
+    wanted = rows if old is None else choose_rows(old, rows, shown, record, out)
+    embedding.warn_of_shapes(embedding.images_of(wanted))
     unreadable: dict[str, str] = {}
-    parts, stopped = embed_until_stopped(network, rows, record, args, unreadable)
-    features, images = average(join(parts), rows, unreadable)
-    for error in unreadable.values():
+    parts, stopped = embed_until_stopped(embedder, wanted, args, unreadable)
+    new = make_gallery(join(parts), wanted, unreadable, shown, record, args.float16)
+    for error in dict.fromkeys(unreadable.values()):
         warn(f"{error} (left out)")
-    if features.paths or not stopped:
-        write(out, old, features, images, record, args.float16)
+    if len(new) or not stopped:
+        write(out, new, args)
     if stopped:
         kind = f"new {kind}" if old is not None else kind
-        raise Interrupted(stopped, f"stopped with {len(features.paths)} of {len(rows)} {kind} in {out}; "
+        raise Interrupted(stopped, f"stopped with {len(new)} of {len(wanted)} {kind} in {out}; "
                                    "--append goes on")
     if unreadable:
         sys.exit(3)
-
-
-def check_out(name: str) -> Path:
-    """The file to write; raises `UserError` if it cannot be one."""
-    out = Path(name)
-    if out.suffix != ".npz" or out.is_dir():
-        raise UserError(f"--out {name}: the name of a file that ends in .npz expected")
-    make_folder(out.parent, "--out")
-    return out
 
 
 def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
@@ -98,65 +98,54 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
         if args.tracklets:
             raise UserError("--tracklets: folders expected, but --boxes names crops; "
                             "its column track makes tracks of them")
-        rows = read_boxes(args.boxes, args.inputs)
+        rows = embedding.read_boxes(args.boxes, args.inputs)
         return rows, "tracks" if any("#track=" in name for name in rows) else "boxes"
     if not args.inputs:
         raise UserError("INPUT: no image given; name folders, image files, "
                         "or .txt files that name one a line")
     if args.tracklets:
-        return find_tracklets(args.inputs), "tracklets"
-    return {path: [path] for path in find_images(args.inputs)}, "images"
+        return embedding.find_tracklets(args.inputs), "tracklets"
+    return {path: [path] for path in embedding.find_images(args.inputs)}, "images"
 
 
-def load_network(args: argparse.Namespace) -> tuple[Network, Mapping[str, Any]]:
-    """The network as a function, on its device or by onnxruntime, and what its file says of it."""
-    if args.resume.endswith(".onnx"):
-        from retrieval import onnx_model
-        model = onnx_model.load(args.resume)
-        if model.facts.modality != args.modality:
-            raise UserError(f"--modality {args.modality}: {args.resume} is the network for "
-                            f"{model.facts.modality} images; name the other file")
-        network = with_mirror(model.features) if args.flip else model.features
-        return network, {**vars(model.facts), "img_h": model.facts.height, "img_w": model.facts.width}
-    import checkpoint  # with torch, which takes a second to load: mistakes in the arguments are found before
-    from devices import choose_device, prepare, use_bf16
-    net, facts = checkpoint.load_network(args.resume)
-    device = choose_device(args.gpu)
-    prepare(device)
-    bf16 = use_bf16(device, args.amp, facts["arch"], ImageSpec.from_arguments(facts))
-    known = {**facts, "precision": "bf16" if bf16 else "float32", "sha256": sha256(Path(args.resume))}
-    return torch_network(net.to(device), args.modality, bf16, args.flip), known
+def read_old(out: Path, record: Record, args: argparse.Namespace) -> Gallery | None:
+    """The file that grows, if it is there; raises `UserError` where these images do not go into it."""
+    if not (args.append and out.exists()):
+        return None
+    old = read_gallery(out)
+    require_same(record, old.record, f"--append {out}: these images and the file", ("modality", "rows"))
+    if args.float16 and old.bnneck.dtype != np.float16:
+        raise UserError(f"--float16: {out} holds {old.bnneck.dtype}; leave it out, or write another file")
+    return old
 
 
-def make_record(args: argparse.Namespace, facts: Mapping[str, Any], kind: str) -> Record:
-    """The record of the features; `UserError` for an image size or range that is not the checkpoint's."""
-    sizes = []
-    for name, usual in (("img_h", 288), ("img_w", 144)):
-        given, saved = getattr(args, name), facts.get(name)
-        if given and saved and given != saved:
-            made = "exported" if args.resume.endswith(".onnx") else "trained"
-            raise UserError(f"--{name} {given}: the checkpoint {args.resume} was {made} with --{name} "
-                            f"{saved}; leave the flag out")
-        sizes.append(given or saved or usual)
-    require_range(args.range)
-    limits, saved = args.range, facts.get("range")
-    if limits and saved and limits != list(saved):
-        raise UserError(f"--range {limits[0]} {limits[1]}: the checkpoint {args.resume} was trained with "
-                        f"--range {saved[0]} {saved[1]}; leave the flag out")
-    limits = limits or saved
-    return Record(facts["sha256"], facts["method"], *sizes, args.flip, args.modality, facts["precision"],
-                  kind, limits and tuple(limits))
+def choose_rows(old: Gallery, rows: Rows, shown: dict[str, str], record: Record, out: Path) -> Rows:
+    """The rows that a file does not hold, or that show something else now, which is said.
+
+    Raises `UserError` for a track that has a name of the file but begins with another box: the tracks of two
+    CSV files count from 1.
+    """
+    known = dict(zip(old.keys(), old.digests()))
+    keys = {name: os.path.abspath(os.path.join(record.folder, name)) for name in rows}
+    changed = [name for name in rows if known.get(keys[name], shown[name]) not in (shown[name], "")]
+    for name in changed:
+        if record.rows == "tracks" and known[keys[name]][:16] != shown[name][:16]:
+            raise UserError(f"--boxes {name}: another track than that of this name in {out}; write another "
+                            "file, or give tracks numbers of their own")
+    if changed:
+        warn(f"--append {out}: {len(changed)} {record.rows} have changed and are embedded again, "
+             f"the first {changed[0]}")
+    return {name: images for name, images in rows.items() if known.get(keys[name]) != shown[name]}
 
 
-def embed_until_stopped(network: Network, rows: Rows, record: Record, args: argparse.Namespace,
+def embed_until_stopped(embedder: Embedder, rows: Rows, args: argparse.Namespace,
                         unreadable: dict[str, str]) -> tuple[list[Features], int]:
     """Features of the images of all rows, or of those done when a signal came, and its number, 0 for none."""
-    images = list(dict.fromkeys(image for images in rows.values() for image in images))
+    record, parts = embedder.record, []
     settings = Extraction(record.spec, args.test_batch, args.workers, silent=False)
-    parts: list[Features] = []
     try:
-        for part in embed_batches(network, images, record.modality, settings,
-                                  None if args.strict else unreadable):
+        for part in embedding.embed_batches(embedder.network, embedding.images_of(rows), record.modality,
+                                            settings, None if args.strict else unreadable):
             parts.append(part)
     except KeyboardInterrupt:
         return parts, signal.SIGINT
@@ -165,21 +154,48 @@ def embed_until_stopped(network: Network, rows: Rows, record: Record, args: argp
     return parts, 0
 
 
-def write(out: Path, old: Gallery | None, features: Features, images: Sequence[str], record: Record,
-          float16: bool) -> None:
-    """Write the old rows and the new ones and say so; raises `UserError` where there are none at all."""
-    if not features.paths:
-        if old is None:
-            raise UserError(f"--out {out}: not written, no image was read")
-        print(f"{out}: {len(old)} {record.rows}, nothing to add")
-        return
-    dtype = old.bnneck.dtype if old is not None else np.dtype(np.float16 if float16 else np.float32)
-    new = Gallery(features.paths, images, *(getattr(features, kind).astype(dtype) for kind in FEATURES),
-                  record)
-    write_gallery(out, [new] if old is None else [old, new])
-    added = "" if old is None else f" added to {len(old)}"
-    print(f"{out}: {len(new)} {record.modality} {record.rows}{added}, {dtype} features of "
+def make_gallery(features: Features, rows: Rows, unreadable: dict[str, str], shown: dict[str, str],
+                 record: Record, float16: bool) -> Gallery:
+    """The rows whose images have been embedded."""
+    means, images = embedding.average(features, rows, unreadable)
+    dtype = np.float16 if float16 else np.float32
+    return Gallery(means.paths, images, *(getattr(means, kind).astype(dtype) for kind in FEATURES), record,
+                   [shown[name] for name in means.paths])
+
+
+def write(out: Path, new: Gallery, args: argparse.Namespace) -> None:
+    """Write the rows, after those that the file holds by now where it grows, and say so.
+
+    Raises `UserError` where there are none at all.
+    """
+    kind = new.record.rows
+    with locked(out.parent):
+        old = read_old(out, new.record, args)  # again: another process may have written there
+        if not len(new):
+            if old is None:
+                raise UserError(f"--out {out}: not written, no image was read")
+            print(f"{out}: {len(old)} {kind}, nothing to add")
+            return
+        if old is not None:
+            require_alike(old, new, out)
+        written = new if old is None else merge(old, new)
+        write_gallery(out, written)
+    kept = len(written) - len(new)
+    again = 0 if old is None else len(old) - kept
+    added = "" if old is None else f" ({again} of them again) beside {kept}" if again else f" added to {kept}"
+    print(f"{out}: {len(new)} {new.record.modality} {kind}{added}, {written.bnneck.dtype} features of "
           f"{new.bnneck.shape[1]} numbers")
+
+
+def require_alike(old: Gallery, new: Gallery, out: Path) -> None:
+    """Raise `UserError` where a row of an earlier version, which did not note what its rows show, is taken by
+    another thing of its name.
+    """
+    unknown = {key: row for row, (key, digest) in enumerate(zip(old.keys(), old.digests())) if not digest}
+    for row, key in enumerate(new.keys()):
+        if key in unknown and old.bnneck[unknown[key]].astype(np.float32) @ new.bnneck[row] < ALIKE:
+            raise UserError(f"--append {out}: {new.paths[row]} is not what the row of this name shows, which "
+                            "an earlier version wrote; write another file")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,40 @@
-"""Features of any images: folders, lists, tracklets, boxes in larger images. Imports no torch by itself.
+"""Features of any images, and what a row of a gallery is: an image, a tracklet, boxes in larger images.
 
     net, facts = checkpoint.load_network("save_model/..._last.t")
     night = embedding.embed(net, paths, "infrared", facts["img_h"], facts["img_w"])      night.bnneck: (N, D)
+
+Imports no torch by itself.
 """
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import itertools
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.files import IMAGE_SUFFIXES, is_system_file
-from datasets.types import FEATURES, INFRARED, MODALITIES, Features, ImageSpec
+from datasets.files import IMAGE_SUFFIXES, is_system_file, read_text
+from datasets.images import PART, file_of, size_of
+from datasets.types import FEATURES, INFRARED, MODALITIES, VISIBLE, Features, ImageSpec
 from features import Extraction, Network, as_network, extract_batches, join, require_finite
-from utils import UserError, explain_os_error, warn
+from utils import UserError, explain_os_error, sha256, warn
 
 if TYPE_CHECKING:
     from torch import nn
 
-Rows = dict[str, list[str]]  # by name, the images whose mean feature it has
+ALIASES = {"rgb": VISIBLE, "colour": VISIBLE, "color": VISIBLE, "ir": INFRARED, "nir": INFRARED,
+           "thermal": INFRARED}  # of modalities, on the command line
+Rows = dict[str, list[str]]  # by name, the images whose mean feature it has: FILE, or FILE#xywh=x,y,w,h
 COLOURLESS = 3.0  # of 255: mean difference of an image's channels; what JPEG does to a grey one is less
+LOOKED_AT = 100  # images whose aspect is looked at
 
 
 # --------------------------------------------------------------------------------------------------- features
@@ -93,31 +104,104 @@ def normalised_means(feats: np.ndarray, chosen: Sequence[Sequence[int]]) -> np.n
     return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
+# ------------------------------------------------------------------------------------------------------- rows
+def images_of(rows: Rows) -> list[str]:
+    """Every image of some rows once, boxes of one frame one after the other."""
+    frames: dict[str, dict[str, None]] = {}
+    for image in itertools.chain.from_iterable(rows.values()):
+        frames.setdefault(file_of(image), {})[image] = None
+    return [image for images in frames.values() for image in images]
+
+
+def digests(rows: Rows, workers: int = 4) -> dict[str, str]:
+    """What each row shows, by its name, in 32 characters: 16 of its first image, 16 of all of them.
+
+    They are of the contents of files, and of boxes in them: names, folders and times do not matter.
+    """
+    frames = list(dict.fromkeys(map(file_of, images_of(rows))))
+    with ThreadPoolExecutor(workers or 1) as pool:
+        contents = dict(zip(frames, pool.map(digest_of_file, frames)))
+
+    def shown(image: str) -> str:
+        return contents[file_of(image)] + image[len(file_of(image)):]
+
+    return {name: short_digest(shown(images[0])) + short_digest("\n".join(map(shown, images)))
+            for name, images in rows.items()}
+
+
+def digest_of_file(path: str) -> str:
+    """The SHA-256 of a file; empty where it cannot be read, as reading the image will say."""
+    try:
+        return sha256(Path(path)) if os.path.isfile(path) else ""
+    except OSError:
+        return ""
+
+
+def short_digest(text: str) -> str:
+    """16 characters for a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def warn_of_shapes(images: Sequence[str]) -> None:
+    """Warn where most images are wider than tall, as no person is, and of boxes that are cut at a border."""
+    sample = images[::max(1, -(-len(images) // LOOKED_AT))]
+    if 2 * sum(map(is_wide, sample)) > len(sample):
+        warn(f"most images are wider than tall, as {next(filter(is_wide, sample))}; crops of one person each "
+             "are expected: cut them out with a detector of your own, or give its boxes with --boxes")
+    boxes = [image for image in images if PART.search(image)]
+    sizes = {frame: size_of(frame) for frame in set(map(file_of, boxes))}
+    cut = [box for box in boxes if is_cut(box, sizes[file_of(box)])]
+    if cut:
+        warn(f"{len(cut)} boxes lie partly outside their images, the first {cut[0]}; "
+             "they are cut at the border")
+
+
+def is_wide(image: str) -> bool:
+    """Whether an image, or a box, is wider than tall; False where that cannot be read."""
+    part = PART.search(image)
+    size = tuple(map(int, part.groups()[2:])) if part else size_of(image)
+    return size is not None and size[0] > size[1]
+
+
+def is_cut(box: str, size: tuple[int, int] | None) -> bool:
+    """Whether a box lies partly, not wholly, outside its image of a size in pixels (width, height)."""
+    x, y, w, h = map(int, PART.search(box).groups())
+    width, height = size or (np.inf, np.inf)  # of what cannot be read, which will be said
+    return x < width and y < height and x + w > 0 and y + h > 0 and (
+        x < 0 or y < 0 or x + w > width or y + h > height)
+
+
 # ---------------------------------------------------------------------------------------------- what to embed
+def modality(text: str) -> str:
+    """An argparse type: a modality, by its own name or by another that the field has for it."""
+    return ALIASES.get(text.lower(), text.lower())
+
+
 def find_images(inputs: Sequence[str]) -> list[str]:
     """The image files that folders (any depth, sorted), image files and lists (.txt, one a line) name.
 
     Each once, however often it is named. Raises `UserError` for what is not there, and where there is no
     image.
     """
-    found, others = [], []
+    found, others, system = [], [], []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            for folder in folders(path):
-                files = [entry.path for entry in folder if not entry.is_dir()
-                         and not is_system_file(entry.name)]
-                found += [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
-                others += [file for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
+            for entry in walk(path):
+                kind = (system if is_system_file(entry.name) else
+                        found if entry.name.lower().endswith(IMAGE_SUFFIXES) else others)
+                kind.append(entry.path)
         elif path.suffix.lower() == ".txt" and path.is_file():
-            found += [line for line in read_list(path) if line]
-        elif path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES:
+            found += filter(None, map(str.strip, read_text(path, "surrogateescape").splitlines()))
+        elif path.exists() or path.suffix.lower() in IMAGE_SUFFIXES:
             found.append(name)
         else:
             raise UserError(f"{name}: no such file or folder; name images, folders of them, or a .txt file "
                             "with one a line")
-    if others:
-        warn(f"{len(others)} files that are not {', '.join(IMAGE_SUFFIXES)} left out, the first {others[0]}")
+    for what, paths in ((f"files that are not {', '.join(IMAGE_SUFFIXES)}", others),
+                        ("hidden and system files and folders", system)):
+        if paths:
+            warn(f"{len(paths)} {what} left out, the first {paths[0]}")
     if not found:
         raise UserError(f"{' '.join(inputs)[:200]}: no image found; "
                         f"{', '.join(IMAGE_SUFFIXES)} files expected")
@@ -127,8 +211,8 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     return list(once.values())
 
 
-def folders(root: Path) -> Iterator[list[os.DirEntry]]:
-    """The sorted entries of a folder, then those of each folder within, by links too; each folder once."""
+def walk(root: Path) -> Iterator[os.DirEntry]:
+    """What lies in a folder and in those within, by links too, each folder once, but system folders."""
     seen, waiting = set(), [str(root)]
     while waiting:
         folder = waiting.pop(0)
@@ -139,17 +223,9 @@ def folders(root: Path) -> Iterator[list[os.DirEntry]]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(explain_os_error(error)) from None
-        waiting[:0] = [entry.path for entry in entries if entry.is_dir() and not is_system_file(entry.name)]
-        yield entries
-
-
-def read_list(path: Path) -> list[str]:
-    """The stripped lines of a text file; `UserError` if it is none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        return [line.strip() for line in text.splitlines()]
-    except OSError as error:
-        raise UserError(explain_os_error(error)) from None
+        inner = [entry.path for entry in entries if entry.is_dir() and not is_system_file(entry.name)]
+        waiting[:0] = inner
+        yield from (entry for entry in entries if entry.path not in inner)
 
 
 def find_tracklets(inputs: Sequence[str]) -> Rows:
@@ -173,32 +249,37 @@ def is_within(path: str, folder: str) -> bool:
 def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
     """Boxes of a CSV file with columns path, x, y, w, h, in pixels, perhaps track: crops, or tracks' means.
 
-    A path begins in the given folder, in the current one, or beside the CSV file: where there is such a file
-    first. A track is the boxes of one number in images of one folder. Raises `UserError` naming file and
-    line.
+    Columns have any order and case. A path begins in the given folder, in the current one, or beside the CSV
+    file: where there is such a file first. A track is the boxes of one number in images of one folder; a box
+    of no track stays single. Raises `UserError` naming file and line.
     """
     starts = [*inputs, ".", os.path.dirname(path) or "."]
     for name in inputs:
         if not Path(name).is_dir():
             raise UserError(f"{name}: with --boxes, the folder where its paths begin expected")
-    rows: Rows = {}
+    if not os.path.isfile(path):
+        raise UserError(f"--boxes {path}: no such file; name a CSV file with the columns path, x, y, w, h")
+    reader = csv.DictReader(io.StringIO(read_text(Path(path), "surrogateescape")), skipinitialspace=True)
+    reader.fieldnames = [str(name).strip().lower() for name in reader.fieldnames or ()]
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            for line in reader:
-                name, track = parse_box(f"--boxes {path}, line {reader.line_num}", line, starts)
-                row = f"{os.path.dirname(name.rpartition('#')[0]) or '.'}#track={track}" if track else name
-                rows.setdefault(row, []).append(name)
-    except (OSError, csv.Error) as error:
-        raise UserError(f"--boxes {path}: {explain_os_error(error)}") from None
-    if not rows:
+        boxes = [parse_box(f"--boxes {path}, line {reader.line_num}", line, starts) for line in reader]
+    except csv.Error as error:
+        raise UserError(f"--boxes {path}, line {reader.line_num}: {error}; a CSV file expected") from None
+    if not boxes:
         raise UserError(f"--boxes {path}: no box found; a line path,x,y,w,h or path,x,y,w,h,track and the "
                         "boxes below it expected")
+    # A track has one box in a frame: where 0 has two, the tracker means none by it.
+    counts = Counter((file_of(name), track) for name, track in boxes)
+    none = ("", "0") if any(track == "0" and count > 1 for (_, track), count in counts.items()) else ("",)
+    rows: Rows = {}
+    for name, track in boxes:
+        folder = os.path.dirname(file_of(name)) or "."
+        rows.setdefault(name if track in none else f"{folder}#track={track}", []).append(name)
     return rows
 
 
 def parse_box(where: str, line: Mapping[str, Any], starts: Sequence[str]) -> tuple[str, str]:
-    """A box as `FILE#xywh=x,y,w,h`, and its track, which may be empty; `UserError` where it is none."""
+    """A box as `FILE#xywh=x,y,w,h`, and its track, empty for none; `UserError` where it is none."""
     try:
         x, y, w, h = (round(float(line[name])) for name in "xywh")
         path, track = line["path"].strip(), (line.get("track") or "").strip()
@@ -208,5 +289,8 @@ def parse_box(where: str, line: Mapping[str, Any], starts: Sequence[str]) -> tup
         found = ",".join(f"{name}={str(value)[:30]}" for name, value in line.items())
         raise UserError(f"{where}: {found[:160]} found; the columns path, x, y, w, h (and perhaps track) "
                         "with a path and numbers of pixels, w and h at least 1, expected") from None
+    number = re.fullmatch(r"(-?)0*(\d+)(\.0*)?", track)
+    if number:
+        track = "" if number[1] else number[2]
     places = [os.path.normpath(os.path.join(start, path)) for start in starts]
     return f"{next(filter(os.path.isfile, places), places[0])}#xywh={x},{y},{w},{h}", track

@@ -132,7 +132,7 @@ class Record:
         spec = ImageSpec(*record["image_size"], tuple(record["range"]) if "range" in record else None)
         found = Record(Protocol(protocol["name"], tuple(protocol["trials"]), protocol["images"]),
                        tuple(record["extras"]), model, spec, tuple(trials),
-                       {name: record[name] for name in ("calibration", "thresholds", "modality_gap")
+                       {name: record[name] for name in ("calibration", "thresholds", "roc", "modality_gap")
                         if name in record})
         found.summary("mean")  # fails for values that are no numbers
         return found

@@ -1,8 +1,8 @@
-"""Search images of a person among others: both sides are files of embed.py.
+"""Search persons among others: crops of one person each, as files of embed.py, or as images.
 
     python search.py night.npz day.npz --top 10 --out hits/
-    python search.py night.npz day.npz --out hits/ --far 1e-3 --calibration results.json
-    python search.py night.npz day.npz --out hits/ --resume save_model/..._last.t
+    python search.py night.npz day.npz --out hits/ --far-search 0.05 --calibration results/...
+    python search.py photo.png day.npz --modality infrared --resume save_model/..._last.t
 
 Writes hits.csv, hits.png (the first queries) and hits.html, a page that needs no network and no server. The
 search is exact: every row of the gallery is compared, and equal similarities keep the order of the gallery.
@@ -10,96 +10,138 @@ search is exact: every row of the gallery is compared, and equal similarities ke
 from __future__ import annotations
 
 import argparse
+import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
-from datasets.images import read_image
-from datasets.types import ImageSpec
-from results import FEATURES
+import embedding
+from datasets.files import IMAGE_SUFFIXES
+from datasets.images import file_of
+from datasets.types import FEATURES, MODALITIES
+from features import Extraction, join
 from retrieval import hits
-from retrieval.gallery import Gallery, Hits, camera_of, find_nearest, read_gallery, require_same
-from utils import (Parser, UserError, filled, number, make_folder, require_matplotlib, run, sha256,
-                   warn)
+from retrieval.embedder import open_embedder
+from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, image_finder, read_gallery,
+                               require_same)
+from utils import GPU, Parser, UserError, filled, make_folder, number, require_matplotlib, run, sha256, warn
 
-COMPARABLE = ("checkpoint", "method", "height", "width", "flip", "range", "precision")  # of both sides
+if TYPE_CHECKING:
+    from retrieval.evidence import Evidence
+
+TOLD, LINES = 10, 5  # queries and hits of each that the terminal shows
 
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(description="Search the images of one file of embed.py in those of another.")
-    parser.add_argument("query", metavar="QUERY.npz", help="file of embed.py: what to search for")
+    parser = Parser(description="Search crops of one person each among those of a file of embed.py.")
+    parser.add_argument("query", metavar="QUERY", help="what to search for: a file of embed.py, or an image, "
+                        "a folder or a list of images, which --modality and --resume embed")
     parser.add_argument("gallery", metavar="GALLERY.npz", help="file of embed.py: where to search")
-    parser.add_argument("--out", type=filled, required=True, metavar="DIR",
+    parser.add_argument("--out", type=filled, default="hits", metavar="DIR",
                         help="folder for hits.csv, hits.png and hits.html")
+    parser.add_argument("--modality", type=embedding.modality, choices=MODALITIES,
+                        help="of images to search for (also: rgb, ir, nir, thermal)")
+    parser.add_argument("--resume", "-r", type=filled, metavar="PATH",
+                        help="checkpoint that made the features, to embed images, and to draw evidence maps")
+    parser.add_argument("--gpu", **{**GPU, "default": None})
     parser.add_argument("--top", type=number(1), default=10, metavar="N", help="hits of each query")
     parser.add_argument("--feature", choices=FEATURES, default="bnneck",
                         help="after pooling, or after BNNeck")
-    parser.add_argument("--min-similarity", type=cosine, metavar="S",
+    parser.add_argument("--min-similarity", type=number(-1, 1, float), metavar="S",
                         help="leave out hits of a lower cosine similarity")
     parser.add_argument("--exclude-same-camera", action="store_true",
                         help="leave out hits of the query's camera, where names tell cameras")
-    parser.add_argument("--far", type=number(1e-12, 1, float), metavar="RATE",
-                        help="say yes or no at this false accept rate a pair")
+    parser.add_argument("--exclude-self", action="store_true",
+                        help="leave out the query's own image, by its content")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--far-search", type=number(1e-12, 1 - 1e-12, float), metavar="R",
+                      help="say match or no match, with a false answer in one of 1 / R searches")
+    rate.add_argument("--far", type=number(1e-12, 1, float), metavar="RATE",
+                      help="the same at this false accept rate a pair")
     parser.add_argument("--calibration", type=filled, metavar="results.json",
-                        help="record of test.py with the thresholds")
-    parser.add_argument("--resume", "-r", type=filled, metavar="PATH",
-                        help="checkpoint, to draw evidence maps into hits.html")
-    parser.add_argument("--shown", type=number(1), default=20, metavar="N", help="queries in hits.html")
+                        help="record of test.py with the thresholds, or its folder")
+    parser.add_argument("--root", type=filled, metavar="DIR",
+                        help="folder where the images lie now, if they have moved")
+    parser.add_argument("--shown", type=number(1), default=1000, metavar="N", help="queries in hits.html")
+    parser.add_argument("--evidence", type=number(0), default=20, metavar="N",
+                        help="queries with evidence maps, where --resume names the checkpoint")
     return parser
-
-
-def cosine(text: str) -> float:
-    """An argparse type: a number from -1 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 2.0
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} found, a number from -1 to 1 expected")
-    return value
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Search from the arguments of the command line."""
     args = build_parser().parse_args(words)
-    if (args.far is None) != (args.calibration is None):
-        missing = "--far" if args.far is None else "--calibration"
-        raise UserError(f"{missing}: missing; --far and --calibration go together")
+    flag, rate = ("--far-search", args.far_search) if args.far_search else ("--far", args.far)
+    if (rate is None) != (args.calibration is None):
+        missing = "--far-search or --far" if rate is None else "--calibration"
+        raise UserError(f"{missing}: missing; a rate and its --calibration go together")
     require_matplotlib("--out")
-    query, gallery = read_side(args.query), read_side(args.gallery)
-    require_same(query.record, gallery.record, COMPARABLE, f"{args.query} and {args.gallery}")
-    threshold = cameras = draw = None
-    if args.far is not None:
-        sides = query.record, gallery.record
-        threshold = hits.read_threshold(args.calibration, args.far, args.feature, *sides)
-    if args.exclude_same_camera:
-        cameras = read_cameras(args.query, query), read_cameras(args.gallery, gallery)
-    if args.resume:
-        draw = evidence_drawer(args, query, gallery)
+    images = os.path.isdir(args.query) or args.query.lower().endswith((".txt", *IMAGE_SUFFIXES))
+    query = None if images else read_side(args.query)
+    gallery = read_side(args.gallery)
+    query = query or embed_query(args, gallery.record)
+    require_same(query.record, gallery.record, f"{args.query} and {args.gallery}")
+    threshold = None
+    if rate is not None:
+        threshold = hits.read_threshold(args.calibration, flag, rate, args.feature, query.record,
+                                        gallery.record, len(gallery))
+        print("\n".join([*threshold.expectations(), str(threshold)]))
+    if args.resume and not images and sha256(Path(args.resume)) != query.record.checkpoint:
+        raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
+                        "that one, or leave it out")
+    found = find(args, query, gallery)
     out = make_folder(args.out, "--out")
-    found = find(args, query, gallery, cameras or ())
-    answers = hits.judge(query, gallery, found, threshold, args.min_similarity)
+    answers = hits.judge(query, gallery, found, threshold, args.min_similarity,
+                         [image_finder(side, args.root) for side in (query, gallery)])
     about = describe(args, query, gallery, answers, threshold)
-    print("\n".join(about))
-    title = f"{Path(args.query).name} in {Path(args.gallery).name}"
-    hits.write_csv(out / "hits.csv", answers, threshold)
-    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title,
-                       query.record.spec)
-    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, about, query.record.spec, draw)
-    if unread:
-        warn(f"{out / 'hits.html'}: {unread} images could not be read any more; "
-             "names begin in the current folder")
-    print(f"hits: {out / 'hits.csv'}, {out / 'hits.png'}, {out / 'hits.html'}")
+    print("\n".join(about + tell(answers)))
+    write(args, out, answers, query.record, gallery.record, about, threshold)
 
 
+# ------------------------------------------------------------------------------------------------------ sides
 def read_side(path: str) -> Gallery:
     """A file of embed.py that is not empty."""
     gallery = read_gallery(path)
     if not len(gallery):
         raise UserError(f"{path}: no features in it; embed some images")
     return gallery
+
+
+def embed_query(args: argparse.Namespace, made: Record) -> Gallery:
+    """Images, embedded as the gallery was."""
+    for flag, value in (("--modality", args.modality), ("--resume", args.resume)):
+        if value is None:
+            raise UserError(f"{flag}: missing; to search for images, {args.query}, give their --modality "
+                            "and, with --resume, the checkpoint that made the gallery")
+    rows = {path: [path] for path in embedding.find_images([args.query])}
+    embedder = open_embedder(args.resume, args.modality, flip=made.flip, gpu=args.gpu, img_h=made.height,
+                             img_w=made.width, range=made.range,
+                             amp="bf16" if made.precision == "bf16" else "off")
+    embedding.warn_of_shapes(list(rows))
+    found = join(list(embedding.embed_batches(embedder.network, list(rows), args.modality,
+                                              Extraction(embedder.record.spec, silent=len(rows) < TOLD))))
+    return Gallery(found.paths, found.paths, found.pool, found.bnneck,
+                   replace(embedder.record, folder=os.getcwd()), list(embedding.digests(rows).values()))
+
+
+def find(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> Hits:
+    """The hits of all queries; raises `UserError` for damaged features."""
+    excluded = []
+    if args.exclude_same_camera:
+        excluded.append((read_cameras(args.query, query), read_cameras(args.gallery, gallery)))
+    if args.exclude_self:
+        excluded.append(number_contents(args, query, gallery))
+    feats = [getattr(side, args.feature) for side in (query, gallery)]
+    try:
+        return find_nearest(*feats, args.top, excluded, silent=False)
+    except ValueError as error:
+        raise UserError(f"{args.query}, {args.gallery}: {error}; embed the images again") from None
 
 
 def read_cameras(path: str, side: Gallery) -> np.ndarray:
@@ -115,58 +157,82 @@ def read_cameras(path: str, side: Gallery) -> np.ndarray:
     return cameras
 
 
-def find(args: argparse.Namespace, query: Gallery, gallery: Gallery, cameras: Sequence[np.ndarray]) -> Hits:
-    """The hits of all queries; raises `UserError` for damaged features."""
-    feats = [getattr(side, args.feature) for side in (query, gallery)]
-    try:
-        return find_nearest(*feats, args.top, *cameras, silent=False)
-    except ValueError as error:
-        raise UserError(f"{args.query}, {args.gallery}: {error}; embed the images again") from None
+def number_contents(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> list[np.ndarray]:
+    """What the rows of either side show, as integers that are the same where it is."""
+    for path, side in ((args.query, query), (args.gallery, gallery)):
+        if not all(side.digests()):
+            raise UserError(f"--exclude-self: {path} does not say what its rows show, as it is of an earlier "
+                            "version; embed the images anew")
+    _, numbers = np.unique(query.digests() + gallery.digests(), return_inverse=True)
+    return np.split(numbers, [len(query)])
 
 
-def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers: list[hits.Answer],
+# ----------------------------------------------------------------------------------------------------- report
+def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers: Sequence[hits.Answer],
              threshold: hits.Threshold | None) -> list[str]:
-    """What was searched, in words, the threshold last."""
+    """What was searched, and what came of it, in words."""
     sides = [f"{len(side):,} {side.record.modality} {side.record.rows}" for side in (query, gallery)]
     half = " (float16 on disk)" if np.float16 in (query.bnneck.dtype, gallery.bnneck.dtype) else ""
     lines = [f"{sides[0]} in {sides[1]}, {args.feature} features{half}, method {query.record.method}, "
              f"checkpoint {query.record.checkpoint[:12]}"]
-    if args.exclude_same_camera:
-        lines.append("hits of the query's own camera are left out")
-    if args.min_similarity is not None:
-        lines.append(f"hits of a similarity below {args.min_similarity:g} are left out")
+    lines += [f"left out: {what}" for what, asked in (
+        ("hits of the query's own camera", args.exclude_same_camera),
+        ("the query's own image", args.exclude_self),
+        (f"hits of a similarity below {args.min_similarity}", args.min_similarity is not None)) if asked]
     if len(answers) > args.shown:
         lines.append(f"hits.html shows the first {args.shown} queries, hits.csv has all")
     if threshold is not None:
-        nobody = sum(answer.verdict == hits.NOBODY for answer in answers)
-        expected = float(threshold.far) * len(gallery)
-        lines.append(f"no one here for {nobody} of {len(answers)} queries; at this rate, {expected:.2g} "
-                     f"false accepts are to be expected of each query in {len(gallery):,} images")
-        lines.append(str(threshold))
+        counts = Counter(answer.verdict for answer in answers)
+        lines.append(f"{threshold.word} for {counts[threshold.word]} of {len(answers)} queries, no match for "
+                     f"{counts[hits.NO_MATCH]}")
     return lines
 
 
-def evidence_drawer(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> hits.Drawer:
-    """What draws the evidence on two images; raises `UserError` if the features are another checkpoint's."""
-    if sha256(Path(args.resume)) != query.record.checkpoint:
-        raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
-                        "that one, or leave it out")
+def tell(answers: Sequence[hits.Answer]) -> list[str]:
+    """The first hits of each query, in words, where there are few queries."""
+    lines = []
+    for answer in answers if len(answers) <= TOLD else ():
+        lines.append(answer.name)
+        lines += [f"  {rank}  {hit.similarity:.3f}  {hit.verdict and f'{hit.verdict:<9}  '}{hit.name}"
+                  for rank, hit in enumerate(answer.hits[:LINES], 1)] or ["  no hit"]
+    return lines
+
+
+def write(args: argparse.Namespace, out: Path, answers: Sequence[hits.Answer], query: Record, gallery: Record,
+          about: Sequence[str], threshold: hits.Threshold | None) -> None:
+    """Write the three files; warns of images that have gone."""
+    title = f"{Path(args.query).name} in {Path(args.gallery).name}"
+    hits.write_csv(out / "hits.csv", answers, threshold)
+    hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, query.spec)
+    said = [*threshold.expectations(), str(threshold), *about] if threshold else about
+    unread = hits.write_page(out / "hits.html", answers[:args.shown], title, said, query.spec,
+                             find_evidence(args, answers, query, gallery))
+    if unread:
+        warn(f"{out / 'hits.html'}: {unread} images could not be read any more; "
+             "--root names the folder where they lie now")
+    print(f"hits: {out / 'hits.csv'}, {out / 'hits.png'}, {out / 'hits.html'}")
+
+
+def find_evidence(args: argparse.Namespace, answers: Sequence[hits.Answer], query: Record,
+                  gallery: Record) -> dict[tuple[str, str], Evidence]:
+    """The evidence of the first queries' pairs, of images that are there, where a checkpoint is named."""
+    if not args.resume or args.resume.endswith(".onnx"):
+        return {}
+    pairs = [(answer.image, hit.image) for answer in answers[:args.evidence] for hit in answer.hits
+             if is_there(answer.image) and is_there(hit.image)]
     from checkpoint import load_network  # with torch, which a search by itself does without
-    from retrieval.evidence import find_evidence_of_all
-    from pictures import overlay
-    net, _ = load_network(args.resume)
-    modalities = query.record.modality, gallery.record.modality
+    from devices import choose_device, prepare
+    from retrieval.evidence import find_all
+    device = choose_device(args.gpu or "0")
+    prepare(device)
+    net = load_network(args.resume)[0].to(device)
+    found = find_all(net, pairs, (query.modality, gallery.modality), query.spec, args.feature)
+    return dict(zip(pairs, tqdm(found, "evidence", len(pairs), unit="pair", leave=False, disable=None)))
 
-    def draw(image: str, others: Sequence[str], spec: ImageSpec) -> list[hits.Drawn]:
-        drawn = []
-        for found in find_evidence_of_all(net, image, others, modalities, query.record.spec, args.feature):
-            limit = max(np.abs(values).max() for values in found.maps)
-            drawn.append(hits.Drawn(found.name, [
-                overlay(read_image(path, spec), values, limit)
-                for path, values in zip(found.paths, found.maps)]))
-        return drawn
 
-    return draw
+def is_there(image: str) -> bool:
+    """Whether the file of an image is there."""
+    return os.path.isfile(file_of(image))
 
 
 if __name__ == "__main__":

@@ -177,6 +177,7 @@ def describe_similarities(named: Sequence[str], first: tuple[dict[str, Features]
     unranked = [extra for extra in named if extra != results.RERANKED]
     return {"calibration": verification.describe(first[1], unranked),
             "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
+            "roc": {kind: verification.roc(each) for kind, each in pairs.items()},
             "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
 
 

@@ -11,6 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -56,29 +57,37 @@ def read_image(path: str | Path, spec: ImageSpec) -> np.ndarray:
     `FILE#xywh=x,y,w,h` is a part of the upright image, in pixels from its upper left corner, as far as it
     lies within. Raises `UserError` naming the file that cannot be decoded, and for a part that lies outside.
     """
-    (found,) = read_parts([str(path)], spec)
+    (found,) = read_parts([str(path)], spec.range, partial(resized, spec=spec))
     if isinstance(found, UserError):
         raise found
     return found
 
 
-def read_parts(paths: Sequence[str], spec: ImageSpec) -> list[np.ndarray | UserError]:
-    """Parts of one file, which is decoded once, as `read_image` reads each; or the error of each."""
+def resized(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """An image in the size of a spec, (height, width, 3) uint8."""
+    return np.array(image.resize((spec.width, spec.height), Image.Resampling[FILTER]))
+
+
+def read_parts(paths: Sequence[str], limits: tuple[int, int] | None,
+               finish: Callable[[Image.Image], R]) -> list[R | UserError]:
+    """What `finish` makes of each of some parts of one file, which is decoded once; or the error of each.
+
+    limits: see `decode`.
+    """
     try:
-        image = decode(file_of(paths[0]), spec.range)
+        image = decode(file_of(paths[0]), limits)
     except UserError as error:
         return [error] * len(paths)
-    return [cut(image, path, spec) for path in paths]
+    return [finish_part(image, path, finish) for path in paths]
 
 
-def cut(image: Image.Image, path: str, spec: ImageSpec) -> np.ndarray | UserError:
-    """The part of an image that a path names, resized; or the error."""
-    if part := PART.search(path):
-        try:
-            image = image.crop(box_within(path, image.size, *map(int, part.groups())))
-        except UserError as error:
-            return error
-    return np.array(image.resize((spec.width, spec.height), Image.Resampling[FILTER]))
+def finish_part(image: Image.Image, path: str, finish: Callable[[Image.Image], R]) -> R | UserError:
+    """What `finish` makes of the part of an image that a path names; or the error."""
+    part = PART.search(path)
+    try:
+        return finish(image.crop(box_within(path, image.size, *map(int, part.groups()))) if part else image)
+    except UserError as error:
+        return error
 
 
 def file_of(path: str) -> str:
@@ -241,7 +250,7 @@ def read_batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers
     each other are cut from one decoding of it.
     """
     def read(parts: list[str]) -> list[np.ndarray | None]:
-        found = read_parts(parts, spec)
+        found = read_parts(parts, spec.range, partial(resized, spec=spec))
         for path, image in zip(parts, found):
             if isinstance(image, UserError):
                 if unreadable is None:

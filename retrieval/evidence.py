@@ -8,7 +8,7 @@ first-order approximation of what a place does to the similarity.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_loader import normalise
-from datasets.images import read_image
+from datasets.images import read_batches
 from datasets.types import ImageSpec
-from two_stream import TwoStream
+from two_stream import TwoStream, folded
+
+PAIRS = 128  # at once: 200 MB of maps of ResNet-50
+BATCH = 32  # images, and pairs, in one pass
 
 
 @dataclass(frozen=True)
@@ -41,69 +44,71 @@ class Evidence:
         return "evidence" if self.exact else "approximate evidence (gradient times activation)"
 
 
-def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str],
-                  spec: ImageSpec, kind: str = "bnneck") -> Evidence:
-    """The evidence of two image files; the network is put into eval mode."""
-    return find_evidence_of_all(net, paths[0], paths[1:], modalities, spec, kind)[0]
+def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str, str], spec: ImageSpec,
+                  kind: str = "bnneck") -> Evidence:
+    """The evidence of two image files."""
+    return next(find_all(net, [paths], modalities, spec, kind))
 
 
-def find_evidence_of_all(net: TwoStream, first: str, others: Sequence[str], modalities: tuple[str, str],
-                         spec: ImageSpec, kind: str = "bnneck") -> list[Evidence]:
-    """The evidence of an image file with each of others, which pass through the network as one batch."""
-    device = next(net.parameters()).device
-    pixels = [np.stack([read_image(path, spec) for path in paths]) for paths in ((first,), others)]
-    (own,), found = (last_maps(net, normalise(torch.from_numpy(images).to(device)), modality)
-                     for images, modality in zip(pixels, modalities))
-    pairs = [pair_maps(net, own, x, kind) for x in found]
-    exact = net.linear and net.method.pooling == "average"
-    return [Evidence((first, other), float(maps[0].mean(dtype=np.float64)), maps, exact)
-            for other, maps in zip(others, pairs)]
+def find_all(net: TwoStream, pairs: Sequence[tuple[str, str]], modalities: tuple[str, str], spec: ImageSpec,
+             kind: str = "bnneck", workers: int = 4) -> Iterator[Evidence]:
+    """The evidence of pairs of image files; of pairs that are near each other, each image is embedded once.
 
-
-def evidence_maps(net: TwoStream, first: Tensor, second: Tensor, modalities: tuple[str, str],
-                  kind: str = "bnneck") -> tuple[np.ndarray, np.ndarray]:
-    """The evidence maps (rows, columns) float32 of two normalised images (3, height, width), one on either.
-
-    kind: the feature, one of FEATURES. The network is put into eval mode.
+    kind: the feature, one of FEATURES. Raises `UserError` naming an image that cannot be read.
     """
-    maps = [last_maps(net, image.reshape(1, *image.shape[-3:]), modality)[0]
-            for modality, image in zip(modalities, (first, second))]
-    return pair_maps(net, *maps, kind)
+    net, exact = folded(net), net.linear and net.method.pooling == "average"
+    for start in range(0, len(pairs), PAIRS):
+        some = pairs[start:start + PAIRS]
+        sides = []
+        for modality, paths in zip(modalities, zip(*some)):
+            distinct = list(dict.fromkeys(paths))
+            found = torch.cat([last_maps(net, images, modality)
+                               for images in read_batches(distinct, spec, BATCH, workers)])
+            sides.append(found[[distinct.index(path) for path in paths]].split(BATCH))
+        maps = [batch for x, y in zip(*sides) for batch in zip(*pair_maps(net, x, y, kind))]
+        for paths, (own, other) in zip(some, maps):
+            yield Evidence(paths, float(own.mean(dtype=np.float64)), (own, other), exact)
 
 
 @torch.no_grad()
-def last_maps(net: TwoStream, images: Tensor, modality: str) -> Tensor:
-    """The last maps (B, copies, D, rows, columns) of normalised images (B, 3, height, width) of one modality.
+def last_maps(net: TwoStream, images: np.ndarray, modality: str) -> Tensor:
+    """The last maps (B, copies, D, rows, columns) of images (B, height, width, 3) uint8 of one modality.
 
     copies: 1, but for a network that gives several maps of an image.
     """
-    maps = net.eval().feature_maps({modality: images})[0].float()
+    pixels = normalise(torch.from_numpy(images).to(next(net.parameters()).device))
+    maps = net.feature_maps({modality: pixels})[0].float()
     return maps.unflatten(0, (-1, len(images))).transpose(0, 1)
 
 
 def pair_maps(net: TwoStream, x: Tensor, y: Tensor, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The evidence maps (rows, columns) on two images, of their last maps (copies, D, rows, columns)."""
+    """The evidence maps (P, rows, columns) on both images of pairs.
+
+    x, y: their last maps (P, copies, D, rows, columns).
+    """
     with torch.no_grad():
         units = [F.normalize(feature(net, each, kind)) for each in (x, y)]
-    return evidence_map(net, x, units[1], kind), evidence_map(net, y, units[0], kind)
+    return evidence_maps(net, x, units[1], kind), evidence_maps(net, y, units[0], kind)
 
 
 def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
-    """The feature (1, D') of an image's last maps (copies, D, rows, columns), not normalised."""
-    output = net.embed(x)
+    """The features (P, D') of images' last maps (P, copies, D, rows, columns), not normalised."""
+    output = net.embed(x.transpose(0, 1).flatten(0, 1))
     return output.neck if kind == "bnneck" else output.feats
 
 
 @torch.enable_grad()
-def evidence_map(net: TwoStream, x: Tensor, other: Tensor, kind: str) -> np.ndarray:
-    """The map on one image: its last maps x (copies, D, rows, columns), the other's unit feature (1, D').
+def evidence_maps(net: TwoStream, x: Tensor, others: Tensor, kind: str) -> np.ndarray:
+    """The maps (P, rows, columns) on images, of their last maps x (P, copies, D, rows, columns).
 
-    Activation times the gradient of the similarity, the length of the own feature held fast; what that
-    leaves, such as the shift of BNNeck, is spread over all places.
+    others: the unit features (P, D') of the other images. Activation times the gradient of the similarity,
+    the length of the own feature held fast; what that leaves, such as the shift of BNNeck, is spread over all
+    places.
     """
     x = x.detach().requires_grad_()
     found = feature(net, x, kind)
-    similarity = (found * other).sum() / found.detach().norm()
-    (gradient,) = torch.autograd.grad(similarity, x)
-    shares = (x * gradient).sum((0, 1))
-    return (shares * shares.numel() + similarity - shares.sum()).detach().cpu().numpy()
+    similarity = (found * others).sum(1) / found.detach().norm(dim=1)
+    (gradient,) = torch.autograd.grad(similarity.sum(), x)
+    shares = (x * gradient).sum((1, 2))
+    rest = similarity - shares.sum((1, 2))
+    return (shares * shares[0].numel() + rest[:, None, None]).detach().cpu().numpy()

@@ -5,44 +5,73 @@ import base64
 import csv
 import hashlib
 import io
+import itertools
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from datasets.images import read_image
+from datasets.images import file_of, in_order, read_parts
 from datasets.types import DIRECTIONS, ImageSpec
 from retrieval.gallery import Gallery, Hits, Record
+from retrieval.verification import at_rate
 from utils import UserError, atomic_path, one_line
 
+if TYPE_CHECKING:
+    from retrieval.evidence import Evidence
+
 PAGE = Path(__file__).resolve().with_name("hits.html")
-THUMBNAIL = 192  # pixels, height
-ABOVE, BELOW, NOBODY = "above", "below", "no one here"
-SIGNS = {ABOVE: "✓", BELOW: "✗", NOBODY: "○", "": ""}
+HEIGHTS, ROOM = (192, 128, 96, 72), 12e6  # of thumbnails in pixels; of all of them in the page, bytes
+WORKERS = 4
+CERTAIN = 0.1  # false accepts of a query: where there are more, what is accepted is a candidate
+MATCH, CANDIDATE, NO_MATCH = "match", "candidate", "no match"
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold of the cosine similarity that test.py wrote, with what it was calibrated on, in words."""
+    """A threshold of the cosine similarity that test.py calibrated, for a gallery of so many rows.
+
+    rate, true_accept_rate: of pairs of other persons, and of one, that lie above it; calibration: in words.
+    """
 
     value: float
-    far: str
+    rate: float
+    true_accept_rate: float
     calibration: str
+    gallery: int
+
+    @property
+    def word(self) -> str:
+        """What a hit above the threshold is."""
+        return MATCH if self.rate * self.gallery <= CERTAIN else CANDIDATE
 
     def __str__(self) -> str:
-        return (f"threshold {self.value:.4f} for a false accept rate of {self.far} a pair, calibrated on "
-                f"{self.calibration}")
+        return (f"threshold {self.value:.4f} for a false accept rate of {self.rate:.3g} a pair, "
+                f"calibrated on {self.calibration}")
+
+    def expectations(self) -> list[str]:
+        """What to expect of the answers, in words."""
+        expected = self.rate * self.gallery
+        searches = 100 * (1 - (1 - self.rate) ** self.gallery)
+        lines = [f"expect {expected:.2g} false accepts a query ({self.rate:.3g} of {self.gallery:,} pairs), "
+                 f"a false answer in at most {searches:.2g} of 100 searches; misses about "
+                 f"{100 * (1 - self.true_accept_rate):.0f} of 100 true pairs"]
+        if self.word == CANDIDATE:
+            lines.append(f"more than {CERTAIN:g} false accepts a query: what lies above the threshold is a "
+                         "candidate, not a match; --far-search 0.05 asks for one false answer in 20 searches")
+        return lines
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A gallery image that a query found: its name, an image that shows it, and what is said of the pair."""
+    """A gallery image that a query found: its name, the file that shows it, and what is said of the pair."""
 
     name: str
     image: str
@@ -52,7 +81,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, its hits from the most similar on, and whether its person is here ("": no threshold)."""
+    """A query, its hits from the most similar on, and the verdict of the first ("": no threshold)."""
 
     name: str
     image: str
@@ -60,32 +89,30 @@ class Answer:
     hits: tuple[Hit, ...]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The evidence on the images of a query and a hit, (height, width, 3) uint8, and what it is, in words."""
-
-    name: str
-    pictures: Sequence[np.ndarray]
-
-
-# of a query's image, the images of its hits, and the form of the pictures
-Drawer = Callable[[str, Sequence[str], ImageSpec], list[Drawn]]
-
-
 # --------------------------------------------------------------------------------------------------- verdicts
-def read_threshold(path: str, far: float, feature: str, query: Record, gallery: Record) -> Threshold:
-    """The threshold at a false accept rate; raises `UserError` where a record of test.py has none for it."""
+def read_threshold(path: str, flag: str, value: float, feature: str, query: Record, gallery: Record,
+                   size: int) -> Threshold:
+    """The threshold for a gallery of some size, from a record of test.py.
+
+    flag: `--far`, whose value is a false accept rate of pairs, or `--far-search`, of whole searches: one
+    false answer in 1 / R of them is a rate of 1 - (1 - R)^(1 / G) a pair in a gallery of G rows. Raises
+    `UserError` where the record has no threshold for it, or does not fit the features.
+    """
     sides = query.modality, gallery.modality
     direction = next((name for name, modalities in DIRECTIONS.items() if modalities == sides), None)
     if direction is None:
-        raise UserError(f"--far {far:g}: {query.modality} images in {gallery.modality} ones searched, but "
+        raise UserError(f"{flag} {value:g}: {query.modality} images in {gallery.modality} ones searched, but "
                         "test.py calibrates between the modalities; leave it out, and give --min-similarity")
+    path = os.path.join(path, "results.json") if os.path.isdir(path) else path
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        trained, size, extras = record["checkpoint"]["sha256"], record["image_size"], record["extras"]
-        known = {float(rate): values for rate, values in record["thresholds"][feature][direction].items()}
-        calibration = one_line(record["calibration"])
-        value = float(known[far]["threshold"]) if far in known else None
+        require_same_making(path, record, query)
+        known = {float(rate): (float(found["threshold"]), float(found["true_accept_rate"]))
+                 for rate, found in record["thresholds"][feature][direction].items()}
+        curve, calibration = record.get("roc", {}).get(feature), one_line(record["calibration"])
+        rate = 1 - (1 - value) ** (1 / size) if flag == "--far-search" else value
+        if rate not in known and curve and rate >= min(curve["false_accept_rates"]):
+            known[rate] = at_rate(curve, rate)
     except FileNotFoundError:
         raise UserError(f"--calibration {path}: no such file; name a results.json that test.py "
                         "wrote") from None
@@ -93,53 +120,63 @@ def read_threshold(path: str, far: float, feature: str, query: Record, gallery: 
         what = f"{type(error).__name__}: {one_line(error)[:100]}"
         raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds of {feature} "
                         f"({what}); test the checkpoint again, without --feature") from None
-    if value is None:
-        rates = ", ".join(f"{rate:g}" for rate in known) or "none"
-        raise UserError(f"--far {far:g}: {path} has no threshold for it ({feature}, {direction}), but for "
-                        f"{rates}; give one of those, or calibrate on more pairs")
-    made = {"checkpoint": trained == [query.checkpoint], "image_size": size == [query.height, query.width],
-            "flip": ("flip" in extras) == query.flip}
-    for name, same in made.items():
-        if not same:
-            raise UserError(f"--calibration {path}: its {name} is not that of the features; test their "
-                            "checkpoint in the same way")
-    return Threshold(value, f"{far:g}", calibration)
+    if rate not in known:
+        wanted = f" asks for {rate:.2g} a pair in {size:,} images, but" if flag == "--far-search" else ""
+        told = (f"{curve['impostor_pairs']:,} impostor pairs, which tell rates from "
+                f"{min(curve['false_accept_rates']):.2g} on" if curve else
+                f"rates {', '.join(f'{each:g}' for each in known) or 'none'}")
+        raise UserError(f"{flag} {value:g}:{wanted} {path} has no threshold for it ({feature}, {direction}), "
+                        f"only for {told}; give one of those, or calibrate on more pairs")
+    return Threshold(known[rate][0], rate, known[rate][1], calibration, size)
+
+
+def require_same_making(path: str, record: Mapping[str, Any], features: Record) -> None:
+    """Raise `UserError` where a record of test.py is of features that were made in another way."""
+    extras = record["extras"]
+    found = {"checkpoint": record["checkpoint"]["sha256"], "image_size": record["image_size"],
+             "flip": "flip" in extras, "range": record.get("range"),
+             "precision": "bf16" if "bfloat16" in extras else "float32"}
+    expected = {"checkpoint": [features.checkpoint], "image_size": [features.height, features.width],
+                "flip": features.flip, "range": features.range and list(features.range),
+                "precision": features.precision}
+    for name, value in expected.items():
+        if found[name] != value:
+            raise UserError(f"--calibration {path}: its {name} is not that of the features "
+                            f"({str(found[name])[:20]} and {str(value)[:20]}); test their checkpoint in the "
+                            "same way")
 
 
 def judge(query: Gallery, gallery: Gallery, found: Hits, threshold: Threshold | None,
-          min_similarity: float | None) -> list[Answer]:
+          min_similarity: float | None, finders: Sequence[Callable[[str], str]] = (str, str)) -> list[Answer]:
     """Name what was found, and say of each hit and each query what the threshold says.
 
-    A query of which no hit lies above has "no one here" for itself and its hits; hits below `min_similarity`
-    are left out.
+    finders: from the image of a row of either side to its file. Hits below `min_similarity` are left out; a
+    query without hits has no match.
     """
     answers, lowest = [], -np.inf if min_similarity is None else min_similarity
     for name, image, rows, similarities in zip(query.paths, query.images, found.rows, found.similarities):
-        pairs = [(row, float(similarity)) for row, similarity in zip(rows, similarities) if row >= 0]
-        verdicts = ["" if threshold is None else ABOVE if similarity > threshold.value else BELOW
-                    for _, similarity in pairs]
-        pairs = [(row, similarity) for row, similarity in pairs if similarity >= lowest]
-        if not pairs or threshold is not None and ABOVE not in verdicts:
-            verdicts = [NOBODY] * max(1, len(verdicts))
-        hits = [Hit(str(gallery.paths[row]), str(gallery.images[row]), similarity, verdict)
-                for (row, similarity), verdict in zip(pairs, verdicts)]
-        answers.append(Answer(str(name), str(image), verdicts[0], tuple(hits)))
+        pairs = [(row, float(similarity)) for row, similarity in zip(rows, similarities)
+                 if row >= 0 and similarity >= lowest]
+        hits = tuple(Hit(str(gallery.paths[row]), finders[1](str(gallery.images[row])), similarity,
+                         "" if threshold is None else
+                         threshold.word if similarity > threshold.value else NO_MATCH)
+                     for row, similarity in pairs)
+        answers.append(Answer(str(name), finders[0](str(image)), hits[0].verdict if hits else NO_MATCH, hits))
     return answers
 
 
 # ------------------------------------------------------------------------------------------------------ files
 def write_csv(path: Path, answers: Sequence[Answer], threshold: Threshold | None) -> None:
-    """Write a line for each hit, whole or not at all; one without a hit for a query that has none."""
-    head = ["query", "rank", "hit", "similarity", "verdict"] + (["calibration"] if threshold else [])
+    """Write the hits, a line each, whole or not at all; its head says the threshold."""
+    head = ["query", "rank", "hit", "similarity", "verdict"] + ([str(threshold)] if threshold else [])
     with atomic_path(path) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(head)
             for answer in answers:
                 lines = [[rank, hit.name, f"{hit.similarity:.6f}", hit.verdict]
                          for rank, hit in enumerate(answer.hits, 1)]
-                for line in lines or [["", "", "", answer.verdict]]:
-                    writer.writerow([answer.name, *line] + ([str(threshold)] if threshold else []))
+                writer.writerows([answer.name, *line] for line in lines or [["", "", "", answer.verdict]])
 
 
 def write_picture(path: Path, answers: Sequence[Answer], title: str, spec: ImageSpec) -> None:
@@ -147,15 +184,15 @@ def write_picture(path: Path, answers: Sequence[Answer], title: str, spec: Image
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # it takes a second to load
 
     import pictures
-    looks = {ABOVE: pictures.MATCH, BELOW: pictures.MISS, NOBODY: ("○", "0.35", ":"), "": ("", "black", "-")}
+    looks = {MATCH: pictures.MATCH, CANDIDATE: ("?", "black", ":"), NO_MATCH: pictures.MISS,
+             "": ("", "black", "-")}
     rows = []
     for answer in answers[:pictures.QUERIES]:
-        said = NOBODY if answer.verdict == NOBODY else ""
-        row = [pictures.Tile(answer.image, f"{shorten(answer.name)}\n{said}")]
+        row = [pictures.Tile(answer.image, f"{shorten(answer.name)}\n{answer.verdict}")]
         for hit in answer.hits[:pictures.SHOWN]:
             sign, colour, style = looks[hit.verdict]
-            caption = f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}"
-            row.append(pictures.Tile(hit.image, caption, colour, style))
+            row.append(pictures.Tile(hit.image, f"{sign} {hit.similarity:.3f}\n{shorten(hit.name)}", colour,
+                                    style))
         rows.append(row)
     figure = pictures.draw_sheet(title, rows, max(map(len, rows)) - 1, spec, lenient=True)
     with atomic_path(path) as temporary:
@@ -170,78 +207,62 @@ def shorten(name: str, length: int = 14) -> str:
 
 # ------------------------------------------------------------------------------------------------------- page
 def write_page(path: Path, answers: Sequence[Answer], title: str, about: Sequence[str], spec: ImageSpec,
-               draw: Drawer | None) -> int:
+               evidence: Mapping[tuple[str, str], Evidence]) -> int:
     """Write the page, whole or not at all; returns how many images were not read, which are empty frames.
 
-    about: lines below the title; spec: gives the aspect, and the range; draw: what draws evidence.
+    about: lines below the title; evidence: of pairs of files, as far as it was looked for.
     """
-    small = replace(spec, height=THUMBNAIL, width=round(THUMBNAIL * spec.width / spec.height))
-    thumbnails: dict[str, str] = {}
-    for image in {each.image for answer in answers for each in (answer, *answer.hits)}:
-        try:
-            thumbnails[image] = data_uri(read_image(image, small))
-        except UserError:
-            thumbnails[image] = ""
-    bar = tqdm(answers, "evidence", unit="query", leave=False, disable=None if draw else True)
+    images = list(dict.fromkeys(each.image for answer in answers for each in (answer, *answer.hits)))
+    places = {image: place for place, image in enumerate(images)}
+    shown = thumbnails(images, spec)
+    first = next(iter(evidence.values()), None)
+    content = {
+        "images": shown, "queries": [
+            [one_line(answer.name), places[answer.image], answer.verdict,
+             [[one_line(hit.name), places[hit.image], round(hit.similarity, 4), hit.verdict,
+               *map(packed, filter(None, [evidence.get((answer.image, hit.image))]))] for hit in answer.hits]]
+            for answer in answers],
+        "evidence": first and {"name": first.name, "shape": first.maps[0].shape}}
+    page = PAGE.read_text(encoding="utf-8")
     parts = {"title": escape(title), "about": "".join(f"<p>{escape(line)}</p>" for line in about),
-             "verdicts": "" if any(answer.verdict for answer in answers) else "hidden",
-             "rows": "\n".join(section(answer, thumbnails, small, draw) for answer in bar)}
-    page = PAGE.read_text(encoding="utf-8").replace("{{ratio}}", f"{spec.width} / {spec.height}")
+             "content": json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")}
     for kind in ("style", "script"):  # the page may apply and run these, by their hashes, and nothing else
         inner = re.search(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)[1]
         parts[f"{kind}_hash"] = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
-    return sum(not uri for uri in thumbnails.values())
+    return shown.count("")
 
 
-def section(answer: Answer, thumbnails: dict[str, str], spec: ImageSpec, draw: Drawer | None) -> str:
-    """A query and its hits in HTML."""
-    items, drawn = [], {}
-    others = [hit.image for hit in answer.hits if thumbnails[hit.image]]
-    if draw is not None and thumbnails[answer.image] and others:
-        drawn = dict(zip(others, draw(answer.image, others, spec)))
-    for rank, hit in enumerate(answer.hits, 1):
-        evidence = ""
-        if found := drawn.get(hit.image):
-            maps = " ".join(map(data_uri, found.pictures))
-            evidence = f' data-evidence="{escape(found.name)}" data-maps="{maps}"'
-        items.append(
-            f'<li class="hit" data-verdict="{hit.verdict}" data-path="{attribute(hit.name)}">'
-            f'<button type="button"{evidence}>{picture(thumbnails[hit.image])}'
-            f'<span class="rank">{rank} · <b>{hit.similarity:.3f}</b></span>'
-            f'{verdict("" if hit.verdict == NOBODY else hit.verdict)}{label(hit.name)}</button></li>')
-    return (
-        f'<section data-verdict="{answer.verdict}" data-path="{attribute(answer.name)}">'
-        f'<div class="query">{picture(thumbnails[answer.image])}<span>query</span>'
-        f'{verdict(NOBODY if answer.verdict == NOBODY else "")}{label(answer.name)}</div>'
-        f'<ol>{"".join(items)}</ol></section>')
+def thumbnails(images: Sequence[str], spec: ImageSpec) -> list[str]:
+    """Images as WebP in base64, in their own aspect, as large as the page has room for; empty for those that
+    cannot be read.
+    """
+    sample = images[::-(-len(images) // 40)]
+    for height in HEIGHTS:
+        if sum(map(len, encode(sample, spec, height))) * len(images) <= ROOM * len(sample):
+            break
+    return encode(images, spec, height)
 
 
-def verdict(word: str) -> str:
-    """A verdict in HTML: told by sign and word, not by colour alone."""
-    return f'<span class="verdict" data-is="{word}">{SIGNS[word]} {word}</span>' if word else ""
+def encode(images: Sequence[str], spec: ImageSpec, height: int) -> list[str]:
+    """Images as WebP of up to this height in base64; empty for those that cannot be read."""
+    def finish(image: Image.Image) -> str:
+        image.thumbnail((2 * height, height))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=75)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    order = sorted(range(len(images)), key=lambda place: file_of(images[place]))
+    files = [list(parts) for _, parts in itertools.groupby((images[place] for place in order), file_of)]
+    found = in_order(lambda parts: read_parts(parts, spec.range, finish), files, WORKERS, 8 * WORKERS)
+    made = dict(zip(order, itertools.chain.from_iterable(found)))
+    return ["" if isinstance(made[place], UserError) else made[place] for place in range(len(images))]
 
 
-def picture(uri: str) -> str:
-    """An image in HTML, or an empty frame."""
-    return f'<img src="{uri}" alt="">' if uri else '<span class="missing">no image</span>'
-
-
-def label(name: str) -> str:
-    """A name in HTML, with places where its line may break."""
-    text = re.sub("([/_])", r"\1<wbr>", escape(one_line(name)))
-    return f'<span class="path">{text}</span>'
-
-
-def attribute(name: str) -> str:
-    """A name within an attribute of HTML."""
-    return escape(one_line(name))
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """An image (height, width, 3) uint8 as a JPEG within a page."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def packed(found: Evidence) -> str:
+    """Both maps of a pair, a byte a place, in base64: 0 for what speaks most against it, 254 for it."""
+    maps = np.stack(found.maps)
+    values = np.rint(127 * maps / max(np.abs(maps).max(), 1e-12)) + 127
+    return base64.b64encode(values.astype(np.uint8).tobytes()).decode()

@@ -5,7 +5,7 @@ A pair is accepted where its cosine similarity lies above the threshold. Imports
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,30 @@ def thresholds(pairs: Pairs) -> Thresholds:
             found[f"{rate:g}"] = {"threshold": threshold, "true_accept_rate": accepted,
                                   "impostor_pairs": len(pairs.impostor)}
     return {direction: found for direction in DIRECTIONS}
+
+
+def roc(pairs: Pairs) -> dict[str, Any]:
+    """Thresholds with the shares of impostors and of genuine pairs above them, 20 for each factor of ten.
+
+    From half of the impostor pairs down to ten of them: empty for fewer, and where no pair is genuine.
+    """
+    count = len(pairs.impostor)
+    if count < 2 * PAIRS or not len(pairs.genuine):
+        return {}
+    steps = 2 + int(20 * np.log10(count / 2 / PAIRS))
+    accepted = np.unique(np.geomspace(PAIRS, count // 2, steps).astype(int))
+    values = (pairs.ascending[-accepted].astype(np.float64) + pairs.ascending[-accepted - 1]) / 2
+    rates = np.stack([values, *pairs.accept_rates(values)])
+    rates = rates[:, rates[1] > 0]  # where the highest tie, none is above
+    return {"impostor_pairs": count, **{name: row.tolist() for name, row in zip(
+        ("thresholds", "false_accept_rates", "true_accept_rates"), rates)}}
+
+
+def at_rate(curve: Mapping[str, Any], rate: float) -> tuple[float, float]:
+    """Threshold and true accept rate at a false accept rate, between two of `roc`'s."""
+    known = np.log(curve["false_accept_rates"])
+    return tuple(float(np.interp(np.log(rate), known, curve[name]))
+                 for name in ("thresholds", "true_accept_rates"))
 
 
 def describe(search: Search, extras: Sequence[str]) -> str:

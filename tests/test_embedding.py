@@ -1,8 +1,10 @@
 """embed.py and embedding.py: features of folders, lists, tracklets and boxes, and the file they grow in."""
+import hashlib
 import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,18 @@ import torch
 from conftest import ROOT, make_checkpoint, make_regdb, save_image
 from PIL import Image
 
+import datasets.images
 import embedding
-import export
+import features
 from checkpoint import load_network
 from datasets.images import read_image
 from datasets.types import Features, ImageSpec
-from retrieval.gallery import Gallery, Record, read_gallery, write_gallery
+from retrieval.embedder import open_embedder
+from retrieval.gallery import Gallery, Record, merge, read_gallery, write_gallery
 from utils import UserError
 
 HEIGHT, WIDTH = 32, 16
+SPEC = ImageSpec(HEIGHT, WIDTH)
 
 
 def night_image(path, number):
@@ -83,14 +88,13 @@ def files(folder):
 # --------------------------------------------------------------------------------------------------- features
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_folder_of_any_depth(embed, world, flip):
-    done = embed(world / "night", "--modality", "infrared", "--out", "night.npz", *["--flip"] * flip)
+    done = embed(world / "night", "--modality", "thermal", "--out", "night.npz", *["--flip"] * flip)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     gallery = read_gallery(embed.cwd / "night.npz")
     assert sorted(gallery.paths) == files(world / "night")
     agree(gallery, oracle(world, gallery.paths, "infrared", flip=flip))
-    import hashlib
     digest = hashlib.sha256((world / "a.t").read_bytes()).hexdigest()
-    assert gallery.record == Record(digest, "base", HEIGHT, WIDTH, flip, "infrared")
+    assert gallery.record == Record(digest, "base", HEIGHT, WIDTH, flip, "infrared", folder=str(embed.cwd))
 
 
 def test_features_are_those_of_test_py(embed, script, world):
@@ -107,14 +111,18 @@ def test_features_are_those_of_test_py(embed, script, world):
         np.testing.assert_allclose(gallery.pool, saved[f"{side}_feats_pool"], atol=2e-6)
 
 
-def test_numpy_reads_the_file(embed, world):
-    assert embed(world / "day", "--modality", "visible", "--out", "day.npz", "--float16").returncode == 0
-    plain, mapped = np.load(embed.cwd / "day.npz", allow_pickle=False), read_gallery(embed.cwd / "day.npz")
-    assert json.loads(str(plain["record"]))["modality"] == "visible" and plain["bnneck"].dtype == np.float16
-    np.testing.assert_array_equal(plain["bnneck"], mapped.bnneck)
-    assert isinstance(mapped.bnneck, np.memmap) and mapped.bnneck.flags.aligned
-    assert mapped.pool.offset % 64 == 0
-    agree(mapped, oracle(world, mapped.paths, "visible"), 5e-4)
+def test_numpy_reads_the_file_and_rows_are_aligned(embed, world):
+    for dtype, tolerance in (("float32", 1e-5), ("float16", 5e-4)):
+        half = ["--float16"] * (dtype == "float16")
+        done = embed(world / "day", "--modality", "rgb", "--out", "day.npz", *half)
+        assert done.returncode == 0, done.stderr
+        path = embed.cwd / "day.npz"
+        plain, mapped = np.load(path, allow_pickle=False), read_gallery(path)
+        assert json.loads(str(plain["record"]))["modality"] == "visible" and plain["bnneck"].dtype == dtype
+        np.testing.assert_array_equal(plain["bnneck"], mapped.bnneck)
+        for feats in (mapped.bnneck, mapped.pool):
+            assert isinstance(feats, np.memmap) and feats.flags.aligned
+        agree(mapped, oracle(world, mapped.paths, "visible"), tolerance)
 
 
 def test_one_line_of_python(world):
@@ -148,17 +156,14 @@ def test_features_that_are_not_finite_name_the_image(world):
 
 
 def test_without_torch(embed, world, tmp_path):
-    try:
-        export.require_packages()
-    except UserError as error:
-        pytest.skip(str(error))
+    pytest.importorskip("onnxruntime")
     assert scripts.run([ROOT / "export.py", world / "a.t", "--out", "model"], embed.cwd).returncode == 0
     for name in ("torch", "torchvision"):
         (tmp_path / "none" / name).mkdir(parents=True)
         (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('there is none')\n")
     done = scripts.run([ROOT / "embed.py", world / "day", "--modality", "visible",
-                       "--resume", "model/visible.onnx", "--out", "day.npz"],
-                      embed.cwd, env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
+                        "--resume", "model/visible.onnx", "--out", "day.npz"],
+                       embed.cwd, env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
     assert done.returncode == 0, done.stderr
     gallery = read_gallery(embed.cwd / "day.npz")
     agree(gallery, oracle(world, gallery.paths, "visible"))
@@ -166,23 +171,33 @@ def test_without_torch(embed, world, tmp_path):
     assert more.returncode == 0, more.stderr  # of the same checkpoint
     assert len(read_gallery(embed.cwd / "day.npz")) == 14
     other = scripts.run([ROOT / "embed.py", world / "night", "--modality", "infrared",
-                        "--resume", "model/visible.onnx", "--out", "n.npz"], embed.cwd)
+                         "--resume", "model/visible.onnx", "--out", "n.npz"], embed.cwd)
     assert other.returncode == 2 and "is the network for visible images" in other.stderr
+
+
+@pytest.mark.parametrize("name, value", [("gpu", "0"), ("amp", "bf16")])
+def test_a_flag_that_onnxruntime_does_not_heed_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name}: no effect"):
+        open_embedder("model/visible.onnx", "visible", **{name: value})
 
 
 # ---------------------------------------------------------------------------------------------- what to embed
 def test_each_image_once_however_it_is_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "shots/deep/er").mkdir(parents=True)
-    for name in ("shots/b.png", "shots/deep/er/a.JPG", "shots/.hidden.png"):
+    (tmp_path / "shots/@eaDir").mkdir()
+    for name in ("b.png", "deep/er/a.JPG", "deep/c.webp", ".hidden.png", "@eaDir/b.png", "._b.png"):
         save_image(tmp_path / "image.png", [0])
-        (tmp_path / name).write_bytes((tmp_path / "image.png").read_bytes())
+        (tmp_path / "shots" / name).write_bytes((tmp_path / "image.png").read_bytes())
     (tmp_path / "shots/notes.doc").write_text("no image")
     (tmp_path / "shots/deep/up").symlink_to(tmp_path / "shots")
-    (tmp_path / "list.txt").write_text("shots/b.png\r\n\nother name.png\n")
     monkeypatch.chdir(tmp_path)
-    assert embedding.find_images(["shots/", "list.txt", "./shots/b.png"]) == [
-        "shots/b.png", "shots/deep/er/a.JPG", "other name.png"]
-    assert capsys.readouterr().err.startswith("warning: 1 files that are not .jpg")
+    for encoding in ("utf-8", "utf-16"):  # with its mark, as Windows writes it
+        (tmp_path / "list.txt").write_text("shots/b.png\r\n\nother näme.png\n", encoding=encoding)
+        assert embedding.find_images(["shots/", "list.txt", "./shots/b.png"]) == [
+            "shots/b.png", "shots/deep/c.webp", "shots/deep/er/a.JPG", "other näme.png"]
+        first, second = capsys.readouterr().err.splitlines()
+        assert first.startswith("warning: 1 files that are not .jpg")
+        assert second.startswith("warning: 3 hidden and system files and folders left out")
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         embedding.find_images(["nowhere"])
 
@@ -239,6 +254,38 @@ def test_boxes_are_crops_and_tracks_are_means(embed, world, tmp_path):
     np.testing.assert_allclose(gallery.bnneck, np.stack([mean / np.linalg.norm(mean), bnneck[2]]), atol=1e-5)
 
 
+def tracks(tmp_path, text):
+    (tmp_path / "boxes.csv").write_text(text)
+    rows = embedding.read_boxes(str(tmp_path / "boxes.csv"), [])
+    return {name: [image.rpartition("/")[2] for image in images] for name, images in rows.items()}
+
+
+def test_boxes_as_trackers_write_them(tmp_path):
+    found = tracks(tmp_path, "Track, H,W,Y,X,Path\n-1,9,8,2.4,1.6,a.png\n,9,8,2,1,b.png\n7.0,9,8,0,0,a.png\n"
+                             "7,9,8,0,0,b.png\nx7,9,8,5,5,a.png\n-1.0,9,8,5,5,b.png\n")
+    single = ("a.png#xywh=2,2,8,9", "b.png#xywh=1,2,8,9", "b.png#xywh=5,5,8,9")
+    assert found == {".#track=7": ["a.png#xywh=0,0,8,9", "b.png#xywh=0,0,8,9"],
+                     ".#track=x7": ["a.png#xywh=5,5,8,9"], **{box: [box] for box in single}}
+    zero = "path,x,y,w,h,track\na.png,0,0,9,9,0\nb.png,0,0,9,9,0\n"
+    assert list(tracks(tmp_path, zero)) == [".#track=0"]  # one box in each frame: a track
+    assert len(tracks(tmp_path, zero + "b.png,5,5,9,9,0\n")) == 3  # two in one: no track
+
+
+def test_a_frame_is_decoded_once_and_a_cut_box_is_said(embed, tmp_path, monkeypatch):
+    for number in range(2):
+        save_image(tmp_path / f"{number}.png", [number], (80, 60))
+    boxes = [(number, 7 * place, 5, 20, 30) for place in range(11) for number in range(2)]
+    lines = [f"{number}.png,{x},{y},{w},{h},{place}" for place, (number, x, y, w, h) in enumerate(boxes)]
+    (tmp_path / "boxes.csv").write_text("path,x,y,w,h,track\n" + "\n".join(lines) + "\n")
+    decoded, decode = [], datasets.images.decode
+    monkeypatch.setattr(datasets.images, "decode", lambda path, _: decoded.append(path) or decode(path, None))
+    done = embed("--boxes", tmp_path / "boxes.csv", "--modality", "visible", "--out", "t.npz",
+                 "--test-batch", 4)
+    assert done.returncode == 0, done.stderr
+    assert len(read_gallery(embed.cwd / "t.npz")) == 22 and len(decoded) == 2
+    assert "4 boxes lie partly outside their images" in done.stderr
+
+
 @pytest.mark.parametrize("line, words",
                          [("0.png,1,2,x,4", "line 2: path=0.png,x=1,y=2,w=x,h=4 found"),
                           ("0.png,1,2,0,4", "w and h at least 1"),
@@ -279,13 +326,25 @@ def test_grey_jpegs_have_no_colour(tmp_path):
     assert not embedding.have_colour(images).any()
 
 
+def test_whole_photographs_are_warned_of(tmp_path, capsys):
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, size in zip(paths, ((40, 30), (50, 20), (10, 30))):
+        save_image(Path(path), [0], size)
+    embedding.warn_of_shapes(paths)
+    assert "most images are wider than tall" in capsys.readouterr().err
+    embedding.warn_of_shapes([f"{path}#xywh=0,0,10,20" for path in paths])
+    assert "wider" not in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------- what cannot be read
 @pytest.fixture
 def broken(world, tmp_path):
-    """A folder of three images and two files that are none."""
+    """A folder of three images and of files that are none, a named pipe among them."""
     for number in range(3):
         save_image(tmp_path / f"mixed/{number}.png", [number])
     (tmp_path / "mixed/1b.png").write_bytes(b"")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "mixed/2c.png")
     (tmp_path / "mixed/2b.jpg").write_bytes((tmp_path / "mixed/1.png").read_bytes()[:200])
     return tmp_path / "mixed"
 
@@ -294,7 +353,7 @@ def test_unreadable_files_are_named_and_left_out(embed, world, broken):
     done = embed(broken, "--modality", "visible", "--out", "m.npz", "--test-batch", 2)
     assert done.returncode == 3
     assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
-        str(broken / "1b.png"), str(broken / "2b.jpg")]
+        str(path) for path in sorted(broken.iterdir()) if len(path.stem) > 1]
     gallery = read_gallery(embed.cwd / "m.npz")
     assert [Path(path).name for path in gallery.paths] == ["0.png", "1.png", "2.png"]
     agree(gallery, oracle(world, gallery.paths, "visible"))
@@ -316,8 +375,7 @@ def test_nothing_readable_writes_nothing(embed, broken):
 
 # ---------------------------------------------------------------------------------------------------- growing
 def test_append_adds_what_is_not_there(embed, world):
-    whole = embed(world / "day", "--modality", "visible", "--out", "whole.npz")
-    assert whole.returncode == 0
+    assert embed(world / "day", "--modality", "visible", "--out", "whole.npz").returncode == 0
     some = [world / f"day/{number}.png" for number in (3, 5)]
     for words in (some, [world / "day"], [world / "day"]):
         done = embed(*words, "--modality", "visible", "--out", "day.npz", "--append")
@@ -330,10 +388,89 @@ def test_append_adds_what_is_not_there(embed, world):
     assert grown.record == expected.record
 
 
+def grow(script, world, folder, *words):
+    """embed.py in a folder, growing one file above it; its rows by name, and its warnings."""
+    os.makedirs(folder, exist_ok=True)
+    out = ("--out", folder.parent / "g.npz", "--append")
+    done = scripts.run([ROOT / "embed.py", *words, "--modality", "visible", "--resume", world / "a.t",
+                        "--gpu", "cpu", "--workers", "1", *out], folder)
+    assert done.returncode == 0, done.stderr
+    gallery = read_gallery(folder.parent / "g.npz")
+    return dict(zip(gallery.paths, gallery.bnneck)), done
+
+
+def test_a_row_is_its_name_and_what_it_shows(script, world, tmp_path):
+    for camera in "ab":
+        for number in range(2):
+            save_image(tmp_path / camera / f"{number}.png", [ord(camera), number])
+    rows, _ = grow(script, world, tmp_path / "a", ".")
+    assert set(rows) == {"0.png", "1.png"}
+    before = rows["0.png"]
+    rows, _ = grow(script, world, tmp_path / "b", ".")  # the same relative names elsewhere
+    assert set(rows) == {"0.png", "1.png", "../b/0.png", "../b/1.png"}
+    save_image(tmp_path / "a/0.png", [99])
+    rows, done = grow(script, world, tmp_path / "b", "../a", ".")
+    assert set(rows) == {"0.png", "1.png", "../b/0.png", "../b/1.png"}
+    assert "1 images have changed and are embedded again, the first ../a/0.png" in done.stderr
+    assert np.abs(rows["0.png"] - before).max() > 1e-3
+
+
+def test_a_tracklet_that_has_grown_is_embedded_again(script, world, tmp_path):
+    for number in range(2):
+        save_image(tmp_path / f"in/t/{number}.png", [number])
+    rows, _ = grow(script, world, tmp_path / "in", "t", "--tracklets")
+    save_image(tmp_path / "in/t/2.png", [2])
+    grown, done = grow(script, world, tmp_path / "in", "t", "--tracklets")
+    assert list(grown) == ["t"] and "1 tracklets have changed" in done.stderr
+    assert np.abs(grown["t"] - rows["t"]).max() > 1e-3
+
+
+def test_the_tracks_of_a_second_file_are_refused_by_name(embed, world, tmp_path):
+    for number in range(3):
+        save_image(tmp_path / f"{number}.png", [number], (60, 60))
+    def csv(*lines):
+        (tmp_path / "b.csv").write_text("path,x,y,w,h,track\n" + "\n".join(lines) + "\n")
+        return embed("--boxes", tmp_path / "b.csv", "--modality", "visible", "--out", "t.npz", "--append")
+    assert csv("0.png,0,0,20,40,1").returncode == 0
+    assert "1 tracks have changed" in csv("0.png,0,0,20,40,1", "1.png,0,0,20,40,1").stderr  # it has grown
+    done = csv("2.png,5,5,20,40,1")
+    assert done.returncode == 2 and "#track=1: another track than that of this name" in done.stderr
+    assert len(read_gallery(embed.cwd / "t.npz")) == 1
+
+
+def test_a_file_of_an_earlier_version_grows(embed, world):
+    assert embed(world / "day", "--modality", "visible", "--out", "day.npz").returncode == 0
+    content = dict(np.load(embed.cwd / "day.npz"))
+    record = json.loads(str(content["record"]))
+    del content["shows"], record["folder"]
+    for feats, status, said in ((content["bnneck"], 0, "12 of them again"),
+                                (-content["bnneck"], 2, "is not what the row of this name shows")):
+        np.savez(embed.cwd / "old.npz",
+                 **{**content, "bnneck": feats, "record": np.array(json.dumps(record))})
+        done = embed(world / "day", "--modality", "visible", "--out", "old.npz", "--append")
+        assert done.returncode == status and said in done.stdout + done.stderr, done.stderr
+    assert len(read_gallery(embed.cwd / "old.npz")) == 12
+
+
+def test_two_writers_lose_nothing(embed, world, monkeypatch):
+    original = embedding.average
+
+    def other_first(*args):
+        monkeypatch.setattr(embedding, "average", original)
+        assert embed(world / "day/1.png", *words).returncode == 0
+        return original(*args)
+
+    words = ("--modality", "visible", "--out", "g.npz", "--append")
+    monkeypatch.setattr(embedding, "average", other_first)
+    assert embed(world / "day/0.png", *words).returncode == 0
+    assert {Path(path).name for path in read_gallery(embed.cwd / "g.npz").paths} == {"0.png", "1.png"}
+
+
 @pytest.mark.parametrize("words, resume, named",
                          [(("visible",), "b.t", "checkpoint"), (("infrared",), "a.t", "modality"),
                           (("visible", "--flip"), "a.t", "flip"),
-                          (("visible", "--tracklets"), "a.t", "rows")])
+                          (("visible", "--tracklets"), "a.t", "rows"),
+                          (("visible", "--float16"), "a.t", "day.npz holds")])
 def test_append_refuses_another_kind(embed, world, words, resume, named):
     assert embed(world / "day", "--modality", "visible", "--out", "day.npz").returncode == 0
     before = (embed.cwd / "day.npz").read_bytes()
@@ -342,44 +479,31 @@ def test_append_refuses_another_kind(embed, world, words, resume, named):
     assert (embed.cwd / "day.npz").read_bytes() == before and len(list(embed.cwd.iterdir())) == 1
 
 
-def test_append_refuses_another_size(world, tmp_path):
-    record = Record("a", "base", 32, 16, False, "visible")
-    from retrieval.gallery import require_same
-    with pytest.raises(UserError, match="day.npz: height 32 and 64 found"):
-        require_same(record, Record("a", "base", 64, 16, False, "visible"), tuple(vars(record)), "day.npz")
-
-
 def test_a_size_that_is_not_the_checkpoints_is_refused(embed, world):
     done = embed(world / "day", "--modality", "visible", "--out", "day.npz", "--img_h", 64)
     assert done.returncode == 2 and "--img_h 64: the checkpoint" in done.stderr
     assert "trained with --img_h 32" in done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_what_is_done(embed, world, tmp_path, signum):
-    for number in range(14):
-        save_image(tmp_path / f"day/{number:02d}.png", [100 + number])
-    blocked = tmp_path / "day/08.png"
-    kept = blocked.read_bytes()
-    blocked.unlink()
-    os.mkfifo(blocked)
-    words = [tmp_path / "day", "--modality", "visible", "--out", "day.npz", "--test-batch", "1"]
-    run = scripts.start([ROOT / "embed.py", *words, "--resume", world / "a.t", "--gpu", "cpu",
-                        "--workers", "1"], embed.cwd)
-    with open(blocked, "wb"):  # returns when the reader has come to it
-        run.send_signal(signum)
-        import time
-        time.sleep(1)
-    _, said = run.communicate(60)
-    assert run.returncode == 128 + signum and said.endswith("--append goes on\n"), said
-    done = len(read_gallery(embed.cwd / "day.npz"))
-    assert 5 <= done <= 8 and f"stopped with {done} of 14 images" in said
-    blocked.unlink()
-    blocked.write_bytes(kept)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_is_done(embed, world, monkeypatch, signum):
+    original = features.read_batches
+
+    def interrupted(*args):
+        for number, batch in enumerate(original(*args)):
+            if number == 7:
+                os.kill(os.getpid(), signum)
+            yield batch
+
+    words = [world / "day", "--modality", "visible", "--out", "day.npz", "--test-batch", "1"]
+    monkeypatch.setattr(features, "read_batches", interrupted)
+    done = embed(*words)
+    assert done.returncode == 128 + signum and done.stderr.endswith("--append goes on\n"), done.stderr
+    assert len(read_gallery(embed.cwd / "day.npz")) == 7 and "stopped with 7 of 12 images" in done.stderr
+    monkeypatch.setattr(features, "read_batches", original)
     assert embed(*words, "--append").returncode == 0
     gallery = read_gallery(embed.cwd / "day.npz")
-    assert list(gallery.paths) == files(tmp_path / "day")
+    assert list(gallery.paths) == files(world / "day")
     agree(gallery, oracle(world, gallery.paths, "visible"))
 
 
@@ -404,7 +528,7 @@ def small_gallery(count=6, record=None):
 
 def test_what_is_no_gallery_is_refused(tmp_path):
     path = tmp_path / "g.npz"
-    write_gallery(path, [small_gallery()])
+    write_gallery(path, small_gallery())
     content = {name: value for name, value in np.load(path).items()}
     whole = path.read_bytes()
 
@@ -419,7 +543,7 @@ def test_what_is_no_gallery_is_refused(tmp_path):
     np.savez(path, **{**content, "paths": content["paths"].astype(object)})
     refused("not a whole gallery file")
     np.savez(path, **{**content, "record": np.array('{"format": 2}')})
-    refused("format 2 found, 1 expected")
+    refused("another format than 1")
     np.savez(path, **{name: value for name, value in content.items() if name != "record"})
     refused("KeyError")
     for cut in (0, 10, len(whole) // 2, len(whole) - 5):
@@ -427,6 +551,15 @@ def test_what_is_no_gallery_is_refused(tmp_path):
         refused("not a whole gallery file")
     np.savez(path, **content)
     assert read_gallery(path).record == small_gallery().record
+
+
+def test_names_of_a_merged_gallery_begin_where_those_of_the_older_one_do():
+    old, new = small_gallery(2), small_gallery(3)
+    old, new = (replace(side, record=replace(side.record, folder=folder))
+                for side, folder in ((old, "/data/day"), (new, "/data/night")))
+    merged = merge(old, new)
+    assert list(merged.paths) == ["0.png", "1.png", *(f"../night/{number}.png" for number in range(3))]
+    assert merged.record.folder == "/data/day" and len(merge(old, old)) == 2
 
 
 @pytest.mark.parametrize("words, said",

@@ -6,14 +6,16 @@ from conftest import make_network, save_image
 from torch.nn import functional as F
 
 from backbones import BACKBONES
+from data_loader import normalise
 from datasets.types import ImageSpec
 from features import Extraction, extract, torch_network
 from model import METHODS
 from results import FEATURES
-from retrieval.evidence import evidence_maps, find_evidence
+from retrieval.evidence import find_all, find_evidence, last_maps, pair_maps
 
 HEIGHT, WIDTH = 64, 32
 SPEC = ImageSpec(HEIGHT, WIDTH)
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 1, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +46,20 @@ def test_the_mean_of_either_map_is_the_similarity(method, arch, paths):
 @pytest.mark.parametrize("method", ["base", "cgrnet"])
 def test_a_place_holds_its_own_share(method):
     net = make_network(method)
-    images = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    maps = evidence_maps(net, images[0], images[1], ("visible", "infrared"))
+    maps = pair_maps(net, *(last_maps(net, image, modality)
+                            for image, modality in zip(PIXELS, ("visible", "infrared"))), "bnneck")
+    images = normalise(torch.from_numpy(np.concatenate(PIXELS)))
     with torch.no_grad():
         places = net.feature_maps({"visible": images[:1]})[0][0].flatten(1).T  # (positions, channels)
         necks = [net(visible=images[:1]).neck[0], net(infrared=images[1:]).neck[0]]
         shares = net.bottleneck(places) @ F.normalize(necks[1], dim=0) / necks[0].norm()
-    np.testing.assert_allclose(maps[0].ravel(), shares.numpy(), atol=1e-5)
+    np.testing.assert_allclose(maps[0][0].ravel(), shares.numpy(), atol=1e-5)
     assert np.ptp(maps[0]) > 1e-2
 
 
 def test_for_gem_it_is_gradient_times_activation():
-    net, images = make_network("agw"), torch.randn(2, 3, HEIGHT, WIDTH,
-                                                   generator=torch.Generator().manual_seed(0))
-    (found, _) = evidence_maps(net, images[0], images[1], ("visible", "visible"), "pool")
+    net, images = make_network("agw"), normalise(torch.from_numpy(np.concatenate(PIXELS)))
+    (found,), _ = pair_maps(net, *(last_maps(net, image, "visible") for image in PIXELS), "pool")
     x = net.feature_maps({"visible": images[:1]})[0].detach().requires_grad_()
     other = F.normalize(net(visible=images[1:]).feats.detach())
     feats = (x.pow(3).mean((2, 3)) + 1e-12).pow(1 / 3)
@@ -65,3 +67,14 @@ def test_for_gem_it_is_gradient_times_activation():
     # GeM is homogeneous
     assert found.mean() == pytest.approx((feats @ other.T / feats.norm()).item(), abs=1e-5)
     np.testing.assert_allclose(found, (x.grad * x).sum(1)[0].detach().numpy() * x[0, 0].numel(), atol=1e-6)
+
+
+def test_pairs_together_are_pairs_one_by_one(paths, monkeypatch):
+    monkeypatch.setattr("retrieval.evidence.PAIRS", 3)
+    net, modalities = make_network("base"), ("infrared", "visible")
+    pairs = [(paths[0], paths[1]), (paths[0], paths[0]), (paths[1], paths[1]), (paths[1], paths[0])]
+    for pair, found in zip(pairs, find_all(net, pairs, modalities, SPEC, "pool"), strict=True):
+        alone = find_evidence(net, pair, modalities, SPEC, "pool")
+        assert found.paths == pair and found.similarity == pytest.approx(alone.similarity, abs=1e-6)
+        for values, expected in zip(found.maps, alone.maps):
+            np.testing.assert_allclose(values, expected, atol=1e-5)
