@@ -211,15 +211,21 @@ def draw_evidence(title: str, rows: Sequence[tuple[str, Sequence[Evidence]]], sp
                                      transform=grid[0, 2 + 2 * number].transAxes)
     for axes in grid.flat:
         axes.set_axis_off()
+    draw_scale(figure)
     names = " / ".join(dict.fromkeys(pair.name for _, found in rows for pair in found))
-    scale = ScalarMappable(Normalize(-1, 1), LinearSegmentedColormap.from_list("", (ORANGE, "0.8", BLUE)))
-    bar = figure.colorbar(scale, cax=figure.add_axes((0.25, 0.3 / height, 0.5, 0.08 / height)),
-                          orientation="horizontal", ticks=(-1, 0, 1))
-    bar.ax.set_xticklabels(("against the pair", "0", "for it"), fontsize=7)
     heading = f"{title}; " if title else ""
     heading = f"{heading}{names} (solid: for, dashed: against), above it the cosine similarity"
     figure.suptitle(textwrap.fill(heading, 66), fontsize=7, y=0.995, va="top")
     return figure
+
+
+def draw_scale(figure: Figure) -> None:
+    """The colours of evidence as a bar at the foot of a figure."""
+    height = figure.get_figheight()
+    scale = ScalarMappable(Normalize(-1, 1), LinearSegmentedColormap.from_list("", (ORANGE, "0.8", BLUE)))
+    bar = figure.colorbar(scale, cax=figure.add_axes((0.25, 0.3 / height, 0.5, 0.08 / height)),
+                          orientation="horizontal", ticks=(-1, 0, 1))
+    bar.ax.set_xticklabels(("against the pair", "0", "for it"), fontsize=7)
 
 
 def show_evidence(axes: Axes, pixels: np.ndarray, values: np.ndarray, limit: float) -> None:

@@ -218,8 +218,8 @@ def holds_another(path: Path, record: Record) -> bool:
         other = read(path)
     except UserError:
         return True
-    return any(getattr(other, name) != getattr(record, name) for name in ("protocol", "extras")) or any(
-        getattr(other.model, name) != getattr(record.model, name) for name in ("sha256", "settings", "seed"))
+    return ((other.protocol, other.extras, other.model.sha256)
+            != (record.protocol, record.extras, record.model.sha256))
 
 
 def write(record: Record, folder: Path) -> None:

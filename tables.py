@@ -112,7 +112,10 @@ def record_run(path: str) -> Run:
     record = results.read(path)
     model = record.model
     size = f"{record.spec.height}x{record.spec.width}"
-    settings = {name: value for name, value in model.settings.items() if name not in ("img_h", "img_w")}
+    settings = {name: value for name, value in model.settings.items()
+                if name not in ("img_h", "img_w") and json.dumps(value) not in ("null", "false", "[]")}
+    if "weights" in settings:  # earlier versions told the step too
+        settings["weights"] = settings["weights"].removesuffix(", step 0")
     kind = {"": model.method, "arch": model.arch, **settings, "size": size, "+": " + ".join(record.extras)}
     protocol = record.protocol
     return Run(path, protocol.name, kind, model.seed, record.summary("mean"), record,
@@ -176,8 +179,8 @@ def label_groups(groups: Sequence[Sequence[Run]]) -> list[str]:
     labels = [" ".join(say(name, kind[name]) for name in told if kind.get(name)) for kind in kinds]
     if all(group[0].record is None for group in groups):
         labels = shorten(labels)
-    return [label if labels.count(label) == 1 else f"{label} ({group[0].path})"
-            for label, group in zip(labels, groups)]
+    paths = [path if len(path) <= 40 else f"…{path[-40:]}" for path in (group[0].path for group in groups)]
+    return [label if labels.count(label) == 1 else f"{label} ({path})" for label, path in zip(labels, paths)]
 
 
 def say(name: str, value: Any) -> str:
