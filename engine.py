@@ -156,12 +156,13 @@ def train_one_epoch(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
                disable=log.silent or None)
     for step, values in enumerate(bar, 1):
         meters.add(values)
-        if announced and step == 3:
-            meters.read()
+        due, early = step % read_every == 0 or step == len(batches), announced > 0 and step == 3
+        if due or early:
+            means = meters.read()
+        if early:
             seconds = announced * len(batches) * (time.perf_counter() - begun) / step
             log(f"about {duration(seconds)} for {announced} epochs of {len(batches)} steps")
-        if step % read_every == 0 or step == len(batches):
-            means = meters.read()
+        if due:
             bar.set_postfix(loss=f"{means['loss']:.3f}")
             speed = step * batches.images_per_step / (time.perf_counter() - begun)
             log.step(epoch * len(batches) + step, {**meters.last, **rates_and_gammas(net, optimiser),

@@ -145,7 +145,8 @@ class TwoStream(nn.Module):
         with torch.autocast(maps.device.type, enabled=False):
             output = self.embed(maps.float())
         copies = len(output.logits) // sum(len(given[name]) for name in views)
-        return output._replace(views=views, copies=copies, extras={**extras, **output.extras})
+        return Output(output.feats, output.neck, output.logits, output.stripes,  # not by _replace, which
+                      {**extras, **output.extras}, views, copies)  # torch.compile of torch 2.6 does not know
 
     def feature_maps(self, images: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         """Images by view, in the order of the views -> the maps of the last stage, (B, D, H, W), and the
