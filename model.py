@@ -222,8 +222,8 @@ def build_network(method: str | Method, arch: str, num_classes: int,
 
 
 # ---------------------------------------------------------------------------------------- changes and checks
-FIELDS = {"own_stages": int, "pooling": str}  # that `--set` may change, beside parts and losses
-POOLINGS = ("average", "gem")
+# fields that `--set` may change beside parts and losses, and their values
+FIELDS = {"own_stages": tuple(range(len(STAGES) + 1)), "pooling": ("average", "gem")}
 
 
 def override(method: Method, assignments: Sequence[str]) -> Method:
@@ -239,7 +239,9 @@ def override(method: Method, assignments: Sequence[str]) -> Method:
         if name.startswith("losses."):
             method = replace(method, losses=override_losses(method.losses, assignment))
         elif name in FIELDS:
-            method = replace(method, **{name: parse(assignment, FIELDS[name])})
+            value = parse(assignment, type(FIELDS[name][0]))
+            require_known(f"--set {assignment}", "", [value], FIELDS[name])
+            method = replace(method, **{name: value})
         else:
             require_known(f"--set {assignment}", "", [name], [*FIELDS, *parts, "losses.NAME"])
             method = replace(method, parts={**method.parts, name: parse(assignment, parts[name])})
@@ -261,7 +263,10 @@ def override_losses(losses: Mapping[str, Loss], assignment: str) -> dict[str, Lo
         value = parse(assignment, known[parameter[0]])
         return {**losses, name: replace(loss, parameters={**loss.parameters, parameter[0]: value})}
     if text == "None":
-        return {other: value for other, value in losses.items() if other != name}
+        others = {other: value for other, value in losses.items() if other != name}
+        if not others:
+            raise UserError(f"--set {assignment}: no other loss is left; one expected")
+        return others
     require_known(f"--set {assignment}", "", [text], LOSSES)
     shared = {word: value for word, value in loss.parameters.items() if word in keywords(LOSSES[text])}
     return {text if other == name else other: Loss(loss.weight, shared) if other == name else value
@@ -279,8 +284,8 @@ def check_method(name: str, method: Method) -> None:
             entry.bind(None, None, **loss.parameters)
         except TypeError as error:
             raise UserError(f"{where}: losses.{loss_name}: {error}") from None
-    require_known(where, "pooling: ", [method.pooling], POOLINGS)
-    require_known(where, "own_stages: ", [method.own_stages], range(len(STAGES) + 1))
+    for field, known in FIELDS.items():
+        require_known(where, f"{field}: ", [getattr(method, field)], known)
     require_known(where, "parts: ", method.parts, keywords(method.network.add_parts))
     for view_name, view in method.views.items():
         require_known(where, f"views.{view_name}: ", [view.modality], MODALITIES)

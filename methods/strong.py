@@ -13,7 +13,7 @@ class Striped(TwoStream):
     """The part-based baseline of RLE (Tan et al., NeurIPS 2024): each part has a BNNeck and a classifier."""
 
     def add_parts(self, backbone: Backbone, stripes: int = 3) -> None:
-        """stripes: horizontal parts of the map that are pooled beside the whole."""
+        """stripes: horizontal parts of the map that are pooled beside the whole, perhaps 0."""
         self.stripes = stripes
 
     def add_head(self, width: int, num_classes: int, parts: int = 1) -> None:
@@ -38,6 +38,8 @@ def pool_stripes(x: Tensor, kind: str, stripes: int, power: float = 3.0) -> Tens
     already. Stripes overlap by a row where they do not divide the map.
     """
     powers = x if kind == "average" else x.pow(power)
-    whole, rows = powers.mean((2, 3)), F.adaptive_avg_pool2d(powers, (stripes, 1)).squeeze(3)
-    means = torch.cat([whole, rows.transpose(1, 2).flatten(1)], 1)  # rows: (B, C, stripes)
+    means = powers.mean((2, 3))
+    if stripes:
+        rows = F.adaptive_avg_pool2d(powers, (stripes, 1)).squeeze(3)  # (B, C, stripes)
+        means = torch.cat([means, rows.transpose(1, 2).flatten(1)], 1)
     return means if kind == "average" else (means + 1e-12).pow(1 / power)

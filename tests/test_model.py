@@ -169,23 +169,6 @@ def test_methods_without_stripes_keep_their_names_and_shapes(method):
                                                       "bottleneck", "classifier"}
 
 
-def test_cgrnet_strong_is_strong_with_the_modules():
-    strong, both = METHODS["strong"], METHODS["cgrnet-strong"]
-    losses = {**strong.losses, "similarity": METHODS["cgrnet"].losses["similarity"]}
-    assert both == dataclasses.replace(strong, network=both.network, losses=losses, own_stages=1,
-                                       parts={**strong.parts, **METHODS["cgrnet"].parts})
-
-
-def test_caj_is_agw_with_an_exchanged_view_of_the_visible_images():
-    agw, caj = METHODS["agw"], METHODS["caj"]
-    assert (caj.network, caj.pooling, caj.parts, caj.own_stages) == (agw.network, agw.pooling, agw.parts, 0)
-    assert [(name, view.modality) for name, view in caj.views.items()] == [
-        ("visible", "visible"), ("exchanged", "visible"), ("infrared", "infrared")]
-    own = build_network("caj", "resnet18", 5).state_dict()
-    assert {name: value.shape for name, value in own.items()} == {
-        name: value.shape for name, value in build_network("agw", "resnet18", 5).state_dict().items()}
-
-
 @pytest.mark.parametrize("method", ["agw", "cgrnet", "cgrnet-strong"])
 def test_new_modules_start_as_the_identity(method):
     """A network with all gammas at 0 equals the network without the modules."""
@@ -200,8 +183,7 @@ def test_new_modules_start_as_the_identity(method):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("method, bf16", [*((method, True) for method in METHODS), ("cgrnet", False)])
 def test_gradients_reach_every_parameter(method, bf16):
     torch.manual_seed(5)
     net = build_network(method, "resnet18", 4)
@@ -277,8 +259,7 @@ def test_non_local_blocks_learn_with_the_backbone_as_published():
     assert [group["lr"] for group in (backbone, new)] == pytest.approx([0.01, 0.1])
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("method", ["agw", "cgrnet"])
+@pytest.mark.parametrize("method, arch", [("agw", "resnet50"), ("cgrnet", "resnet18"), ("dns", "resnet18")])
 def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method, arch):
     torch.manual_seed(4)
     net = build_network(method, arch, 5)
@@ -306,12 +287,16 @@ def test_set_changes_fields_of_a_row():
     assert list(changed.losses) == ["weighted_triplet", "similarity", "squared_triplet"]
     assert [loss.weight for loss in changed.losses.values()] == [2.0, 10.0, 0.5]
     assert changed.losses["weighted_triplet"].parameters == {"constant_weights": True}
+    with pytest.raises(UserError, match="^--set losses.id=None: no other loss is left; one expected$"):
+        override(row, ["losses.triplet=None", "losses.similarity=None", "losses.id=None"])
     assert row == METHODS["cgrnet"] and row.parts["graph"] == "normalised"
 
 
 @pytest.mark.parametrize("assignment, message", [
     ("grap=None", "grap found, one of own_stages, pooling, similarity, graph, losses.NAME expected"),
     ("own_stages=two", "'two' found, int expected"),
+    ("own_stages=5", "5 found, one of 0, 1, 2, 3, 4 expected"),
+    ("pooling=max", "max found, one of average, gem expected"),
     ("losses.centre=1", "losses.centre found, one of id, triplet,"),
     ("losses.triplet.margn=1", "losses.triplet.margn found, one of weight, margin expected"),
     ("losses.triplet=centre", "centre found, one of id, triplet,"),
