@@ -28,7 +28,7 @@ from PIL import Image, ImageFilter
 from synthetic.painting import Canvas, paint_person
 from synthetic.persons import PERSON, SHOT, SPLIT, Camera, Person, draw_person
 from synthetic.scenes import backdrop, clouds
-from utils import UserError
+from utils import SIGNALS, UserError
 
 SYSU_CAMERAS = {
     1: Camera("visible", "office", 1, (-0.6, -0.7, 0.5), 0.45, 1.05, (1.08, 1.0, 0.86),
@@ -147,9 +147,10 @@ def for_each(task: Callable[[int], None], ids: int, workers: int,
             task(pid)
             report(pid, ids)
         return
-    pool = ProcessPoolExecutor(min(workers, ids), multiprocessing.get_context("spawn"), follow_parent)
-    try:
+    with signals_ignored():  # as all processes start
+        pool = ProcessPoolExecutor(min(workers, ids), multiprocessing.get_context("spawn"), follow_parent)
         jobs = [pool.submit(task, pid) for pid in range(1, ids + 1)]
+    try:
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
             report(done, ids)
@@ -159,13 +160,23 @@ def for_each(task: Callable[[int], None], ids: int, workers: int,
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore the signals that end a script; processes that start meanwhile leave them to their parent."""
+    before = [signal.signal(number, signal.SIG_IGN) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, before):
+            signal.signal(number, handler)
+
+
 def follow_parent() -> None:
-    """Leave Ctrl-C to the parent of this process, and end with it, even if it is killed."""
+    """Have this process end with its parent, even if that is killed."""
     def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()
 
 
