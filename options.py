@@ -225,7 +225,8 @@ def method_of(args: argparse.Namespace) -> Method:
     method = override(METHODS[args.method], args.set or ())
     if args.margin is not None:
         losses = {name: replace(loss, parameters={**loss.parameters, "margin": args.margin})
-                  if "margin" in loss.parameters else loss for name, loss in method.losses.items()}
+                  if name in ("triplet", "hetero_center", "part_hetero_center") else loss
+                  for name, loss in method.losses.items()}
         method = replace(method, losses=losses)
     if args.augment is not None:
         names = tuple(args.augment.split(","))

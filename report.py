@@ -92,11 +92,12 @@ def warn_of_surprises(args: argparse.Namespace, split: TrainSplit, searches: lis
     if args.schedule == "step" and args.epochs <= SHORT:
         warn(f"--epochs {args.epochs}: --schedule step first lowers the rate in epoch 20, after the end of "
              "this run; --schedule cosine fits any length")
-    if saved is not None and args.schedule == "cosine" and args.epochs != saved.args["epochs"]:
-        then, now = (learning_rate_factor(saved.epoch, epochs, "cosine") * args.lr
+    by_length = args.schedule in ("cosine", "linear")
+    if saved is not None and by_length and args.epochs != saved.args["epochs"]:
+        then, now = (learning_rate_factor(saved.epoch, epochs, args.schedule) * args.lr
                      for epochs in (saved.args["epochs"], args.epochs))
         warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule "
-             f"cosine goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
+             f"{args.schedule} goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
     few = sum(int((np.bincount(split.labels(modality)) < args.num_pos).sum()) for modality in MODALITIES)
     if few:
         warn(f"{few} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its "
@@ -107,7 +108,7 @@ def warn_of_stuck_triplet(record: dict[str, float], method: Method) -> None:
     """Warn if an epoch's triplet loss is its margin, or the weighted one ln 2: the network maps all images to
     one point. One that learns passes by ln 2 as well, so that only what is very near counts there.
     """
-    margin = method.losses["triplet"].parameters["margin"] if "triplet" in method.losses else 0
+    margin = method.losses["triplet"].parameters.get("margin", 0.3) if "triplet" in method.losses else 0
     for name, value, near, what in (("triplet", margin, 0.005, "its margin"),
                                     ("weighted_triplet", math.log(2), 0.0005, "ln 2")):
         if value and abs(record.get(name, 0) - value) < near * value:
