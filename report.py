@@ -97,7 +97,8 @@ def warn_of_surprises(args: argparse.Namespace, split: TrainSplit, searches: lis
         then, now = (learning_rate_factor(saved.epoch, epochs, args.schedule) * args.lr
                      for epochs in (saved.args["epochs"], args.epochs))
         warn(f"--epochs {args.epochs}: the run began with --epochs {saved.args['epochs']}, and --schedule "
-             f"{args.schedule} goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, not {then:.3g}")
+             f"{args.schedule} goes by its length: the rate of epoch {saved.epoch} is {now:.3g}, "
+             f"not {then:.3g}")
     few = sum(int((np.bincount(split.labels(modality)) < args.num_pos).sum()) for modality in MODALITIES)
     if few:
         warn(f"{few} time(s) a person has fewer than --num_pos {args.num_pos} images of a modality: its "
