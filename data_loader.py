@@ -223,19 +223,25 @@ def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float
     largest value is a draw from Beta(beta, beta); one rectangle after another, until some place has less than
     a tenth of its value. At most 8 rectangles; the published code has no such bound.
     """
-    batch, device = len(images), images.device
-    rectangles = [draw_rectangles(images, 1.0, generator) for _ in range(RECTANGLES)]
+    batch, _, height, width = images.shape
+    rectangles = torch.stack([draw_rectangles(images, 1.0, generator) for _ in range(RECTANGLES)])
     peaks = [draw_beta(beta, batch, generator) for _ in range(RECTANGLES)]
-    active = torch.rand(batch, generator=generator, device=device) < p
-    scale, shift = (part[:, None, None] for part in scale_and_shift(device))
-    values = (images - shift) / (255 * scale)  # from 0 to 1
-    strength = torch.ones_like(images)
-    for rectangle, peak in zip(rectangles, peaks):
-        region = inside(rectangle, images) & active[:, None, None, None]
+    active = torch.rand(batch, generator=generator, device=images.device) < p
+    scale, black = (part[:, None, None] for part in scale_and_shift(images.device))
+    # the edges of all rectangles cut an image into cells, each of which is scaled as one
+    rows, tops = cut(rectangles[:, :2], height)
+    columns, lefts = cut(rectangles[:, 2:], width)
+    brightest = brightest_of_cells(images, black, rows, columns, tops.shape[1])
+    values, strength = (brightest - black) / (255 * scale), torch.ones_like(brightest)
+    for (top, bottom, left, right), peak in zip(rectangles[..., None], peaks):
+        tall, wide = (tops >= top) & (tops < bottom), (lefts >= left) & (lefts < right)
+        region = (tall[:, :, None] & wide[:, None] & active[:, None, None])[:, None]
         largest = torch.where(region, values * strength, 0.0).amax((2, 3)).clamp_min(1 / 255)
         strength = torch.where(region, strength * (peak / largest)[:, :, None, None], strength)
         active = active & (strength.amin((1, 2, 3)) >= DARKEST)
-    return torch.where(strength == 1, images, values * strength * (255 * scale) + shift)
+    each = torch.arange(batch, device=images.device)[:, None, None]
+    strength = strength[each, :, rows[:, :, None], columns[:, None]]  # (B, height, width, 3)
+    return torch.lerp(black, images, strength.permute(0, 3, 1, 2))
 
 
 # `standard` maps bytes (B, height, width, 3) to others, each other one the normalised images (B, 3, height,
@@ -280,6 +286,25 @@ def inside(rectangles: Tensor, images: Tensor) -> Tensor:
     tall, wide = ((rows >= top) & (rows < bottom)).byte(), ((columns >= left) & (columns < right)).byte()
     held = (tall[:, :, None] & wide[:, None]).view(torch.bool)
     return held.view(-1, height, width, 3).permute(0, 3, 1, 2)
+
+
+def cut(edges: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cut the lines 0..size-1 of B images at edges (R, 2, B), each before its line.
+
+    Returns the part that each line is in, (B, size), and the first line of each part, (B, 2 R + 1).
+    """
+    edges = edges.flatten(0, 1).t().sort(1).values.contiguous()
+    lines = torch.arange(size, device=edges.device).expand(len(edges), -1).contiguous()
+    return torch.searchsorted(edges, lines, right=True), F.pad(edges, (1, 0))
+
+
+def brightest_of_cells(images: Tensor, black: Tensor, rows: Tensor, columns: Tensor, parts: int) -> Tensor:
+    """The largest value of each channel in each cell, (B, 3, parts, parts); see `cut`."""
+    batch, channels, height, width = images.shape
+    strips = black.expand(batch, channels, parts, width).scatter_reduce(
+        2, rows[:, None, :, None].expand_as(images), images, "amax")
+    return black.expand(batch, channels, parts, parts).scatter_reduce(
+        3, columns[:, None, None].expand_as(strips), strips, "amax")
 
 
 def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float,
