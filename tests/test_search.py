@@ -4,14 +4,17 @@ import json
 import os
 import re
 import shutil
+import textwrap
+import threading
 import time
 import tracemalloc
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_checkpoint, save_image
+from conftest import ROOT, make_checkpoint, save_image
 from PIL import Image
 from scipy.stats import binom
 
@@ -700,3 +703,28 @@ def test_equal_names_of_two_galleries_are_two_points():
                                     replace(gallery, record=replace(RECORD, folder="/data/b")),
                                     replace(gallery, shows=["1" * 32, "2" * 32, "3" * 32])), 1):
         assert qdrant.hand_over(store, "day", other) == 3 and store.count("day").count == 3 * number
+
+
+# ---------------------------------------------------------------------------------------------------- service
+def test_the_service_of_the_documents_answers_as_search_does(search, world):
+    text = (ROOT / "docs/use.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(re.search(r"\n(    import io, json\n.*?serve_forever\(\))\n", text, re.DOTALL)[1])
+    for old, new in (("day.npz", str(world / "day.npz")), ("save_model/..._last.t", str(world / "a.t")),
+                     ('HTTPServer(("127.0.0.1", 8000), Search).serve_forever()',
+                      'server = HTTPServer(("127.0.0.1", 0), Search)')):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    names = {"__name__": "service"}
+    exec(code, names)
+    image = world / "night/cam3/2.png"
+    serving = threading.Thread(target=names["server"].handle_request)
+    serving.start()
+    url = f"http://127.0.0.1:{names['server'].server_port}"
+    found = json.loads(urllib.request.urlopen(url, image.read_bytes(), timeout=60).read())
+    serving.join()
+    names["server"].server_close()
+    assert search(world / "night.npz", world / "day.npz", "--out", "hits").returncode == 0
+    lines = [line for line in rows_of(search.cwd / "hits/hits.csv") if line["query"] == str(image)]
+    assert [name for name, _ in found] == [line["hit"] for line in lines]
+    np.testing.assert_allclose([value for _, value in found], [float(line["similarity"]) for line in lines],
+                               atol=1e-5)
