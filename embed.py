@@ -42,10 +42,11 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=filled, required=True, metavar="FILE.npz", help="file to write")
     parser.add_argument("--append", action="store_true",
                         help="add what is not in that file yet, or has changed")
-    parser.add_argument("--tracklets", action="store_true",
-                        help="each folder is one tracklet: the mean of its features")
-    parser.add_argument("--boxes", type=filled, metavar="FILE.csv",
-                        help="crops of larger images: columns path, x, y, w, h and perhaps track")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--tracklets", action="store_true",
+                      help="each folder is one tracklet: the mean of its features")
+    rows.add_argument("--boxes", type=filled, metavar="FILE.csv",
+                      help="crops of larger images: columns path, x, y, w, h and perhaps track")
     parser.add_argument("--strict", action="store_true", help="stop at a file that cannot be read")
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--float16", action="store_true", help="half the bytes on disk")
@@ -95,14 +96,8 @@ def main(words: Sequence[str] | None = None) -> None:
 def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
     """The images to embed by the name of their row, and what a row is."""
     if args.boxes:
-        if args.tracklets:
-            raise UserError("--tracklets: folders expected, but --boxes names crops; "
-                            "its column track makes tracks of them")
         rows = embedding.read_boxes(args.boxes, args.inputs)
         return rows, "tracks" if any("#track=" in name for name in rows) else "boxes"
-    if not args.inputs:
-        raise UserError("INPUT: no image given; name folders, image files, "
-                        "or .txt files that name one a line")
     if args.tracklets:
         return embedding.find_tracklets(args.inputs), "tracklets"
     return {path: [path] for path in embedding.find_images(args.inputs)}, "images"
@@ -115,7 +110,7 @@ def read_old(out: Path, record: Record, args: argparse.Namespace) -> Gallery | N
     old = read_gallery(out)
     require_same(record, old.record, f"--append {out}: these images and the file", ("modality", "rows"))
     if args.float16 and old.bnneck.dtype != np.float16:
-        raise UserError(f"--float16: {out} holds {old.bnneck.dtype}; leave it out, or write another file")
+        warn(f"--float16: no effect, as {out} holds {old.bnneck.dtype}")
     return old
 
 

@@ -25,7 +25,7 @@ from datasets.files import IMAGE_SUFFIXES, is_system_file, read_text
 from datasets.images import PART, file_of, size_of
 from datasets.types import FEATURES, INFRARED, MODALITIES, VISIBLE, Features, ImageSpec
 from features import Extraction, Network, as_network, extract_batches, join, require_finite
-from utils import UserError, explain_os_error, sha256, warn
+from utils import UserError, sha256, warn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -203,8 +203,8 @@ def find_images(inputs: Sequence[str]) -> list[str]:
         if paths:
             warn(f"{len(paths)} {what} left out, the first {paths[0]}")
     if not found:
-        raise UserError(f"{' '.join(inputs)[:200]}: no image found; "
-                        f"{', '.join(IMAGE_SUFFIXES)} files expected")
+        raise UserError(f"{' '.join(inputs)[:200] or 'INPUT'}: no image found; folders of "
+                        f"{', '.join(IMAGE_SUFFIXES)} files, such files, or lists of them expected")
     once: dict[str, str] = {}
     for path in found:
         once.setdefault(os.path.abspath(path), os.path.normpath(path))
@@ -219,10 +219,7 @@ def walk(root: Path) -> Iterator[os.DirEntry]:
         if os.path.realpath(folder) in seen:  # a link to a folder above, or beside
             continue
         seen.add(os.path.realpath(folder))
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(explain_os_error(error)) from None
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         inner = [entry.path for entry in entries if entry.is_dir() and not is_system_file(entry.name)]
         waiting[:0] = inner
         yield from (entry for entry in entries if entry.path not in inner)
@@ -254,17 +251,11 @@ def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
     of no track stays single. Raises `UserError` naming file and line.
     """
     starts = [*inputs, ".", os.path.dirname(path) or "."]
-    for name in inputs:
-        if not Path(name).is_dir():
-            raise UserError(f"{name}: with --boxes, the folder where its paths begin expected")
     if not os.path.isfile(path):
         raise UserError(f"--boxes {path}: no such file; name a CSV file with the columns path, x, y, w, h")
     reader = csv.DictReader(io.StringIO(read_text(Path(path), "surrogateescape")), skipinitialspace=True)
     reader.fieldnames = [str(name).strip().lower() for name in reader.fieldnames or ()]
-    try:
-        boxes = [parse_box(f"--boxes {path}, line {reader.line_num}", line, starts) for line in reader]
-    except csv.Error as error:
-        raise UserError(f"--boxes {path}, line {reader.line_num}: {error}; a CSV file expected") from None
+    boxes = [parse_box(f"--boxes {path}, line {reader.line_num}", line, starts) for line in reader]
     if not boxes:
         raise UserError(f"--boxes {path}: no box found; a line path,x,y,w,h or path,x,y,w,h,track and the "
                         "boxes below it expected")

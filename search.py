@@ -83,8 +83,8 @@ def main(words: Sequence[str] | None = None) -> None:
         raise UserError(f"{missing}: missing; a rate and its --calibration go together")
     require_matplotlib("--out")
     images = os.path.isdir(args.query) or args.query.lower().endswith((".txt", *IMAGE_SUFFIXES))
-    query = None if images else read_side(args.query)
-    gallery = read_side(args.gallery)
+    query = None if images else read_gallery(args.query)
+    gallery = read_gallery(args.gallery)
     query = query or embed_query(args, gallery.record)
     require_same(query.record, gallery.record, f"{args.query} and {args.gallery}")
     threshold = None
@@ -105,14 +105,6 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ sides
-def read_side(path: str) -> Gallery:
-    """A file of embed.py that is not empty."""
-    gallery = read_gallery(path)
-    if not len(gallery):
-        raise UserError(f"{path}: no features in it; embed some images")
-    return gallery
-
-
 def embed_query(args: argparse.Namespace, made: Record) -> Gallery:
     """Images, embedded as the gallery was."""
     for flag, value in (("--modality", args.modality), ("--resume", args.resume)):
@@ -131,17 +123,14 @@ def embed_query(args: argparse.Namespace, made: Record) -> Gallery:
 
 
 def find(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> Hits:
-    """The hits of all queries; raises `UserError` for damaged features."""
+    """The hits of all queries."""
     excluded = []
     if args.exclude_same_camera:
         excluded.append((read_cameras(args.query, query), read_cameras(args.gallery, gallery)))
     if args.exclude_self:
         excluded.append(number_contents(args, query, gallery))
     feats = [getattr(side, args.feature) for side in (query, gallery)]
-    try:
-        return find_nearest(*feats, args.top, excluded, silent=False)
-    except ValueError as error:
-        raise UserError(f"{args.query}, {args.gallery}: {error}; embed the images again") from None
+    return find_nearest(*feats, args.top, excluded, silent=False)
 
 
 def read_cameras(path: str, side: Gallery) -> np.ndarray:

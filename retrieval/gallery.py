@@ -153,11 +153,9 @@ def read_gallery(path: str | Path) -> Gallery:
             found = [f"{name} {array.dtype}{array.shape}" for name, array in arrays.items()]
             raise ValueError(", ".join(found))
         return Gallery(paths, images, pool, bnneck, record, shows)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name a file that embed.py wrote") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder found, a file that embed.py wrote expected; make one of it with "
-                        "embed.py") from None
+    except (FileNotFoundError, IsADirectoryError):
+        what = "a folder found" if os.path.isdir(path) else "no such file"
+        raise UserError(f"{path}: {what}; name a file that embed.py wrote") from None
     except (ValueError, KeyError, TypeError, EOFError, struct.error, zipfile.BadZipFile,
             NotImplementedError) as error:
         raise UserError(f"{path}: not a whole gallery file of embed.py ({type(error).__name__}: "

@@ -113,9 +113,6 @@ def read_threshold(path: str, flag: str, value: float, feature: str, query: Reco
         rate = 1 - (1 - value) ** (1 / size) if flag == "--far-search" else value
         if rate not in known and curve and rate >= min(curve["false_accept_rates"]):
             known[rate] = at_rate(curve, rate)
-    except FileNotFoundError:
-        raise UserError(f"--calibration {path}: no such file; name a results.json that test.py "
-                        "wrote") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {one_line(error)[:100]}"
         raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds of {feature} "

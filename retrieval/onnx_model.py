@@ -13,6 +13,7 @@ from datasets.types import ImageSpec
 from utils import UserError, one_line
 
 FORMAT = 1
+INSTALL = "pip install -r requirements-export.txt"
 OLDEST = 1, 22  # onnxruntime, as requirements-export.txt says
 
 
@@ -70,8 +71,7 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"{path}: onnxruntime is not installed; run: pip install -r "
-                        "requirements-export.txt") from None
+        raise UserError(f"{path}: onnxruntime is not installed; run: {INSTALL}") from None
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; name a visible.onnx or an infrared.onnx that export.py wrote")
     options = onnxruntime.SessionOptions()
@@ -80,15 +80,14 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
         facts = Facts(**{field.name: json.loads(metadata[field.name]) for field in fields(Facts)})
+        if facts.format != FORMAT:
+            raise ValueError(f"format {facts.format}")
     except Exception as error:  # onnxruntime's own errors, one class for each of its status codes
         unknown = isinstance(error, (KeyError, ValueError))
         what = "no metadata of export.py" if unknown else one_line(error)[:160]
+        line = f"not a network of export.py ({what}); export the checkpoint again"
         if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
-            raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} does not read it ({what}); "
-                            f"{'.'.join(map(str, OLDEST))} or later expected; run: pip install -r "
-                            "requirements-export.txt") from None
-        raise UserError(f"{path}: not a network of export.py ({what}); export the checkpoint again") from None
-    if facts.format != FORMAT:
-        raise UserError(f"{path}: format {facts.format} found, {FORMAT} expected; "
-                        "export the checkpoint again")
+            line = (f"onnxruntime {onnxruntime.__version__} does not read it ({what}); "
+                    f"{'.'.join(map(str, OLDEST))} or later expected; run: {INSTALL}")
+        raise UserError(f"{path}: {line}") from None
     return OnnxModel(session, facts)

@@ -469,8 +469,7 @@ def test_two_writers_lose_nothing(embed, world, monkeypatch):
 @pytest.mark.parametrize("words, resume, named",
                          [(("visible",), "b.t", "checkpoint"), (("infrared",), "a.t", "modality"),
                           (("visible", "--flip"), "a.t", "flip"),
-                          (("visible", "--tracklets"), "a.t", "rows"),
-                          (("visible", "--float16"), "a.t", "day.npz holds")])
+                          (("visible", "--tracklets"), "a.t", "rows")])
 def test_append_refuses_another_kind(embed, world, words, resume, named):
     assert embed(world / "day", "--modality", "visible", "--out", "day.npz").returncode == 0
     before = (embed.cwd / "day.npz").read_bytes()
@@ -564,9 +563,9 @@ def test_names_of_a_merged_gallery_begin_where_those_of_the_older_one_do():
 
 @pytest.mark.parametrize("words, said",
                          [(("--out", "x.npy"), "--out x.npy: the name of a file that ends in .npz"),
-                          ((), "INPUT: no image given"), (("nowhere",), "nowhere: no such file or folder"),
+                          ((), "INPUT: no image found"), (("nowhere",), "nowhere: no such file or folder"),
                           (("--boxes", "b.csv"), "--boxes b.csv"),
-                          (("--boxes", "b.csv", "--tracklets"), "--tracklets: folders expected")])
+                          (("--boxes", "b.csv", "--tracklets"), "--tracklets: not allowed with")])
 def test_mistakes_are_one_line(embed, words, said):
     out = () if "--out" in words else ("--out", "x.npz")
     done = embed(*words, "--modality", "visible", *out)
