@@ -69,7 +69,7 @@ def build_parser() -> Parser:
     parser.add_argument("--root", type=filled, metavar="DIR",
                         help="folder where the images lie now, if they have moved")
     parser.add_argument("--shown", type=number(1), default=1000, metavar="N", help="queries in hits.html")
-    parser.add_argument("--evidence", type=number(0), default=20, metavar="N",
+    parser.add_argument("--evidence", type=number(0), default=5, metavar="N",
                         help="queries with evidence maps, where --resume names the checkpoint")
     return parser
 
@@ -210,12 +210,13 @@ def find_evidence(args: argparse.Namespace, answers: Sequence[hits.Answer], quer
     pairs = [(answer.image, hit.image) for answer in answers[:args.evidence] for hit in answer.hits
              if is_there(answer.image) and is_there(hit.image)]
     from checkpoint import load_network  # with torch, which a search by itself does without
-    from devices import choose_device, prepare
+    from devices import choose_device, prepare, use_bf16
     from retrieval.evidence import find_all
     device = choose_device(args.gpu or "0")
     prepare(device)
-    net = load_network(args.resume)[0].to(device)
-    found = find_all(net, pairs, (query.modality, gallery.modality), query.spec, args.feature)
+    net, facts = load_network(args.resume)
+    found = find_all(net.to(device), pairs, (query.modality, gallery.modality), query.spec, args.feature,
+                     use_bf16(device, "auto", facts["arch"], query.spec))
     return dict(zip(pairs, tqdm(found, "evidence", len(pairs), unit="pair", leave=False, disable=None)))
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from data_loader import normalise
 from datasets.images import read_batches
 from datasets.types import ImageSpec
+from devices import precision
 from two_stream import TwoStream, folded
 
 PAIRS = 128  # at once: 200 MB of maps of ResNet-50
@@ -51,10 +52,11 @@ def find_evidence(net: TwoStream, paths: tuple[str, str], modalities: tuple[str,
 
 
 def find_all(net: TwoStream, pairs: Sequence[tuple[str, str]], modalities: tuple[str, str], spec: ImageSpec,
-             kind: str = "bnneck", workers: int = 4) -> Iterator[Evidence]:
+             kind: str = "bnneck", bf16: bool = False, workers: int = 4) -> Iterator[Evidence]:
     """The evidence of pairs of image files; of pairs that are near each other, each image is embedded once.
 
-    kind: the feature, one of FEATURES. Raises `UserError` naming an image that cannot be read.
+    kind: the feature, one of FEATURES. bf16: compute the last maps in bfloat16, to look at. Raises
+    `UserError` naming an image that cannot be read.
     """
     net, exact = folded(net), net.linear and net.method.pooling == "average"
     for start in range(0, len(pairs), PAIRS):
@@ -62,7 +64,7 @@ def find_all(net: TwoStream, pairs: Sequence[tuple[str, str]], modalities: tuple
         sides = []
         for modality, paths in zip(modalities, zip(*some)):
             distinct = list(dict.fromkeys(paths))
-            found = torch.cat([last_maps(net, images, modality)
+            found = torch.cat([last_maps(net, images, modality, bf16)
                                for images in read_batches(distinct, spec, BATCH, workers)])
             sides.append(found[[distinct.index(path) for path in paths]].split(BATCH))
         maps = [batch for x, y in zip(*sides) for batch in zip(*pair_maps(net, x, y, kind))]
@@ -71,13 +73,14 @@ def find_all(net: TwoStream, pairs: Sequence[tuple[str, str]], modalities: tuple
 
 
 @torch.no_grad()
-def last_maps(net: TwoStream, images: np.ndarray, modality: str) -> Tensor:
+def last_maps(net: TwoStream, images: np.ndarray, modality: str, bf16: bool = False) -> Tensor:
     """The last maps (B, copies, D, rows, columns) of images (B, height, width, 3) uint8 of one modality.
 
     copies: 1, but for a network that gives several maps of an image.
     """
     pixels = normalise(torch.from_numpy(images).to(next(net.parameters()).device))
-    maps = net.feature_maps({modality: pixels})[0].float()
+    with precision(pixels.device, bf16):
+        maps = net.feature_maps({modality: pixels})[0].float()
     return maps.unflatten(0, (-1, len(images))).transpose(0, 1)
 
 
