@@ -56,50 +56,46 @@ def draw(rng, n_queries, n_gallery, n_pids, steps):
     return dist_mat, q_pids, g_pids, rng.choice([3, 6], n_queries), rng.choice([1, 2, 4, 5], n_gallery)
 
 
-SHAPES = [(1, 1, 1), (1, 9, 3), (7, 1, 2), (9, 12, 4), (25, 40, 7), (30, 120, 24), (40, 90, 2)]
+SHAPES = [(1, 1, 1), (1, 9, 3), (7, 1, 2), (9, 12, 4), (15, 60, 12)]
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("steps", [1, 5, 1 << 24])
-def test_random_searches(seed, shape, steps):
-    dist_mat, q_pids, g_pids, q_camids, g_camids = draw(np.random.default_rng([seed, *shape]), *shape, steps)
+def test_random_searches(shape, steps):
+    rng = np.random.default_rng(shape)
+    dist_mat, q_pids, g_pids, q_camids, g_camids = draw(rng, *shape, steps)
     q_camids[0], g_camids[0] = 6, 1  # one match that nothing excludes
     assert_same(eval_regdb(dist_mat, q_pids, g_pids), by_definition(dist_mat, q_pids, g_pids))
     assert_same(eval_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids),
                 by_sysu(dist_mat, q_pids, g_pids, q_camids, g_camids))
-    seen = np.random.default_rng(seed).random(dist_mat.shape) < 0.7
+    seen = rng.random(dist_mat.shape) < 0.7
     seen[0, 0] = True
-    for count_persons, max_rank in product((False, True), (1, 3, 50)):
+    for count_persons, max_rank in product((False, True), (1, 50)):
         assert_same(evaluate(dist_mat, q_pids, g_pids, seen, count_persons=count_persons, max_rank=max_rank),
                     by_definition(dist_mat, q_pids, g_pids, seen, count_persons, max_rank))
 
 
 @pytest.mark.parametrize("dtype",
                          [np.float16, np.float32, np.float64, np.longdouble, np.int8, np.uint64, bool, ">f4"])
-@pytest.mark.parametrize("low, high", [(0, 90), (-40, 50), (-1, 1)])
-def test_any_real_numbers(dtype, low, high):
-    rng = np.random.default_rng(high)
-    values = rng.integers(low if np.dtype(dtype).kind in "fi" else 0, high + 1, (30, 80)).astype(dtype)
-    _, q_pids, g_pids, q_camids, g_camids = draw(rng, 30, 80, 9, 1)
+def test_any_real_numbers(dtype):
+    rng = np.random.default_rng(0)
+    values = rng.integers(-40 if np.dtype(dtype).kind in "fi" else 0, 51, (15, 40)).astype(dtype)
+    _, q_pids, g_pids, q_camids, g_camids = draw(rng, 15, 40, 9, 1)
     expected = by_sysu(values, q_pids, g_pids, q_camids, g_camids)
-    assert_same(eval_sysu(values, q_pids, g_pids, q_camids, g_camids), expected)
     assert_same(eval_sysu(np.asfortranarray(values), q_pids, g_pids, q_camids, g_camids), expected)
     assert_same(eval_sysu(values.tolist(), q_pids.tolist(), g_pids.astype(np.int16),
                           q_camids.astype(np.uint8), list(g_camids)), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_wide_ranges(dtype, scale):
     rng = np.random.default_rng(1)
-    _, q_pids, g_pids, *_ = draw(rng, 30, 80, 9, 1)
-    values = (rng.choice([-1, 1, 1e-9], (30, 80)) * rng.random((30, 80)) * scale).astype(dtype)
+    _, q_pids, g_pids, *_ = draw(rng, 15, 40, 9, 1)
+    values = (rng.choice([-1, 1, 1e-9], (15, 40)) * rng.random((15, 40)) * scale).astype(dtype)
     # also both zeros, equal
     values[:, ::3] *= rng.choice([-1.0, 0.0, 1.0], values[:, ::3].shape).astype(dtype)
-    before = values.copy()
-    assert_same(eval_regdb(values, q_pids, g_pids), by_definition(values, q_pids, g_pids))
-    seen = rng.random(values.shape) < 0.6
+    before, seen = values.copy(), rng.random(values.shape) < 0.6
     assert_same(evaluate(values, q_pids, g_pids, seen), by_definition(values, q_pids, g_pids, seen))
     np.testing.assert_array_equal(values, before)
 
@@ -132,7 +128,7 @@ def test_queries_without_a_match_do_not_count():
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_only_the_stable_order_counts(data):
     n_queries, n_gallery = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 12))
     few = st.integers(0, 3)
@@ -153,13 +149,13 @@ def test_only_the_stable_order_counts(data):
 
 
 def test_more_images_of_a_person_than_a_byte_counts():
-    search = draw(np.random.default_rng(0), 40, 700, 2, 1 << 24)
+    search = draw(np.random.default_rng(0), 6, 700, 2, 1 << 24)
     assert_same(eval_sysu(*search), by_sysu(*search))
     assert_same(eval_regdb(*search[:3]), by_definition(*search[:3]))
 
 
 def test_blocks_and_threads_change_nothing(monkeypatch):
-    search = draw(np.random.default_rng(3), 200, 60, 12, 40)
+    search = draw(np.random.default_rng(3), 60, 40, 12, 40)
     expected = by_sysu(*search)
     for threads, block_bytes in product((1, 3), (1, 2000, 1 << 20)):
         monkeypatch.setattr(eval_metrics, "THREADS", threads)
@@ -167,52 +163,17 @@ def test_blocks_and_threads_change_nothing(monkeypatch):
         assert_same(eval_sysu(*search), expected)
 
 
-def sysu_sized(shot, seed=0):
-    """Random features counted as SYSU-MM01's all-search: 96 persons, 3,803 queries, 301 gallery places."""
-    rng = np.random.default_rng([seed, shot])
-    pids = np.sort(rng.choice(np.arange(1, 534), 96, replace=False))
-    places = np.sort(np.concatenate((np.arange(96) * 4, 4 * rng.permutation(96)[:13] + 1, rng.choice(
-        [4 * i + j for i in range(96) for j in (2, 3)], 192, replace=False))))
-    g_pids, g_camids = np.repeat(pids[places // 4], shot), np.repeat(np.array([1, 2, 4, 5])[places % 4], shot)
-    q_pids = np.sort(np.concatenate((pids, rng.choice(pids, 3803 - 96))))
-    q_camids = rng.choice([3, 6], 3803)
-    centres = rng.standard_normal((534, 32))
-    feats = [centres[p] + 3 * rng.standard_normal((len(p), 32)) for p in (q_pids, g_pids)]
-    feats = [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in feats]
-    return distance_matrix(*feats), q_pids, g_pids, q_camids, g_camids
-
-
-def by_full_sort(dist_mat, q_pids, g_pids, q_camids, g_camids):
-    """SYSU-MM01's scores with whole matrices: excluded images are sent to the end of a stable argsort."""
-    hidden = (q_camids == 3)[:, None] & (g_camids == 2)
-    order = np.argsort(np.where(hidden, np.inf, dist_mat), axis=1, kind="stable")
-    match = np.take_along_axis((q_pids[:, None] == g_pids) & ~hidden, order, axis=1)
-    rank, n_matches = np.arange(1, len(g_pids) + 1), match.sum(axis=1)
-    ap = (match.cumsum(axis=1, dtype=np.int16) / rank * match).sum(axis=1) / n_matches
-    inp = n_matches / (len(g_pids) - match[:, ::-1].argmax(axis=1))
-    rank_of = np.empty(order.shape, np.int16)
-    np.put_along_axis(rank_of, order, rank[None].astype(np.int16), axis=1)
-    rank_of[hidden] = 30000
-    pids = np.unique(g_pids)
-    nearest = np.stack([rank_of[:, g_pids == pid].min(axis=1) for pid in pids], axis=1)
-    own = nearest[np.arange(len(q_pids)), np.searchsorted(pids, q_pids)]
-    person_rank = (nearest <= own[:, None]).sum(axis=1)
-    return (person_rank[:, None] <= np.arange(1, 21)).mean(axis=0), ap.mean(), inp.mean()
-
-
-@pytest.mark.parametrize("shot", [1, 10])
-def test_true_size(shot):
-    search = sysu_sized(shot)
-    assert search[0].shape == (3803, 301 * shot) and search[0].dtype == np.float32
-    expected = by_full_sort(*search)
+def test_memory_of_a_search_as_large_as_sysu():
+    rng = np.random.default_rng(0)
+    dist_mat, q_pids, g_pids = rng.random((3803, 301), np.float32), np.arange(3803) % 96, np.arange(301) % 96
+    cameras = rng.choice([3, 6], 3803), rng.choice([1, 2, 4, 5], 301)
     tracemalloc.start()
     try:
-        found = eval_sysu(*search)
+        eval_sysu(dist_mat, q_pids, g_pids, *cameras)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert_same(found, expected)
-    assert peak < 2 * search[0].nbytes  # beside the matrix itself
+    assert peak < 2 * dist_mat.nbytes  # beside the matrix itself
 
 
 GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 2], "g_pids": [1, 2, 2],
@@ -222,27 +183,17 @@ GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 
 @pytest.mark.parametrize("change, message", [
     ({"dist_mat": [[0.1, np.nan, 0.3], [np.inf, 0.5, -np.inf]]},
      r"dist_mat: found 1 NaN and 2 infinite distances, the first in row 0, column 1"),
-    ({"dist_mat": np.full((2, 3), -np.inf, np.float32)}, "dist_mat: found 0 NaN and 6 infinite"),
     ({"dist_mat": np.full((2, 3), -np.nan, np.float16)}, "dist_mat: found 6 NaN and 0 infinite"),
     # in no ranking
     ({"dist_mat": [[0.1, 0.2, np.nan], [0.4, 0.5, 0.6]], "q_pids": [9, 1]}, "dist_mat: found 1 NaN"),
     ({"dist_mat": [[0.1, np.nan, 0.3], [0.4, 0.5, 0.6]]}, "dist_mat: found 1 NaN"),  # in an excluded image
-    ({"dist_mat": np.zeros(3)}, r"dist_mat: found shape \(3,\)"),
     ({"dist_mat": np.zeros((0, 3))}, r"dist_mat: found shape \(0, 3\)"),
-    ({"dist_mat": np.zeros((2, 0))}, r"dist_mat: found shape \(2, 0\)"),
     ({"dist_mat": np.zeros((2, 3), complex)}, "dist_mat: found dtype complex128"),
-    ({"dist_mat": [["a", "b", "c"]] * 2}, "dist_mat: found dtype <U1"),
     ({"q_pids": [1, 2, 3]}, r"q_pids: found shape \(3,\), expected \(2,\)"),
-    ({"g_pids": [1, 2]}, r"g_pids: found shape \(2,\), expected \(3,\)"),
-    ({"g_pids": [[1, 2, 2]]}, r"g_pids: found shape \(1, 3\), expected \(3,\)"),
     ({"g_pids": [1.0, 2.0, 2.0]}, "g_pids: found dtype float64, expected integers"),
     ({"seen": [True, False, True]}, r"seen: found bool of shape \(3,\), expected bool of shape \(2, 3\)"),
-    ({"seen": [[1, 1, 1], [1, 1, 1]]}, r"seen: found int64 of shape \(2, 3\), expected bool"),
-    ({"q_pids": [7, 8]}, "q_pids: found no query with a match"),
     ({"q_pids": [7, 2], "seen": [[True] * 3, [True, False, False]]}, "q_pids: found no query with a match"),
-    ({"seen": np.zeros((2, 3), bool)}, "q_pids: found no query with a match"),
-    ({"max_rank": 0}, "max_rank: found 0, expected at least 1"),
-])
+    ({"max_rank": 0}, "max_rank: found 0, expected at least 1")])
 def test_errors_name_the_argument(change, message):
     evaluate(**GOOD)
     with pytest.raises(ValueError, match=message) as error:
@@ -250,16 +201,9 @@ def test_errors_name_the_argument(change, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change, message",
-                         [({"q_camids": [3]}, r"q_camids: found shape \(1,\), expected \(2,\)"),
-                          ({"g_camids": [1.0, 2.0, 4.0]},
-                           "g_camids: found dtype float64, expected integers")])
-def test_errors_of_cameras_name_the_argument(change, message):
-    good = {**{name: value for name, value in GOOD.items() if name not in ("dist_mat", "seen")},
-            "distmat": GOOD["dist_mat"], "q_camids": [3, 6], "g_camids": [1, 2, 4]}
-    eval_sysu(**good)
-    with pytest.raises(ValueError, match=message):
-        eval_sysu(**{**good, **change})
+def test_errors_of_cameras_name_the_argument():
+    with pytest.raises(ValueError, match=r"q_camids: found shape \(1,\), expected \(2,\)"):
+        eval_sysu(GOOD["dist_mat"], GOOD["q_pids"], GOOD["g_pids"], [3], [1, 2, 4])
 
 
 def test_distance_matrix():

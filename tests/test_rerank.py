@@ -49,31 +49,21 @@ def people(rng, n_queries, n_gallery, n_pids=4, noise=0.7, width=8):
 
 
 @pytest.mark.parametrize("sizes, k1, k2, lam", [
-    ((12, 30), 20, 6, 0.3), ((12, 30), 7, 3, 0.3), ((25, 9), 5, 1, 0.5), ((10, 10), 1, 2, 0.0),
-    ((10, 20), 6, 9, 1.0), ((4, 5), 20, 6, 0.3), ((1, 1), 20, 6, 0.3), ((1, 7), 3, 2, 0.1),
-    ((7, 1), 4, 20, 0.9), ((20, 25), 12, 4, 0.3),
-])
-@pytest.mark.parametrize("seed", range(3))
-def test_random_features(sizes, k1, k2, lam, seed):
-    query, gallery, *_ = people(np.random.default_rng([seed, *sizes]), *sizes)
+    ((12, 30), 20, 6, 0.3), ((12, 20), 7, 3, 0.3), ((20, 9), 5, 1, 0.5), ((10, 10), 1, 2, 0.0),
+    ((10, 20), 6, 9, 1.0), ((4, 5), 20, 6, 0.3), ((1, 1), 20, 6, 0.3), ((7, 1), 4, 20, 0.9)])
+def test_random_features(sizes, k1, k2, lam):
+    query, gallery, *_ = people(np.random.default_rng(sizes), *sizes)
     found = k_reciprocal_distance(query, gallery, k1, k2, lam)
     assert found.shape == sizes and found.dtype == np.float32
     np.testing.assert_allclose(found, by_definition(query, gallery, k1, k2, lam), atol=2e-6)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_equal_distances_and_duplicates(seed):
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("values", [1, 2, 3])
+def test_equal_distances_and_duplicates(values):
     # whole numbers: rounding breaks no tie
-    query, gallery = rng.integers(0, 3, (9, 2)), rng.integers(0, 3, (22, 2))
-    found = k_reciprocal_distance(query, gallery, 6, 3)
-    np.testing.assert_allclose(found, by_definition(query, gallery, 6, 3), atol=2e-6)
-
-
-def test_all_images_the_same():
-    feats = np.ones((30, 4), np.float32)
-    found = k_reciprocal_distance(feats[:10], feats[10:], 4, 2)
-    np.testing.assert_allclose(found, by_definition(feats[:10], feats[10:], 4, 2), atol=2e-6)
+    feats = np.random.default_rng(values).integers(0, values, (25, 2))
+    found = k_reciprocal_distance(feats[:8], feats[8:], 6, 3)
+    np.testing.assert_allclose(found, by_definition(feats[:8], feats[8:], 6, 3), atol=2e-6)
 
 
 def test_blocks_change_nothing(monkeypatch):
