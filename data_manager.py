@@ -21,7 +21,7 @@ from datasets.folders import Folders
 from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
 from datasets.sysu import SysuMM01
-from datasets.types import INFRARED, MODALITIES, VISIBLE, DataSet, Images
+from datasets.types import INFRARED, VISIBLE, DataSet, Images
 from utils import Parser, UserError, run
 
 DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB(), LLCM(), Folders())}
@@ -54,6 +54,7 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
 
 
 # -------------------------------------------------------------------------------------- names of the AGW line
+LLCM_MODES = {1: VISIBLE, 2: INFRARED}
 Listed = tuple[list[str], np.ndarray, np.ndarray]  # N paths, pids (N,), camids (N,)
 
 
@@ -71,27 +72,18 @@ def process_gallery_sysu(data_path: str, mode: str = "all", trial: int = 0, shot
 def process_test_regdb(data_path: str, trial: int = 1,
                        modal: str = "visible") -> tuple[list[str], np.ndarray]:
     """The test images of a modality ('visible' or 'thermal') of one split of RegDB: N paths, labels (N,)."""
-    modalities = {name: modality for modality, name in NAMES.items()}
-    if modal not in modalities:
-        raise ValueError(f"modal: {modal!r} found, 'visible' or 'thermal' expected")
-    return listed(DATASETS["regdb"].split_images(data_path, "test", trial)[modalities[modal]])[:2]
+    modality = {name: modality for modality, name in NAMES.items()}[modal]
+    return listed(DATASETS["regdb"].split_images(data_path, "test", trial)[modality])[:2]
 
 
 def process_query_llcm(data_path: str, mode: int = 1) -> Listed:
     """The queries of LLCM, mode 1: visible, 2: infrared: paths, pids and camids."""
-    return listed(DATASETS["llcm"].query(data_path, modality_of(mode)))
+    return listed(DATASETS["llcm"].query(data_path, LLCM_MODES[mode]))
 
 
 def process_gallery_llcm(data_path: str, mode: int = 1, trial: int = 0) -> Listed:
     """A gallery of LLCM, mode 1: visible, 2: infrared; trials from 0: paths, pids and camids."""
-    return listed(DATASETS["llcm"].draw_gallery(data_path, trial, modality_of(mode)))
-
-
-def modality_of(mode: int) -> str:
-    """A modality by the number that LLCM's code gives it."""
-    if mode not in (1, 2):
-        raise ValueError(f"mode: {mode!r} found, 1 (visible) or 2 (infrared) expected")
-    return MODALITIES[mode - 1]
+    return listed(DATASETS["llcm"].draw_gallery(data_path, trial, LLCM_MODES[mode]))
 
 
 def listed(images: Images) -> Listed:
@@ -114,7 +106,7 @@ def check(root: Path, every: bool) -> tuple[DataSet | None, Report]:
     inside = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and recognise(folder)]
     layouts = " or ".join(f"{data.title} ({', '.join(data.folders)})" for data in DATASETS.values())
     advice = f"check {inside[0]}, which has one" if inside else "name the folder that holds these"
-    report = Report()
+    report = Report(root)
     report.refuse("layout", f"{root}: no data set found, {layouts} expected; {advice}")
     return None, report
 
@@ -131,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> None:
         raise UserError(f"DIR {root}: {'a file' if root.exists() else 'no such folder'}; "
                         f"name the folder of {titles}")
     data, report = check(root, args.all)
-    text = "\n".join(describe(root, data.title if data else "", report, args.all))
+    text = "\n".join(describe(data.title if data else "", report))
     print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
     sys.exit(0 if report.usable else 1)
 

@@ -92,7 +92,7 @@ def find_data(args: argparse.Namespace) -> tuple[TrainSplit, list[Search]]:
     """The training split, and the search that training evaluates on, if the copy has test images."""
     data = DATASETS[args.dataset]
     split = data.train_split(args.data_path, **data.keywords("train_split", vars(args)))
-    if not data.can_test(args.data_path):
+    if not data.has(args.data_path, "test"):
         return split, []
     return split, data.searches(args.data_path, direction=args.direction, trials=data.trials(args.trial)[:1],
                                 **data.keywords("searches", vars(args)))

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,9 @@ def fingerprint(split: TrainSplit, root: str | Path, folder: str | Path | None =
     folder: of the arrays, here and below, if that is not the data set's. Checksums come from the manifest if
     arrays were made of images of these names and sizes; otherwise, 12 KiB of each file are read.
     """
-    path = Path(folder or root) / MANIFEST
-    try:
-        lines = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")["images"]
-        current = without_checksums(lines) == list_sizes(split, root)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        current = False  # `open_arrays` says what is wrong with it
-    lines = lines if current else list_checksums(split, root)
+    lines = read_manifest(Path(folder or root) / MANIFEST).get("images", {})
+    if without_checksums(lines) != list_images(split, root, size):
+        lines = list_images(split, root, checksum)
     digest = hashlib.sha256()
     for side in split.sides:
         for line, pid in zip(lines[side.modality], side.pids):
@@ -46,60 +43,61 @@ def fingerprint(split: TrainSplit, root: str | Path, folder: str | Path | None =
     return digest.hexdigest()
 
 
-def list_checksums(split: TrainSplit, root: str | Path) -> Listing:
-    """'relative/path bytes-checksum' of every image."""
-    return {side.modality: [f"{relative(path, root)} {checksum(path)}" for path in side.paths]
-            for side in split.sides}
-
-
-def list_sizes(split: TrainSplit, root: str | Path) -> Listing:
-    """'relative/path bytes' of every image."""
-    return {side.modality: [f"{relative(path, root)} {os.stat(path).st_size}" for path in side.paths]
+def list_images(split: TrainSplit, root: str | Path, mark: Callable[[str], str]) -> Listing:
+    """'relative/path mark' of every image; mark: of a file, `size` or `checksum`."""
+    return {side.modality: [f"{Path(path).relative_to(root).as_posix()} {mark(path)}" for path in side.paths]
             for side in split.sides}
 
 
 def without_checksums(lines: Listing) -> Listing:
-    """The lines of `list_sizes`, from those of `list_checksums`."""
+    """The lines with `size`, from those with `checksum`."""
     return {modality: [line.rpartition("-")[0] for line in side] for modality, side in lines.items()}
 
 
-def relative(path: str, root: str | Path) -> str:
-    """The path below the data set's folder."""
-    return Path(path).relative_to(root).as_posix()
+def size(path: str) -> str:
+    """The bytes of a file."""
+    return str(os.stat(path).st_size)
 
 
 def checksum(path: str) -> str:
     """'bytes-checksum' of a file: its size, and the CRC-32 of 4 KiB of its beginning, middle and end."""
     try:
         with open(path, "rb") as file:
-            size, crc = os.fstat(file.fileno()).st_size, 0
-            for place in (0, size // 2, max(0, size - 4096)):
+            length, crc = os.fstat(file.fileno()).st_size, 0
+            for place in (0, length // 2, max(0, length - 4096)):
                 file.seek(place)
                 crc = zlib.crc32(file.read(4096), crc)
     except OSError as error:
         raise not_read(path, error) from None
-    return f"{size}-{crc:08x}"
+    return f"{length}-{crc:08x}"
 
 
 # --------------------------------------------------------------------------------------------------- manifest
+def settings(spec: ImageSpec) -> dict[str, Any]:
+    """What arrays have in common: the format, the size in pixels and the filter."""
+    return {"format": FORMAT, "height": spec.height, "width": spec.width, "filter": FILTER}
+
+
 def manifest(split: TrainSplit, root: str | Path, spec: ImageSpec) -> dict[str, Any]:
-    """What is recorded beside the arrays: size in pixels, filter, image counts, and the files they are of."""
-    images = list_checksums(split, root)
-    return {"format": FORMAT, "height": spec.height, "width": spec.width, "filter": FILTER,
-            "count": {modality: len(lines) for modality, lines in images.items()}, "images": images}
+    """What is recorded beside the arrays: settings, image counts, and the files that they are of."""
+    images = list_images(split, root, checksum)
+    return {**settings(spec), "count": {modality: len(lines) for modality, lines in images.items()},
+            "images": images}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The content of a manifest; empty where there is none, or a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def strays(split: TrainSplit, folder: str | Path) -> list[Path]:
     """The arrays in a folder without their manifest: other code's, or of a pre-processing cut short."""
     paths = [Path(folder) / f"{name}_img.npy" for name in split.arrays.names.values()]
     return [] if (Path(folder) / MANIFEST).is_file() else [path for path in paths if path.exists()]
-
-
-def renew(split: TrainSplit, root: str | Path, spec: ImageSpec, folder: str | Path | None = None) -> str:
-    """The command that makes the arrays anew."""
-    words = ["--data-path", str(root), *(["--arrays", str(folder)] if folder else [])]
-    return (f"run: python {split.arrays.script} {shlex.join(words)} "
-            f"--img_w {spec.width} --img_h {spec.height}")
 
 
 # ----------------------------------------------------------------------------------------------------- arrays
@@ -112,33 +110,36 @@ def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
     """
     if split.arrays is None:
         return None
-    path, command = Path(folder or root) / MANIFEST, renew(split, root, spec, folder)
+    path = Path(folder or root) / MANIFEST
+    words = ["--data-path", str(root), *(["--arrays", str(folder)] if folder else [])]
+    command = (f"run: python {split.arrays.script} {shlex.join(words)} "
+               f"--img_w {spec.width} --img_h {spec.height}")
     if not path.is_file():
-        if found := strays(split, path.parent):
-            raise UserError(f"{found[0]}: found without {MANIFEST}, which says what it was made from; "
-                            f"{command}")
-        if folder:
-            raise UserError(f"--arrays {folder}: no {MANIFEST} in it; {command}")
+        found = strays(split, path.parent)
+        if found or folder:
+            raise UserError(f"{found[0] if found else f'--arrays {folder}'}: no {MANIFEST} with it, which "
+                            f"says what arrays were made from; {command}")
         return None
     require_current(path, split, root, spec, command)
-    return {modality: open_array(path.parent / name, split.labels(modality), spec, command)
-            for modality, name in split.arrays.names.items()}
+    arrays = {}
+    for modality, name in split.arrays.names.items():
+        labels, stem = split.labels(modality), path.with_name(name)
+        arrays[modality] = load_npy(Path(f"{stem}_img.npy"), (len(labels), spec.height, spec.width, 3),
+                                    np.uint8, command)
+        # Other code of this field writes arrays of the same names.
+        if not np.array_equal(load_npy(Path(f"{stem}_label.npy"), labels.shape, np.int64, command), labels):
+            raise UserError(f"{stem}_label.npy: labels found that are not those of the lists; {command}")
+    return arrays
 
 
 def require_current(path: Path, split: TrainSplit, root: str | Path, spec: ImageSpec, command: str) -> None:
     """Raise `UserError` unless a manifest tells of these images, by names and sizes, and this spec."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content["format"], content["filter"], f"{content['height']} x {content['width']}"
-        made_from = without_checksums(content["images"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{type(error).__name__}: {one_line(error)[:80]}"
-        raise UserError(f"{path}: not the record of pre-processing ({what}); {command}") from None
-    expected = FORMAT, FILTER, f"{spec.height} x {spec.width}"
-    for what, then, now in zip(("format", "filter", "height x width"), found, expected):
-        if then != now:
-            raise UserError(f"{path}: arrays of {what} {then} found, {now} expected; {command}")
-    for modality, now in list_sizes(split, root).items():
+    found = read_manifest(path)
+    for name, now in settings(spec).items():
+        if found.get(name) != now:
+            raise UserError(f"{path}: arrays of {name} {found.get(name)} found, {now} expected; {command}")
+    made_from = without_checksums(found.get("images", {}))
+    for modality, now in list_images(split, root, size).items():
         then = made_from.get(modality, [])
         if then != now:
             example = min(set(then) ^ set(now), default="their order ").rpartition(" ")[0]
@@ -146,29 +147,18 @@ def require_current(path: Path, split: TrainSplit, root: str | Path, spec: Image
                             f"lists now give {len(now)} that are not the same ({example} differs); {command}")
 
 
-def open_array(stem: Path, labels: np.ndarray, spec: ImageSpec, command: str) -> np.ndarray:
-    """Memory-map an array; any but a whole one of the expected shape, dtype and labels is a `UserError`."""
-    pixels = load_npy(Path(f"{stem}_img.npy"), (len(labels), spec.height, spec.width, 3), np.uint8, command)
-    stored = load_npy(Path(f"{stem}_label.npy"), (len(labels),), np.int64, command)
-    if not np.array_equal(stored, labels):  # other code of this field writes arrays of the same names
-        raise UserError(f"{stem}_label.npy: labels found that are not those of the lists; {command}")
-    return pixels
-
-
 def load_npy(path: Path, shape: tuple[int, ...], dtype: type, command: str) -> np.ndarray:
     """Memory-map a .npy of a known shape and dtype (never a pickled one), copied on writing.
 
     Raises `UserError` naming the file, what it holds and the command that makes it anew.
     """
-    if not path.is_file():
-        what = describe_entry(path) if path.exists() else "no such file"
-        raise UserError(f"{path}: {what}; {command}")
     try:
+        if not path.is_file():
+            raise ValueError(describe_entry(path))
         array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
+            raise ValueError(f"{array.dtype} {array.shape} found")
     except Exception as error:  # a damaged header makes NumPy stumble in many ways
-        what = one_line(error)[:160]
-        raise UserError(f"{path}: not a whole .npy of plain numbers ({what}); {command}") from None
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path}: {found} found, {np.dtype(dtype)} {shape} expected; {command}")
+        raise UserError(f"{path}: not the expected array of {np.dtype(dtype)} {shape} "
+                        f"({one_line(error)[:160]}); {command}") from None
     return array.view(np.ndarray)

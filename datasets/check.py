@@ -2,35 +2,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import Scan, is_system_file
+from datasets.files import Copy, is_system_file
 from datasets.images import TooManyBits, read_image
-from datasets.types import DataSet, Images, ImageSpec
-from utils import UserError, explain_os_error, one_line
+from datasets.types import MODALITIES, DataSet, Images, ImageSpec
+from utils import UserError, one_line
 
 SAMPLE = 100  # images opened unless all are asked for
 SHOWN = 20  # lines shown of one kind
 FAULT, NOTE = "FAULT", "note"
 
 
-class Report(Scan):
+class Report(Copy):
     """What a check found: lines by (FAULT or NOTE, kind), a table, and counts beside the published ones.
 
     A FAULT is what training or testing would refuse. opened: how many images were decoded.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         self.found: dict[tuple[str, str], dict[str, None]] = {}
-        self.table = [f"{'':<22}" + "".join(f"{f'{side} persons':>18}{'images':>8}"
-                                            for side in ("visible", "infrared"))]
+        self.table = [" " * 22 + "".join(f"{f'{side} persons':>18}{'images':>8}" for side in MODALITIES)]
         self.counts: dict[tuple[str, int], set[int]] = {}  # found ones by (what, published)
         self.opened = 0
 
@@ -41,13 +39,6 @@ class Report(Scan):
     def refuse(self, kind: str, line: str) -> None:
         """Add a fault."""
         self.add(FAULT, kind, line)
-
-    def attempt(self, kind: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What a function returns; None if it refuses, which is a fault in its own words."""
-        try:
-            return function(*args, **kwargs)
-        except (UserError, OSError) as error:
-            self.refuse(kind, str(error) if isinstance(error, UserError) else explain_os_error(error))
 
     def count(self, found: Mapping[str, int], published: Mapping[str, int], where: str = "") -> None:
         """Add counts that have a published one."""
@@ -63,23 +54,21 @@ class Report(Scan):
 
 def check(data: DataSet, root: Path, every: bool) -> Report:
     """Read a copy as training and testing read it; every: decode all images, not a sample."""
-    report, trials = Report(), data.trials_to_check(root)
+    report, trials = Report(root), data.trials_to_check(root)
     for trial in trials:
         word = f"trial {trial} " if data.splits > 1 else ""
-        if data.can_train(root) and (
-                split := report.attempt("refused", data.train_split, root, trial, report)):
+        if data.has(root, "train") and (split := report.attempt("refused", data.train_split, report, trial)):
             report.count(split.counts(), data.published)
             add_rows(report, f"{word}training", split.sides, by_camera=not word)
-        if data.can_test(root) and (
-                sides := report.attempt("refused", data.test_images, root, trial, report)):
-            check_test(data, root, trial, sides, report)
+        if data.has(root, "test") and (sides := report.attempt("refused", data.test_images, report, trial)):
+            check_test(data, trial, sides, report)
             add_rows(report, f"{word}test", sides.values(), by_camera=not word)
-    for part, there in (("train", data.can_train(root)), ("test", data.can_test(root))):
-        if not there:
+    for part in ("train", "test"):
+        if not data.has(root, part):
             report.add(NOTE, f"nothing to {part} on", f"{root / part}: no such folder")
     if lacking := sorted({*range(1, data.splits + 1)} - {*trials}):
         report.add(NOTE, "trials without lists", f"{', '.join(map(str, lacking))}: others do without")
-    data.check_more(root, report)
+    data.check_more(report)
     for folder in data.folders:
         if folder != data.lists:
             note_unused(root / folder, report)
@@ -87,21 +76,21 @@ def check(data: DataSet, root: Path, every: bool) -> Report:
     return report
 
 
-def check_test(data: DataSet, root: Path, trial: int, sides: Mapping[str, Images], report: Report) -> None:
+def check_test(data: DataSet, trial: int, sides: Mapping[str, Images], report: Report) -> None:
     """Count the test images, try the searches, and note persons of one modality."""
     persons = {modality: set(images.pids.tolist()) for modality, images in sides.items()}
     everyone = set.union(*persons.values())
     report.count({"test persons": len(everyone), **{f"{modality} test images": len(images)
                                                     for modality, images in sides.items()}}, data.published)
     for keywords in data.checked:
-        words = {"direction": data.direction, "trials": data.trials(trial)[:1], "scan": report, **keywords}
-        for search in report.attempt("refused", data.searches, root, **words) or ():
+        words = {"direction": data.direction, "trials": data.trials(trial)[:1], **keywords}
+        for search in report.attempt("refused", data.searches, report, **words) or ():
             where = f" ({', '.join(keywords.values())})" if keywords else ""
             report.count({"gallery images": len(search.gallery)}, search.published, where)
     for modality, there in persons.items():
         for pid in sorted(everyone - there):
-            report.add(NOTE, "test persons of one modality only",
-                       f"{root}: person {data.name_of_person(pid, sides.values())} has no {modality} image"
+            report.add(NOTE, "test persons of one modality only", f"{report.root}: person "
+                       f"{data.name_of_person(pid, sides.values())} has no {modality} image"
                        + (f" in trial {trial}" if data.splits > 1 else ""))
 
 
@@ -132,12 +121,15 @@ def note_unused(top: Path, report: Report) -> None:
 
 def open_images(report: Report, every: bool, takes_range: bool) -> None:
     """Decode a sample of a report's images, or every one, and add the empty and the unreadable ones."""
-    sizes = {path: report.attempt("unreadable", os.path.getsize, path) for path in report.images}
-    for path in (path for path, size in sizes.items() if size == 0):
-        report.refuse("empty", f"{path}: 0 bytes")
-    paths = [path for path, size in sizes.items() if size]
+    paths = []
+    for path in report.images:
+        if os.path.getsize(path):
+            paths.append(path)
+        else:
+            report.refuse("empty", f"{path}: 0 bytes")
     if not every and len(paths) > SAMPLE:
         paths = [paths[place] for place in np.linspace(0, len(paths) - 1, SAMPLE).round().astype(int)]
+    report.opened = len(paths)
 
     def fault(path: str) -> UserError | None:
         try:
@@ -146,13 +138,12 @@ def open_images(report: Report, every: bool, takes_range: bool) -> None:
             return error
 
     with ThreadPoolExecutor(4) as pool:
-        faults = [error for error in tqdm(pool.map(fault, paths), "opening", len(paths), unit="image",
-                                          disable=None, leave=False) if error]
+        faults = list(filter(None, tqdm(pool.map(fault, paths), "opening", len(paths), unit="image",
+                                        disable=None, leave=False)))
     deep = [error for error in faults if isinstance(error, TooManyBits) and takes_range]
     for error in faults:
         if error not in deep:
             report.refuse("unreadable", str(error))
-    report.opened = len(paths)
     if deep:
         low, high = min(error.low for error in deep), max(error.high for error in deep)
         report.add(NOTE, "more than 8 bits a channel",
@@ -160,11 +151,11 @@ def open_images(report: Report, every: bool, takes_range: bool) -> None:
                    "training and testing need --range LOW HIGH, the raw values that become black and white")
 
 
-def describe(root: Path, title: str, report: Report, every: bool) -> Iterator[str]:
+def describe(title: str, report: Report) -> Iterator[str]:
     """The lines of a report; title: of the data set, empty if the folder holds none."""
     differing = sum(found != {published} for (_, published), found in report.counts.items())
     if title:
-        yield from [f"{title} in {root}", "", *report.table]
+        yield from [f"{title} in {report.root}", "", *report.table]
         if report.counts:
             yield from ["", f"{'':<30}{'found':>14}{'published':>11}"]
         for (what, published), found in report.counts.items():

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from datasets.check import NOTE, Report
-from datasets.files import Scan, looks
-from datasets.types import DIRECTIONS, MODALITIES, DataSet, Images, Search, TrainSplit, make_train_split
+from datasets.files import Copy, looks
+from datasets.types import (DIRECTIONS, MODALITIES, DataSet, Images, Root, Search, TrainSplit,
+                            make_train_split, matched)
 from utils import Parser, UserError, number
 
 # How --range is declared, wherever images of more than 8 bits are read.
@@ -44,46 +45,38 @@ class Folders(DataSet):
         parser.add_argument("--exclude-same-camera", action="store_true",
                             help="folders: leave out pairs of one camera number")
 
-    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
+    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
         """The training images; there is one split, `trial` is not read."""
-        root, scan = self.require_layout(root), scan or Scan()
-        names, (visible, infrared) = read_split(root / "train", scan)
-        return make_train_split(visible, infrared, range(len(names)), f"{root / 'train'}", scan,
+        copy = self.open(root)
+        names, (visible, infrared) = read_split(copy, "train")
+        return make_train_split(copy, visible, infrared, range(len(names)), f"{copy.root / 'train'}",
                                 name=lambda pid: names[pid])
 
-    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
         """All test images of either modality."""
-        return dict(zip(MODALITIES, read_split(self.require_layout(root) / "test", scan or Scan())[1]))
+        return dict(zip(MODALITIES, read_split(self.open(root), "test")[1]))
 
-    def searches(self, root: str | Path, *, direction: str = "i2v", trials: Iterable[int] = (0,),
-                 exclude_same_camera: bool = False, scan: Scan | None = None) -> list[Search]:
+    def searches(self, root: Root, *, direction: str = "i2v", trials: Iterable[int] = (0,),
+                 exclude_same_camera: bool = False) -> list[Search]:
         """One search: every image of one modality in all of the other's."""
-        scan = scan or Scan()
-        sides, (query, gallery) = self.test_images(root, scan=scan), DIRECTIONS[direction]
-        test = Path(root) / "test"
+        copy, (query, gallery) = self.open(root), DIRECTIONS[direction]
+        sides, test = self.test_images(copy), copy.root / "test"
         if exclude_same_camera and all(camera_of(path) is None for side in sides.values()
                                        for path in side.paths):
             raise UserError(f"--exclude-same-camera: no name of an image below {test} begins with its "
                             "camera, as c1_ or cam1_; rename them, or leave the flag out")
         kind = CamerasApart if exclude_same_camera else Search
         name = f"{self.title}, {'other cameras, ' if exclude_same_camera else ''}{direction}"
-        searches = [kind(sides[query], sides[gallery], trial, name, left_out=tuple(scan.left_out))
-                    for trial in trials]
-        for search in searches:
-            search.require_match(f"{test}")
-        return searches
+        return matched([kind(sides[query], sides[gallery], trial, name, left_out=copy.left_out)
+                        for trial in trials], f"{test}")
 
     def trials(self, trial: int) -> list[int]:
         """There is one search, and nothing to draw."""
         return [0]
 
-    def can_train(self, root: str | Path) -> bool:
-        """Whether there is a folder `train`."""
-        return (Path(root) / "train").is_dir()
-
-    def can_test(self, root: str | Path) -> bool:
-        """Whether there is a folder `test`."""
-        return (Path(root) / "test").is_dir()
+    def has(self, root: str | Path, split: str) -> bool:
+        """Whether there is a folder of a split."""
+        return (Path(root) / split).is_dir()
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What follows from the other arguments; `UserError` for no folder, and for a range that is none."""
@@ -98,10 +91,10 @@ class Folders(DataSet):
         return next(Path(path).parent.name for images in sides
                     for path, other in zip(images.paths, images.pids) if other == pid)
 
-    def check_more(self, root: Path, report: Report) -> None:
+    def check_more(self, report: Report) -> None:
         """Report persons of one name in both splits."""
         names = [{looks(Path(path).parent.name) for path in report.images
-                  if Path(path).is_relative_to(root / split)} for split in ("train", "test")]
+                  if Path(path).is_relative_to(report.root / split)} for split in ("train", "test")]
         if both := sorted(set.intersection(*names), key=natural):
             report.add(NOTE, "names in train and test", f"{len(both)}, the first {both[0]}: if they are the "
                        "same persons, a test says nothing of persons that the model does not know")
@@ -113,19 +106,19 @@ def require_range(limits: Sequence[int] | None) -> None:
         raise UserError(f"--range {limits[0]} {limits[1]}: a LOW below HIGH expected")
 
 
-def read_split(folder: Path, scan: Scan) -> tuple[list[str], list[Images]]:
+def read_split(copy: Copy, split: str) -> tuple[list[str], list[Images]]:
     """The persons' names, in natural order, and the visible and infrared images of one split.
 
     A person's number is the place of the name. Images that name no camera have the next number after all that
-    are named (visible), or the one after (infrared). A missing or empty modality is a fault, as are two names
-    that look alike.
+    are named (visible), or the one after (infrared). Two names that look alike are a fault.
     """
-    persons = {modality: read_persons(folder / modality, scan) for modality in MODALITIES}
+    folder = copy.root / split
+    persons = {modality: read_persons(copy, folder / modality) for modality in MODALITIES}
     names = sorted(set().union(*persons.values()), key=natural)
     alike: dict[str, str] = {}
     for name in names:
         if (other := alike.setdefault(looks(name), name)) != name:
-            scan.refuse("names that look alike", f"{folder}: persons {ascii(other)} and {ascii(name)} found, "
+            copy.refuse("names that look alike", f"{folder}: persons {ascii(other)} and {ascii(name)} found, "
                         "whose names differ only in case or in what cannot be seen; give each person one "
                         "name, and rename the folder")
     numbers = {name: number for number, name in enumerate(names)}
@@ -141,17 +134,13 @@ def read_split(folder: Path, scan: Scan) -> tuple[list[str], list[Images]]:
     return names, sides
 
 
-def read_persons(folder: Path, scan: Scan) -> dict[str, list[str]]:
-    """The image paths of every person of one modality, by the name of the person's folder."""
-    if not folder.is_dir():
-        scan.refuse("missing", f"{folder}: no such folder; "
-                    f"the images in {folder.name}/PERSON/IMAGE expected")
-        return {}
-    entries = sorted(scan.entries(folder), key=lambda entry: natural(entry.name))
-    found = {entry.name: scan.image_files(entry.path) for entry in entries if entry.is_dir()}
+def read_persons(copy: Copy, folder: Path) -> dict[str, list[str]]:
+    """The image paths of every person of one modality, by name; that there is none is a fault."""
+    entries = sorted(copy.entries(folder), key=lambda entry: natural(entry.name))
+    found = {entry.name: copy.image_files(entry.path) for entry in entries if entry.is_dir()}
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
-        scan.refuse("missing", f"{folder}: no image in a person's folder found; the images in "
+        copy.refuse("missing", f"{folder}: no image in a person's folder found; the images in "
                     f"{folder.name}/PERSON/IMAGE expected")
     return found
 

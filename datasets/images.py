@@ -34,13 +34,6 @@ UPRIGHT = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Tr
            Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
            Image.Transpose.ROTATE_90)
 
-# What else is found under an image's name, by its first bytes.
-KNOWN = {"a GIF file": rb"GIF8",
-         "a HEIC or AVIF file": rb"....ftyp(hei|hev|mif|msf|avi)",
-         "a JPEG 2000 file": rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", "a NumPy array": rb"\x93NUMPY",
-         "a PDF": rb"%PDF", "an archive": rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!",
-         "a web page": rb"\s*<(!|html|HTML|\?xml)"}
-
 
 class TooManyBits(UserError):
     """An image whose raw values, from `low` to `high`, do not say which of them are black and white."""
@@ -116,33 +109,28 @@ def decode(path: str | Path, limits: tuple[int, int] | None) -> Image.Image:
     read: a drive's error, or a lack of memory, says nothing of it.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
-            raise UserError(f"{path}: {describe_entry(path)} found, an image file expected; leave it out")
+        if not os.path.isfile(path):  # to open a pipe would wait for a writer
+            raise UserError(f"{path}: {describe_entry(path)}, an image file expected; restore it, or leave "
+                            "it out")
         try:
             return decode_whole(path, path, limits)
         except (UserError, MemoryError, Image.DecompressionBombError):
             raise
         except Exception as error:
-            if not is_png(path) or is_of_system(error):
+            if is_of_system(error):
                 raise
-            return decode_whole(path, without_metadata(path), limits)
+            return decode_whole(path, io.BytesIO(without_metadata(path)), limits)
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image (a missing file, or a link that points nowhere); restore "
-                        "it") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: {describe_bytes(path)} found, an image expected; remove or replace the "
-                        "file") from None
-    except MemoryError:
-        raise UserError(f"{path}: memory does not hold the image; free some, or use fewer "
-                        "--workers") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {one_line(error)}; use a smaller copy of the image") from None
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: too large for the free memory ({one_line(error) or 'none left'}); use a "
+                        "smaller copy of the image, or fewer --workers") from None
     except Exception as error:  # a damaged file makes Pillow's decoders stumble in many ways
         if is_of_system(error):
             raise not_read(path, error) from None
-        what = one_line(error) or type(error).__name__
+        what = one_line(error)
+        if isinstance(error, UnidentifiedImageError):
+            what = f"{', '.join(FORMATS)} expected, {describe_bytes(path)} found"
         raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the "
                         "file") from None
 
@@ -173,15 +161,11 @@ def is_of_system(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def is_png(path: str | Path) -> bool:
-    """Whether a file begins as a PNG does."""
-    with open(path, "rb") as file:
-        return file.read(len(PNG)) == PNG
-
-
-def without_metadata(path: str | Path) -> BinaryIO:
-    """The chunks of a PNG that hold its pixels, and its EXIF where that is whole."""
+def without_metadata(path: str | Path) -> bytes:
+    """A file as it is; of a PNG, the chunks that hold its pixels, and its EXIF where that is whole."""
     data = Path(path).read_bytes()
+    if not data.startswith(PNG):
+        return data
     kept, start = [PNG], len(PNG)
     while start + 12 <= len(data):
         kind, end = data[start + 4:start + 8], start + 12 + int.from_bytes(data[start:start + 4], "big")
@@ -189,7 +173,7 @@ def without_metadata(path: str | Path) -> BinaryIO:
         if kind in PIXEL_CHUNKS or (kind == b"eXIf" and whole):
             kept.append(data[start:end])
         start = end
-    return io.BytesIO(b"".join(kept))
+    return b"".join(kept)
 
 
 def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int,
@@ -214,30 +198,25 @@ def reduce_to_8_bits(image: Image.Image, path: str | Path,
 
     Raises `UserError` without limits, and for colours, of whose 16 bits Pillow keeps eight.
     """
+    found = (f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits expected; "
+             "convert it to an 8-bit file")
     if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
-        raise UserError(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) found, 8 bits "
-                        "expected; convert it to an 8-bit file")
+        raise UserError(found)
     values = np.asarray(image)
     if limits is None:
         low, high = int(values.min()), int(values.max())
-        raise TooManyBits(f"{path}: an image of mode {image.mode} (more than 8 bits a channel) "
-                          "found, 8 bits expected; convert it to an 8-bit file, or, with --dataset folders "
-                          "and in embed.py, give --range LOW HIGH, the raw values that become black and "
-                          f"white in all images (this one has {low} to {high})", low, high)
+        raise TooManyBits(f"{found}, or, with --dataset folders and in embed.py, give --range LOW HIGH, the "
+                          "raw values that become black and white in all images (this one has "
+                          f"{low} to {high})", low, high)
     low, high = limits
     scaled = (values.clip(low, high).astype(np.float64) - low) * (255 / (high - low))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def describe_bytes(path: str | Path) -> str:
-    """Say in words what a file that is no image holds."""
-    size = Path(path).stat().st_size
+    """Size and beginning of a file that is no image."""
     with open(path, "rb") as file:
-        start = file.read(16)
-    for name, pattern in KNOWN.items():
-        if re.match(pattern, start, re.DOTALL):
-            return f"{name} ({', '.join(FORMATS)} are read)"
-    return "an empty file" if size == 0 else f"a file of {size} bytes in no known image format"
+        return f"{os.path.getsize(path)} bytes that begin with {file.read(12)!r}"
 
 
 # ------------------------------------------------------------------------------------------------ many images
@@ -288,15 +267,9 @@ def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, out:
                 title: str = "", silent: bool = True) -> np.ndarray:
     """Read images into one array (N, height, width, 3) uint8 with threads, into `out` where it is given."""
     images = np.empty((len(paths), spec.height, spec.width, 3), np.uint8) if out is None else out
-
-    def read(index: int) -> None:
-        images[index] = read_image(paths[index], spec)
-
-    with ThreadPoolExecutor(workers or 1) as pool:
-        jobs = pool.map(read, range(len(paths))) if workers else map(read, range(len(paths)))
-        try:
-            for _ in tqdm(jobs, title, len(paths), unit="image", disable=silent or None, leave=False):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with contextlib.closing(in_order(lambda path: read_image(path, spec), paths, workers,
+                                     4 * workers)) as reading:
+        for index, image in enumerate(tqdm(reading, title, len(paths), unit="image", disable=silent or None,
+                                           leave=False)):
+            images[index] = image
     return images

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.exclusion import llcm_seen
-from datasets.files import Scan, parse_id_list
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images,
-                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split)
+from datasets.files import Copy, parse_id_list
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images, Root,
+                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split, matched)
 from utils import Parser
 
 NAMES = {VISIBLE: "vis", INFRARED: "nir"}  # of the modalities, as its folders and lists say them
@@ -49,67 +49,54 @@ class LLCM(DataSet):
         if script == "train":
             add_arrays_flag(parser)
 
-    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
+    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
         """The training images; there is one split, `trial` is not read."""
-        root, scan = self.require_layout(root), scan or Scan()
-        visible, infrared = (train_images(root, modality, scan) for modality in MODALITIES)
-        pids = np.union1d(visible.pids, infrared.pids)
-        return make_train_split(visible, infrared, pids, f"{root}: idx/train_vis.txt and idx/train_nir.txt",
-                                scan, self.arrays)
+        copy = self.open(root)
+        visible, infrared = (train_images(copy, modality) for modality in MODALITIES)
+        return make_train_split(copy, visible, infrared, np.union1d(visible.pids, infrared.pids),
+                                f"{copy.root}: idx/train_vis.txt and idx/train_nir.txt", self.arrays)
 
-    def test_files(self, root: str | Path, modality: str, scan: Scan | None = None) -> Files:
+    def test_files(self, root: Root, modality: str) -> Files:
         """The test images of a modality by (pid, camera), cameras within persons."""
-        root, scan = self.require_layout(root), scan or Scan()
-        pids = scan.attempt("lists", parse_id_list, root / "idx" / "test_id.txt") or []
-        return scan.camera_images({camera: root / f"test_{NAMES[modality]}" / f"cam{camera}"
+        copy = self.open(root)
+        pids = copy.attempt("lists", parse_id_list, copy.root / "idx" / "test_id.txt") or []
+        return copy.camera_images({camera: copy.root / f"test_{NAMES[modality]}" / f"cam{camera}"
                                    for camera in CAMERAS[modality]}, pids)
 
-    def query(self, root: str | Path, modality: str, scan: Scan | None = None) -> Images:
+    def query(self, root: Root, modality: str) -> Images:
         """Every test image of a modality, cameras within persons."""
-        return grouped(self.test_files(root, modality, scan), modality)
+        return grouped(self.test_files(root, modality), modality)
 
-    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
         """All test images of either modality."""
-        return {modality: self.query(root, modality, scan) for modality in MODALITIES}
+        return {modality: self.query(root, modality) for modality in MODALITIES}
 
-    def draw_gallery(self, root: str | Path, trial: int, modality: str) -> Images:
-        """Draw one image of each test person and camera of a modality, as the benchmark's own code does.
-
-        The global generator is left alone. Raises ValueError for a trial below 0.
-        """
+    def draw_gallery(self, root: Root, trial: int, modality: str) -> Images:
+        """Draw one image of each test person and camera of a modality, as the benchmark's own code does."""
         return draw(self.test_files(root, modality), trial, modality)
 
-    def searches(self, root: str | Path, *, direction: str = "i2v", trials: Iterable[int] = range(TRIALS),
-                 scan: Scan | None = None) -> list[Search]:
+    def searches(self, root: Root, *, direction: str = "i2v",
+                 trials: Iterable[int] = range(TRIALS)) -> list[Search]:
         """One search for each gallery draw; the query side takes every image, the gallery side is drawn."""
-        scan, (query_modality, gallery_modality) = scan or Scan(), DIRECTIONS[direction]
-        query = self.query(root, query_modality, scan)
-        files = self.test_files(root, gallery_modality, scan)
+        copy, (query_modality, gallery_modality) = self.open(root), DIRECTIONS[direction]
+        query = self.query(copy, query_modality)
+        files = self.test_files(copy, gallery_modality)
         published = {"test persons": self.published["test persons"],
                      "queries": self.published[f"{query_modality} test images"]}
-        searches = []
-        for trial in trials:
-            searches.append(LlcmSearch(query, draw(files, trial, gallery_modality), trial,
-                                       f"{self.title}, {direction}", True, published, True,
-                                       tuple(scan.left_out)))
-            searches[-1].require_match(f"{Path(root) / 'idx' / 'test_id.txt'}")
-        return searches
+        return matched([LlcmSearch(query, draw(files, trial, gallery_modality), trial,
+                                   f"{self.title}, {direction}", True, published, True, copy.left_out)
+                        for trial in trials], f"{copy.root / 'idx' / 'test_id.txt'}")
 
 
-def train_images(root: Path, modality: str, scan: Scan) -> Images:
-    """The images of one training list; the camera is that of the name, as in
-    0351_c06_s200656_f4830_nir.jpg, else 0.
-    """
-    others = {name for other, name in NAMES.items() if other != modality}
-    entries = scan.listed_images(root / "idx" / f"train_{NAMES[modality]}.txt", root, others, NAMES[modality])
+def train_images(copy: Copy, modality: str) -> Images:
+    """The images of one training list; 0351_c06_s200656_f4830_nir.jpg is of camera 6, other names of 0."""
+    entries = copy.listed_images(copy.root / "idx" / f"train_{NAMES[modality]}.txt", NAMES, modality)
     cameras = [re.search(r"_c(\d+)_", Path(path).name) for path, _ in entries]
     return Images(tuple(path for path, _ in entries), np.array([label for _, label in entries], np.int64),
                   np.array([int(camera[1]) if camera else 0 for camera in cameras], np.int64), modality)
 
 
 def draw(files: Files, trial: int, modality: str) -> Images:
-    """Draw one of each person's images by each camera."""
-    if trial < 0:
-        raise ValueError(f"trial: {trial} found, at least 0 expected")
+    """Draw one of each person's images by each camera; the global generator is left alone."""
     rng = random.Random(trial)
     return grouped({key: [rng.choice(paths)] for key, paths in files.items()}, modality)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.files import Scan, parse_index
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Images, Search,
-                            TrainSplit, make_train_split)
+from datasets.files import Copy, parse_index
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Images, Root, Search,
+                            TrainSplit, make_train_split, matched)
 from utils import Parser, UserError, number
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
@@ -41,49 +41,44 @@ class RegDB(DataSet):
             parser.add_argument("--force-trial", action="store_true",
                                 help="RegDB: test on a split whose persons the model may know")
 
-    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
+    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
         """The training images of one of the ten splits."""
-        scan = scan or Scan()
-        sides = self.split_images(root, "train", trial, scan)
+        copy = self.open(root)
+        sides = self.split_images(copy, "train", trial)
         pids = np.union1d(sides[VISIBLE].pids, sides[INFRARED].pids)
-        return make_train_split(sides[VISIBLE], sides[INFRARED], pids,
-                                f"{root}: training lists of trial {trial}", scan)
+        return make_train_split(copy, sides[VISIBLE], sides[INFRARED], pids,
+                                f"{copy.root}: training lists of trial {trial}")
 
-    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
         """The test images of one of the ten splits."""
-        return self.split_images(root, "test", trial, scan)
+        return self.split_images(root, "test", trial)
 
-    def split_images(self, root: str | Path, split: str, trial: int,
-                     scan: Scan | None = None) -> dict[str, Images]:
+    def split_images(self, root: Root, split: str, trial: int) -> dict[str, Images]:
         """One split's images of both modalities; a person who is in both splits of the trial is a fault.
 
         Labels count the persons of one split, so the same label in both splits means two persons.
         """
-        root, scan = self.require_layout(root), scan or Scan()
-        if not 1 <= trial <= TRIALS:
-            raise ValueError(f"trial: {trial} found, 1 to {TRIALS} expected")
+        copy = self.open(root)
         for modality in MODALITIES:
-            lists = [persons(scan.attempt("lists", parse_index, list_path(root, side, trial, modality)) or ())
+            lists = [copy.attempt("lists", parse_index, list_path(copy.root, side, trial, modality)) or ()
                      for side in SPLITS]
-            if both := set.intersection(*lists):
-                scan.refuse("lists", f"{root / 'idx'}: {min(both)} is in the training and the test list "
+            if both := set.intersection(*map(persons, lists)):
+                copy.refuse("lists", f"{copy.root / 'idx'}: {min(both)} is in the training and the test list "
                             f"of trial {trial} ({NAMES[modality]}); disjoint persons expected; restore the "
                             "lists")
-        return {modality: listed_images(root, split, trial, modality, scan) for modality in MODALITIES}
+        return {modality: listed_images(copy, split, trial, modality) for modality in MODALITIES}
 
-    def searches(self, root: str | Path, *, direction: str = "v2i", trials: Iterable[int] = (1,),
-                 scan: Scan | None = None) -> list[Search]:
+    def searches(self, root: Root, *, direction: str = "v2i", trials: Iterable[int] = (1,)) -> list[Search]:
         """One search for each split: every image of one modality in all of the other's."""
-        query, gallery = DIRECTIONS[direction]
-        scan = scan or Scan()
+        copy, (query, gallery) = self.open(root), DIRECTIONS[direction]
         published = {"queries": self.published[f"{query} test images"],
                      "gallery images": self.published[f"{gallery} test images"]}
         searches = []
         for trial in trials:
-            sides = self.split_images(root, "test", trial, scan)
-            searches.append(Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}",
-                                   published=published))
-            searches[-1].require_match(f"{Path(root) / 'idx'}: test lists of trial {trial}")
+            sides = self.split_images(copy, "test", trial)
+            searches += matched([Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}",
+                                        published=published)],
+                                f"{copy.root / 'idx'}: test lists of trial {trial}")
         return searches
 
     def persons(self, searches: Sequence[Search]) -> np.ndarray:
@@ -119,10 +114,9 @@ def list_path(root: Path, split: str, trial: int, modality: str) -> Path:
     return root / "idx" / f"{split}_{NAMES[modality]}_{trial}.txt"
 
 
-def listed_images(root: Path, split: str, trial: int, modality: str, scan: Scan) -> Images:
+def listed_images(copy: Copy, split: str, trial: int, modality: str) -> Images:
     """The images of one list."""
-    others = {name for other, name in NAMES.items() if other != modality}
-    entries = scan.listed_images(list_path(root, split, trial, modality), root, others, NAMES[modality])
+    entries = copy.listed_images(list_path(copy.root, split, trial, modality), NAMES, modality)
     pids = np.array([label for _, label in entries], np.int64)
     return Images(tuple(path for path, _ in entries), pids, np.full(len(pids), CAMIDS[modality]), modality)
 

@@ -2,20 +2,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from datasets.check import NOTE, Report
 from datasets.exclusion import sysu_seen
-from datasets.files import Scan, parse_id_list
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images,
-                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split)
-from utils import Parser, UserError
+from datasets.files import Copy, describe_entry, parse_id_list
+from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images, Root,
+                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split, matched)
+from utils import Parser, UserError, one_line
 
-CAMERAS = {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)}
-INDOOR = (1, 2)
+CAMERAS = {"all": {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},  # searched, by mode
+           "indoor": {VISIBLE: (1, 2), INFRARED: (3, 6)}}
 GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the whole data set
 Files = Mapping[tuple[int, int], list[str]]  # image paths by (pid, camera)
 
@@ -49,146 +49,123 @@ class SysuMM01(DataSet):
 
     def add_flags(self, parser: Parser, script: str) -> None:
         """Declare the flags that belong to this data set; script: "train" or "test"."""
-        parser.add_argument("--mode", choices=tuple(GALLERY), default="all",
+        parser.add_argument("--mode", choices=tuple(CAMERAS), default="all",
                             help="SYSU-MM01: cameras searched")
         parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
                             help="SYSU-MM01: gallery images a person and camera")
-        parser.add_argument("--gallery", choices=("random", "official"), default="random",
+        parser.add_argument("--gallery", choices=tuple(DRAWS), default="random",
                             help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
         if script == "train":
             add_arrays_flag(parser)
 
-    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
+    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
         """The training images; there is one split, `trial` is not read."""
-        root, scan = self.require_layout(root), scan or Scan()
-        pids = read_ids(root, scan)["train"]
-        sides = [grouped(camera_files(root, pids, CAMERAS[side], scan), side) for side in MODALITIES]
-        return make_train_split(*sides, pids, f"{root}: exp/train_id.txt and exp/val_id.txt", scan,
+        copy = self.open(root)
+        pids = read_ids(copy)["train"]
+        sides = [grouped(camera_files(copy, pids, CAMERAS["all"][side]), side) for side in MODALITIES]
+        return make_train_split(copy, *sides, pids, f"{copy.root}: exp/train_id.txt and exp/val_id.txt",
                                 self.arrays)
 
-    def test_files(self, root: str | Path, mode: str, modality: str, scan: Scan | None = None) -> Files:
+    def test_files(self, root: Root, mode: str, modality: str) -> Files:
         """The test images of the modality's cameras by (pid, camera), cameras within persons."""
-        root, scan = self.require_layout(root), scan or Scan()
-        return camera_files(root, read_ids(root, scan)["test"], cameras_of(modality, mode), scan)
+        copy = self.open(root)
+        return camera_files(copy, read_ids(copy)["test"], CAMERAS[mode][modality])
 
-    def query(self, root: str | Path, mode: str, modality: str, scan: Scan | None = None) -> Images:
+    def query(self, root: Root, mode: str, modality: str) -> Images:
         """Every test image of the modality's cameras."""
-        return grouped(self.test_files(root, mode, modality, scan), modality)
+        return grouped(self.test_files(root, mode, modality), modality)
 
-    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
         """All test images of either modality."""
-        return {modality: self.query(root, "all", modality, scan) for modality in MODALITIES}
+        return {modality: self.query(root, "all", modality) for modality in MODALITIES}
 
-    def draw_gallery(self, root: str | Path, mode: str, trial: int, shot: int, gallery: str, modality: str,
-                     files: Files | None = None) -> Images:
-        """Draw `shot` images of each test person and camera of the modality, all where there are fewer.
+    def draw_gallery(self, root: Root, mode: str, trial: int, shot: int, gallery: str,
+                     modality: str) -> Images:
+        """Draw `shot` images of each test person and camera of the modality, all where there are fewer."""
+        files = self.test_files(root, mode, modality)
+        return grouped(DRAWS[gallery](self.open(root).root, files, trial, shot), modality)
 
-        `random` is the draw of the AGW line (Ye et al., TPAMI 2021) and leaves the global generator alone;
-        `official` is that of the data set's own evaluation. files: `test_files`, where they are known. Raises
-        ValueError for a mode, shot, trial or gallery that is none.
-        """
-        if shot < 1 or trial < 0 or gallery not in ("random", "official"):
-            raise ValueError(f"shot: {shot}, trial: {trial}, gallery: {gallery!r} found; a shot of at least "
-                             "1, a trial of at least 0, and 'random' or 'official' expected")
-        files = self.test_files(root, mode, modality) if files is None else files
-        if gallery == "official":
-            return grouped(draw_official(Path(root), files, trial, shot), modality)
-        rng = random.Random(trial)
-        return grouped({key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
-                        for key, paths in files.items()}, modality)
-
-    def searches(self, root: str | Path, *, direction: str = "i2v", trials: Iterable[int] = range(TRIALS),
-                 mode: str = "all", shot: int = 1, gallery: str = "random",
-                 scan: Scan | None = None) -> list[Search]:
+    def searches(self, root: Root, *, direction: str = "i2v", trials: Iterable[int] = range(TRIALS),
+                 mode: str = "all", shot: int = 1, gallery: str = "random") -> list[Search]:
         """One search for each gallery draw; the query side takes every image, the gallery side is drawn."""
-        root, scan = Path(root), scan or Scan()
-        query_modality, gallery_modality = DIRECTIONS[direction]
-        query = self.query(root, mode, query_modality, scan)
-        files = self.test_files(root, mode, gallery_modality, scan)
+        copy, (query_modality, gallery_modality) = self.open(root), DIRECTIONS[direction]
+        query = self.query(copy, mode, query_modality)
+        files = self.test_files(copy, mode, gallery_modality)
         name = (f"{self.title} {mode}-search, {'single' if shot == 1 else 'multi'}-shot, {gallery} gallery, "
                 f"{direction}")
         published = {"test persons": self.published["test persons"]}
-        if direction == "i2v":
-            published["queries"] = self.published["infrared test images"]
-            if shot in (1, 10):  # every test person has at least ten images in a camera
-                published["gallery images"] = shot * GALLERY[mode]
+        if direction == "i2v":  # every test person has at least ten images in a camera
+            published |= {"queries": self.published["infrared test images"],
+                          "gallery images": shot * GALLERY[mode]}
         searches = []
         for trial in trials:
-            drawn = self.draw_gallery(root, mode, trial, shot, gallery, gallery_modality, files)
+            drawn = grouped(DRAWS[gallery](copy.root, files, trial, shot), gallery_modality)
             searches.append(SysuSearch(query, drawn, trial, name, True, published, mode == "indoor",
-                                       tuple(scan.left_out)))
-            searches[-1].require_match(f"{root / 'exp' / 'test_id.txt'}, {mode}-search")
-        return searches
+                                       copy.left_out))
+        return matched(searches, f"{copy.root / 'exp' / 'test_id.txt'}, {mode}-search")
 
-    def check_more(self, root: Path, report: Report) -> None:
+    def check_more(self, report: Report) -> None:
         """Report whether the official galleries can be drawn, which nothing else needs."""
         try:
-            self.searches(root, shot=10, gallery="official")
+            self.searches(report.root, shot=10, gallery="official")
         except UserError as error:
             if report.usable:
                 report.add(NOTE, "only --gallery official needs it", error)
 
 
 # -------------------------------------------------------------------------------------------- lists and files
-def read_ids(root: Path, scan: Scan) -> dict[str, list[int]]:
+def read_ids(copy: Copy) -> dict[str, list[int]]:
     """Identities of the splits train (the lists train and val together) and test; these must not overlap."""
-    lists = {name: scan.attempt("lists", parse_id_list, root / "exp" / f"{name}_id.txt") or []
+    lists = {name: copy.attempt("lists", parse_id_list, copy.root / "exp" / f"{name}_id.txt") or []
              for name in ("train", "val", "test")}
     for name in ("train", "val"):
         if both := sorted(set(lists[name]) & set(lists["test"])):
-            scan.refuse("lists", f"{root / 'exp'}: identity {both[0]} is in {name}_id.txt and in "
+            copy.refuse("lists", f"{copy.root / 'exp'}: identity {both[0]} is in {name}_id.txt and in "
                         "test_id.txt; disjoint lists expected; restore the files")
     return {"train": sorted({*lists["train"], *lists["val"]}), "test": lists["test"]}
 
 
-def cameras_of(modality: str, mode: str) -> tuple[int, ...]:
-    """The cameras of one modality in one mode: indoor-search leaves out the outdoor visible cameras."""
-    if mode not in GALLERY:
-        raise ValueError(f"mode: {mode!r} found, 'all' or 'indoor' expected")
-    return tuple(c for c in CAMERAS[modality] if mode == "all" or modality == INFRARED or c in INDOOR)
-
-
-def camera_files(root: Path, pids: Sequence[int], cameras: Sequence[int], scan: Scan) -> Files:
-    """Image paths by (pid, camera), in the order of both; combinations without images are left out.
-
-    A camera without any image is a fault: every camera of the data set has some of either split.
-    """
-    files = scan.camera_images({camera: root / f"cam{camera}" for camera in cameras}, pids)
+def camera_files(copy: Copy, pids: Collection[int], cameras: Collection[int]) -> Files:
+    """Image paths by (pid, camera); a camera without any is a fault: each has some of either split."""
+    files = copy.camera_images({camera: copy.root / f"cam{camera}" for camera in cameras}, pids)
     for camera in sorted(set(cameras) - {camera for _, camera in files}):
-        folder = root / f"cam{camera}"
-        what = "no image of the persons on the lists" if folder.is_dir() else "no such folder"
-        scan.refuse("missing", f"{folder}: {what}; the camera's images, in {folder.name}/NNNN/NNNN.jpg, "
-                    "expected; restore them")
+        folder = copy.root / f"cam{camera}"
+        copy.refuse("missing", f"{folder}: no image of the persons on the lists; the camera's images, in "
+                    f"{folder.name}/NNNN/NNNN.jpg, expected; restore them")
     return files
 
 
-def draw_official(root: Path, files: Files, trial: int, shot: int) -> Files:
-    """The first `shot` images of row `trial` of each person's permutation, by `exp/rand_perm_cam.mat`.
+def draw_random(root: Path, files: Files, trial: int, shot: int) -> Files:
+    """The draw of the AGW line (Ye et al., TPAMI 2021), which leaves the global generator alone."""
+    rng = random.Random(trial)
+    return {key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
+            for key, paths in files.items()}
 
-    Raises `UserError` if the file is missing or no such thing, or names an image that is not there.
+
+def draw_official(root: Path, files: Files, trial: int, shot: int) -> Files:
+    """The draw of the data set's own evaluation: the first of row `trial` of each person's permutation.
+
+    Raises `UserError` where `exp/rand_perm_cam.mat` does not give it, or names an image that is not there.
     """
     from scipy.io import loadmat
     mat, drawn = root / "exp" / "rand_perm_cam.mat", {}
-    if not mat.is_file():
-        raise UserError(f"{mat}: no such file, needed by --gallery official; restore it from the data set's "
-                        "evaluation code, or use --gallery random")
     try:
+        if not mat.is_file():
+            raise ValueError(describe_entry(mat))
         cells = loadmat(mat)["rand_perm_cam"]
-        for pid, camera in files:
+        for (pid, camera), paths in files.items():
             rows = cells[camera - 1][0][pid - 1]
             while rows.dtype == object:  # one level deeper in some copies
                 rows = rows.flat[0]
-            drawn[pid, camera] = [int(number) for number in rows[trial, :shot]]  # saved as doubles by some
-            if not drawn[pid, camera]:
-                raise ValueError(f"no image of person {pid} in camera {camera}")
+            by_name = {Path(path).stem: path for path in paths}
+            names = [f"{int(number):04d}" for number in rows[trial, :shot]]  # saved as doubles by some
+            if absent := [name for name in names if name not in by_name]:
+                raise ValueError(f"image cam{camera}/{pid:04d}/{absent[0]}.jpg is not there")
+            drawn[pid, camera] = [by_name[name] for name in names]
     except Exception as error:  # SciPy raises whatever a malformed file makes it stumble over
-        raise UserError(f"{mat}: not the data set's rand_perm_cam.mat, or without trial {trial} ({error}); "
-                        "restore it, or use --gallery random") from None
-    for (pid, camera), numbers in drawn.items():
-        by_name = {Path(path).stem: path for path in files[pid, camera]}
-        if absent := [number for number in numbers if f"{number:04d}" not in by_name]:
-            image = root / f"cam{camera}" / f"{pid:04d}" / f"{absent[0]:04d}.jpg"
-            raise UserError(f"{mat}: names image {image}, which is not there; restore the image, or use "
-                            "--gallery random")
-        drawn[pid, camera] = [by_name[f"{number:04d}"] for number in numbers]
+        raise UserError(f"{mat}: does not give the gallery of trial {trial} ({one_line(error)}); restore it "
+                        "and the images, or use --gallery random") from None
     return drawn
+
+
+DRAWS = {"random": draw_random, "official": draw_official}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.files import Scan
+from datasets.files import Copy, describe_entry
 from utils import Parser, UserError, filled
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ MODALITIES = (VISIBLE, INFRARED)
 # modality of the query, and of the gallery
 DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}
 TRIALS = 10  # of a data set that has several
+Root = str | Path | Copy  # a copy of a data set by its folder, or as it was opened
 FEATURES, SUM = ("pool", "bnneck"), "sum"  # after pooling, after BNNeck; and the sum of both cosines
 
 
@@ -110,16 +111,6 @@ class Search:
         persons = set(self.query.pids.tolist()) | set(self.gallery.pids.tolist())
         return {"queries": len(self.query), "gallery images": len(self.gallery), "test persons": len(persons)}
 
-    def require_match(self, source: str) -> None:
-        """Raise `UserError` if no query has a match among the images that it sees."""
-        if self.unmatched() == len(self.query):
-            same = self.query.pids[:, None] == self.gallery.pids
-            why = " but in cameras that are not compared" if same.any() else ""
-            raise UserError(
-                f"{source}: no query has a match in the gallery: no person is in both the {len(self.query)} "
-                f"{self.query.modality} queries and the {len(self.gallery)} {self.gallery.modality} gallery "
-                f"images{why}; a person in both expected; restore the images")
-
 
 @dataclass(frozen=True)
 class Arrays:
@@ -166,8 +157,6 @@ class DataSet:
     arguments: those of them that a method takes as keywords, by the method's name; published: its counts;
     checked: keywords of the searches that the check of a copy tries; arrays: what a script makes of its
     training images, once, if there is one.
-
-    `scan` reads folders and lists; the check of a copy passes one that collects faults.
     """
 
     name: str
@@ -184,16 +173,15 @@ class DataSet:
     arrays: Arrays | None = None
 
     # -------------------------------------------------------------------------------- what each data set says
-    def train_split(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> TrainSplit:
+    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
         """The training images; a data set with one split does not read `trial`."""
         raise NotImplementedError
 
-    def test_images(self, root: str | Path, trial: int = 1, scan: Scan | None = None) -> dict[str, Images]:
+    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
         """All test images of either modality."""
         raise NotImplementedError
 
-    def searches(self, root: str | Path, *, direction: str, trials: Iterable[int],
-                 scan: Scan | None = None) -> list[Search]:
+    def searches(self, root: Root, *, direction: str, trials: Iterable[int]) -> list[Search]:
         """One search for each trial; those of its flags that `arguments` says are further keywords."""
         raise NotImplementedError
 
@@ -205,12 +193,8 @@ class DataSet:
         """The trials that a test of one model runs; training evaluates on the first of them."""
         return list(range(TRIALS))
 
-    def can_train(self, root: str | Path) -> bool:
-        """Whether a copy has training images."""
-        return True
-
-    def can_test(self, root: str | Path) -> bool:
-        """Whether a copy has test images; one that has none can be trained on all the same."""
+    def has(self, root: str | Path, split: str) -> bool:
+        """Whether a copy has images of a split, "train" or "test"; it may have those of one alone."""
         return True
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +214,7 @@ class DataSet:
         """What people call a person; sides: where the person's images are."""
         return str(pid)
 
-    def check_more(self, root: Path, report: Report) -> None:
+    def check_more(self, report: Report) -> None:
         """Report what is particular to this data set."""
 
     # --------------------------------------------------------------------------------------- the same for all
@@ -243,19 +227,19 @@ class DataSet:
         count = sum((root / folder).is_dir() for folder in self.folders)
         return count if count >= 2 or (root / self.folders[0]).is_dir() else 0
 
-    def require_layout(self, data_path: str | Path) -> Path:
-        """The data set's folder; raises `UserError` if it is missing or holds something else."""
-        root = Path(data_path)
-        if not root.is_dir():
-            what = "a file" if root.exists() else "no such folder"
-            raise UserError(f"--data-path {root}: {what}; put {self.title} there (README, Data) "
-                            "or name its folder")
-        if not self.present(root):
-            inside = sorted(path.name for path in root.iterdir() if path.is_dir())
-            found = f"the folders {', '.join(inside[:9])}" if inside else "no folder in it"
+    def open(self, root: Root) -> Copy:
+        """The copy in a folder; raises `UserError` where the layout is another."""
+        if isinstance(root, Copy):
+            return root
+        copy = Copy(root)
+        if not self.present(copy.root):
+            found = describe_entry(copy.root)
+            if copy.root.is_dir():
+                inside = sorted(path.name for path in copy.root.iterdir() if path.is_dir())[:9]
+                found = f"the folders {', '.join(inside)}" if inside else "no folder in it"
             raise UserError(f"--data-path {root}: {found} found, {self.title} ({', '.join(self.folders)}) "
-                            "expected; name the data set's folder, or change --dataset")
-        return root
+                            "expected; put it there (README, Data), name its folder, or change --dataset")
+        return copy
 
     def surprises(self, data_path: str | Path, split: TrainSplit | None = None,
                   search: Search | None = None) -> list[str]:
@@ -270,16 +254,16 @@ class DataSet:
                      for what, found in counts.items() if what in published and found != published[what]]
         lines = []
         if differing:
-            lines.append(f"--data-path {data_path}: {'; '.join(differing)}: not the whole data set")
+            lines.append(f"{'; '.join(differing)}: not the whole data set")
         lone = set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()) if search else set()
         if lone and not search.partial:
             first = self.name_of_person(min(lone), (search.query, search.gallery))
-            lines.append(f"--data-path {data_path}: {len(lone)} test person(s), the first {first}, with "
-                         "images in one modality only: their queries are left out of the mean")
+            lines.append(f"{len(lone)} test person(s), the first {first}, with images in one modality only: "
+                         "their queries are left out of the mean")
         if left_out := {path for read in (split, search) if read for path in read.left_out}:
-            lines.append(f"--data-path {data_path}: {len(left_out)} hidden or system files or folders left "
-                         f"out, the first {min(left_out)}")
-        return lines
+            lines.append(f"{len(left_out)} hidden or system files or folders left out, the first "
+                         f"{min(left_out)}")
+        return [f"--data-path {data_path}: {line}" for line in lines]
 
 
 def add_arrays_flag(parser: Parser) -> None:
@@ -295,7 +279,7 @@ def grouped(files: Mapping[tuple[int, int], Sequence[str]], modality: str) -> Im
     return Images(tuple(path for paths in files.values() for path in paths), pids, camids, modality)
 
 
-def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], source: str, scan: Scan,
+def make_train_split(copy: Copy, visible: Images, infrared: Images, pids: Iterable[int], source: str,
                      arrays: Arrays | None = None, name: Callable[[int], str] = str) -> TrainSplit:
     """Put a split together; a person without images in one of the modalities is a fault.
 
@@ -305,7 +289,20 @@ def make_train_split(visible: Images, infrared: Images, pids: Iterable[int], sou
     for images in (visible, infrared):
         lacking = np.setdiff1d(pids, images.pids)
         for pid in lacking:
-            scan.refuse("one modality only", f"{source}: person {name(pid)} has no {images.modality} image "
+            copy.refuse("one modality only", f"{source}: person {name(pid)} has no {images.modality} image "
                         f"({len(lacking)} of {len(pids)} persons have none); both modalities expected for "
                         "training; restore the images, or take the person off the list")
-    return TrainSplit(visible, infrared, pids, arrays, tuple(scan.left_out))
+    return TrainSplit(visible, infrared, pids, arrays, copy.left_out)
+
+
+def matched(searches: list[Search], source: str) -> list[Search]:
+    """The searches; raises `UserError` if in one, no query has a match among the images that it sees.
+
+    source: the lists or folder that name the images.
+    """
+    for query, gallery in ((search.query, search.gallery) for search in searches
+                           if search.unmatched() == len(search.query)):
+        raise UserError(f"{source}: no query has a match in the gallery: none of the {len(query)} "
+                        f"{query.modality} queries is compared with an image of the same person among the "
+                        f"{len(gallery)} {gallery.modality} ones; restore the images")
+    return searches

@@ -102,6 +102,23 @@ def make_llcm(root: Path, train: int = 4, test: int = 3, images: int = 2) -> Pat
     return root
 
 
+def make_folders(root: Path, images: int = 3) -> Path:
+    """Folders of one's own images; four persons to train on, three to test with."""
+    for split, names in (("train", ("Ann", "Bé", "p2", "p10")), ("test", ("Cy", "Di", "Eé x"))):
+        for number, side in enumerate(("visible", "infrared")):
+            for person, name in enumerate(names):
+                for shot in range(images):
+                    save_image(root / split / side / name / f"{shot}.png", [number, person, shot, len(split)])
+    return root
+
+
+def deepen(root: Path) -> None:
+    """Store the infrared images of one's own in 16 bits, as thermal cameras do: 30000 and upwards."""
+    for path in root.glob("*/infrared/*/*.png"):
+        values = 30000 + 10 * np.asarray(Image.open(path).convert("L"), np.uint16)
+        Image.fromarray(values).save(path)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A folder that all of pytest's workers read and the first that needs it makes: once("name", make)."""
@@ -133,6 +150,20 @@ def regdb(once: Callable, tmp_path: Path) -> Path:
     """A small RegDB."""
     made = once("regdb", lambda folder: make_regdb(folder / "RegDB"))
     return shutil.copytree(made / "RegDB", tmp_path / "RegDB")
+
+
+@pytest.fixture
+def llcm(once: Callable, tmp_path: Path) -> Path:
+    """A small LLCM."""
+    made = once("llcm", lambda folder: make_llcm(folder / "LLCM"))
+    return shutil.copytree(made / "LLCM", tmp_path / "cam3 7 größe 数" / "LLCM")
+
+
+@pytest.fixture
+def folders(once: Callable, tmp_path: Path) -> Path:
+    """Folders of one's own images."""
+    made = once("folders", lambda folder: make_folders(folder / "own"))
+    return shutil.copytree(made / "own", tmp_path / "cam1 c2_ größe 数")
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 import builtins
 import json
 import os
-import platform
+import re
+import shutil
 import signal
 
 import numpy as np
 import pytest
+from conftest import SMALL, make_llcm
 
 from data_manager import DATASETS
 from datasets import arrays, preprocess
@@ -55,6 +57,8 @@ def test_a_start_with_arrays_opens_no_image_and_knows_the_same_data(sysu, script
     before = arrays.fingerprint(split_of(sysu), sysu)
     assert len(opened) == len(set(opened)) == 5 * 6 * 4  # without arrays, each once
     assert script(*COMMAND, sysu, "--workers", 3).returncode == 0
+    path = sysu / arrays.MANIFEST  # that of earlier versions also had the time of each image
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modified": {"visible": [1]}}))
     opened.clear()
     assert arrays.fingerprint(split_of(sysu), sysu) == before
     arrays.open_arrays(split_of(sysu), sysu, SPEC)
@@ -69,8 +73,8 @@ def test_the_fingerprint_is_that_of_earlier_checkpoints(tmp_path):
     paths[1].write_bytes(b"x")
     split = TrainSplit(*(Images((str(path),), np.array([7]), np.array([1]), modality)
                          for path, modality in zip(paths, ("visible", "infrared"))), np.array([7]))
-    assert arrays.list_checksums(split, tmp_path) == {"visible": ["a b.jpg 12800-3f962478"],
-                                                      "infrared": ["é.jpg 1-1c9bea0a"]}
+    assert arrays.manifest(split, tmp_path, SPEC)["images"] == {"visible": ["a b.jpg 12800-3f962478"],
+                                                                "infrared": ["é.jpg 1-1c9bea0a"]}
     assert arrays.fingerprint(split, tmp_path) == (
         "814c49da9bb76f0119fc728664e03de7d3aeac60f3d9764349485e53f9ebc54a")
 
@@ -94,16 +98,6 @@ def test_other_images_than_the_arrays_are_refused_by_name(sysu, script, change, 
         arrays.open_arrays(split_of(sysu), sysu, SPEC)
 
 
-def test_arrays_of_earlier_versions_are_used(sysu, script, opened):
-    """Their manifest also had the time of each image."""
-    assert script(*COMMAND, sysu).returncode == 0
-    path = sysu / arrays.MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), "modified": {"visible": [1]}}))
-    opened.clear()
-    assert arrays.open_arrays(split_of(sysu), sysu, SPEC)["visible"].shape == (80, 32, 16, 3)
-    assert arrays.fingerprint(split_of(sysu), sysu) and opened == []
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("there", [False, True])
 def test_an_interrupted_pre_processing_leaves_nothing_behind(sysu, script, monkeypatch, there, signum):
@@ -117,21 +111,9 @@ def test_an_interrupted_pre_processing_leaves_nothing_behind(sysu, script, monke
 
     monkeypatch.setattr(preprocess, "read_images", read)
     assert script(*COMMAND, sysu).returncode == 128 + signum
-    assert written(sysu) == (WHOLE if there else set())
+    assert written(sysu) == (WHOLE if there else set()) and not list(sysu.glob(".*"))
     if there:
         require_whole(sysu)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere, nothing says whether a process is alive")
-def test_what_a_killed_pre_processing_left_is_removed_and_a_living_ones_stays(sysu, script):
-    node = platform.node()
-    for name in (f"rgb_resized_img.{node}-{2 ** 22 + 1}", "ir_resized_img"):  # dead, and of earlier versions
-        (sysu / f".train_{name}.part").touch()
-    kept = {f".train_rgb_resized_img.{node}-1.part", ".train_rgb_resized_img.another-host-7.part"}
-    for name in kept:
-        (sysu / name).touch()
-    assert script(*COMMAND, sysu).returncode == 0
-    assert written(sysu) == WHOLE | kept
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])
@@ -148,8 +130,7 @@ def test_arrays_half_renamed_are_never_used(sysu, script, monkeypatch, number):
     monkeypatch.setattr(os, "replace", replace)
     assert script(*COMMAND, sysu).returncode == 130
     monkeypatch.setattr(os, "replace", plain_replace)
-    with pytest.raises(UserError,
-                       match="found without train_resized_img.json, .*; run: python pre_process_sysu.py"):
+    with pytest.raises(UserError, match="no train_resized_img.json with it, .*; run: python pre_process_"):
         arrays.open_arrays(split_of(sysu), sysu, SPEC)
     assert script(*COMMAND, sysu).returncode == 0
     require_whole(sysu)
@@ -163,6 +144,33 @@ def test_a_pipe_in_the_place_of_an_array_is_not_waited_for(sysu, script, name):
     assert arrays.fingerprint(split_of(sysu), sysu)
     with pytest.raises(UserError, match="run: python pre_process_sysu.py"):
         arrays.open_arrays(split_of(sysu), sysu, SPEC)
+
+
+def test_what_pre_processing_replaces_and_what_a_killed_one_left_is_said(script, sysu):
+    np.save(sysu / "train_rgb_resized_img.npy", np.zeros(3))  # as other code of this field does
+    (sysu / ".pre_process_x").mkdir()
+    done = script(*COMMAND, sysu)
+    assert done.returncode == 0
+    assert re.search("train_rgb_resized_img.npy: without .*, so made by other code or cut short; "
+                     r"will be replaced \(--arrays DIR", done.stderr)
+    assert ".pre_process_x: of a pre-processing that runs, or that was killed; if none " in done.stderr
+    assert "will be replaced" not in script(*COMMAND, sysu).stderr
+
+
+def test_arrays_in_a_folder_of_their_own(script, sysu, tmp_path):
+    train = ("train.py", "--data-path", sysu, "--epochs", 1, *SMALL, "--arrays", tmp_path / "arrays")
+    lacking = script(*train)
+    command = re.search(r"--arrays \S+: no train_resized_img.json .*; run: python (.*)", lacking.stderr)[1]
+    assert lacking.returncode == 2 and script(*command.split()).returncode == 0
+    assert not list(sysu.glob("*.npy")) and len(list((tmp_path / "arrays").glob("*.npy"))) == 4
+    other = make_llcm(tmp_path / "LLCM")
+    mixed = script("pre_process_llcm.py", "--data-path", other, "--arrays", tmp_path / "arrays")
+    assert mixed.returncode == 2 and "of another data set found" in mixed.stderr
+    for folder in sysu.glob("cam*/0001"):  # training reads none of its images
+        for image in folder.iterdir():
+            image.write_bytes(bytes(image.stat().st_size))
+    assert script(*train).returncode == 0
+    shutil.rmtree(tmp_path / "arrays")
 
 
 def test_each_script_of_pre_processing_is_called_after_its_data_set():

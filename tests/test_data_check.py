@@ -1,15 +1,18 @@
 """The check of a copy: what it counts, what it finds, and the exit status that scripts rely on."""
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT, save_image
+from conftest import ROOT, deepen, save_image
 from PIL import Image
 
 import data_manager
+from data_manager import DATASETS
 from datasets import check as data_check
 from datasets.check import FAULT, NOTE
 
@@ -22,22 +25,23 @@ def faults(found):
     return {kind for severity, kind in found if severity == FAULT}
 
 
-def only(found, *key):
-    line, = found[key]
-    return line
+def rows(text):
+    return [line.split() for line in text.splitlines()]
 
 
 # ------------------------------------------------------------------------------------------- the command line
 def test_a_sound_set_is_usable_and_differences_from_the_published_counts_are_told(script, sysu):
     done = script("data_manager.py", sysu)
     assert (done.returncode, done.stderr) == (0, ""), done
-    lines = [line.split() for line in done.stdout.splitlines()]
     assert done.stdout.startswith(f"SYSU-MM01 in {sysu}\n")
-    assert "training cam1 5 20 0 0".split() in lines and "test 3 48 3 24".split() in lines
-    assert "visible training images 80 22258 differs".split() in lines
-    assert "gallery images (all) 12 301 differs".split() in lines
-    assert "gallery images (indoor) 6 112 differs".split() in lines
+    for line in ("training cam1 5 20 0 0", "test 3 48 3 24", "visible training images 80 22258 differs",
+                 "gallery images (all) 12 301 differs", "gallery images (indoor) 6 112 differs"):
+        assert line.split() in rows(done.stdout)
     assert done.stdout.endswith("usable; 7 of 7 counts differ from the published ones\n")
+    _, report = data_manager.check(sysu, False)
+    report.counts = {(what, published): {published} for what, published in report.counts}
+    text = "\n".join(data_check.describe("SYSU-MM01", report))
+    assert text.endswith("\nusable") and "differs" not in text
 
 
 def test_an_unusable_set_is_told_by_the_exit_status(script, regdb):
@@ -82,11 +86,13 @@ def test_a_sample_is_evenly_spread_and_all_is_all(sysu, monkeypatch):
     opened = []
     monkeypatch.setattr(data_check, "SAMPLE", 10)
     monkeypatch.setattr(data_check, "read_image", lambda path, spec: opened.append(path))
+    (sysu / "cam6/0006/0002.jpg").write_bytes(b"")
     _, report = data_manager.check(sysu, False)
     assert report.opened == len(opened) == 10 and len({Path(path).parts[-3] for path in opened}) >= 5
-    assert "(a sample, evenly spread; --all opens all)" in "\n".join(
-        data_check.describe(sysu, "SYSU-MM01", report, False))
-    assert data_manager.check(sysu, True)[1].opened == 6 * 8 * 4
+    text = "\n".join(data_check.describe("SYSU-MM01", report))
+    assert "10 images opened (a sample, evenly spread; --all opens all)" in text
+    assert [*report.found[FAULT, "empty"]] == [f"{sysu}/cam6/0006/0002.jpg: 0 bytes"]  # of all
+    assert data_manager.check(sysu, True)[1].opened == 6 * 8 * 4 - 1
 
 
 def test_long_lists_are_cut_and_say_so(script, sysu):
@@ -122,15 +128,9 @@ def test_every_bad_image_is_listed(sysu):
     found = findings(sysu)
     assert faults(found) == {"empty", "unreadable", "not images"}
     assert len(found[FAULT, "empty"]) == 2 and len(found[FAULT, "unreadable"]) == 6
-    words = {line.split(": ")[1].partition("found")[0] for line in found[FAULT, "not images"]}
-    assert words == {"a link that points nowhere ", "", "a folder ", "a named pipe "}
+    words = {line.split(": ")[1].partition(" found")[0] for line in found[FAULT, "not images"]}
+    assert words == {"a link that points nowhere", "a file", "a folder", "a named pipe"}
     assert len(found[FAULT, "not images"]) == 8
-
-
-def test_zero_bytes_are_found_without_opening_all(sysu, monkeypatch):
-    monkeypatch.setattr(data_check, "SAMPLE", 1)
-    (sysu / "cam6/0006/0002.jpg").write_bytes(b"")
-    assert only(findings(sysu, every=False), FAULT, "empty").endswith("cam6/0006/0002.jpg: 0 bytes")
 
 
 def test_unlisted_and_empty_things_are_told_but_harmless(sysu):
@@ -138,36 +138,27 @@ def test_unlisted_and_empty_things_are_told_but_harmless(sysu):
     save_image(sysu / "cam1/0001.jpg", [1])
     shutil.rmtree(sysu / "cam6/0003")
     (sysu / "cam6/0003").mkdir()
-    found = findings(sysu)
-    assert not faults(found)
-    assert found[NOTE, "not used"] == [f"{sysu}/cam1: 1 file(s), the first 0001.jpg",
-                                       f"{sysu}/cam1/0099: 1 file(s), the first 0001.jpg"]
-    assert only(found, NOTE, "empty folders") == f"{sysu}/cam6/0003"
+    assert findings(sysu) == {(NOTE, "not used"): [f"{sysu}/cam1: 1 file(s), the first 0001.jpg",
+                                                   f"{sysu}/cam1/0099: 1 file(s), the first 0001.jpg"],
+                              (NOTE, "empty folders"): [f"{sysu}/cam6/0003"]}
 
 
-def test_what_stands_for_a_persons_folder_is_a_fault(sysu):
+def test_missing_persons_cameras_and_permutations_of_sysu_are_told(sysu):
     (sysu / "cam2/0002").rename(sysu / "cam2/2")
-    shutil.rmtree(sysu / "cam4/0005")
-    (sysu / "cam4/0005").symlink_to("/gone/0005")
-    wrong, gone = findings(sysu)[FAULT, "persons' folders"]
-    assert "cam2/2: found for person 2, a folder of the name 0002 expected; rename it" in wrong
-    assert "cam4/0005: a link that points nowhere found, a folder with the images of person 5" in gone
-
-
-def test_persons_without_a_modality(sysu):
-    for camera, pid in ((3, 1), (6, 1), (3, 2), (6, 2), (1, 6), (2, 6), (4, 6), (5, 6)):
-        shutil.rmtree(sysu / f"cam{camera}/{pid:04d}")
+    shutil.rmtree(sysu / "cam4")
+    for camera in (3, 6):
+        shutil.rmtree(sysu / f"cam{camera}/0001")
+    for camera in (1, 2, 5):
+        shutil.rmtree(sysu / f"cam{camera}/0006")
+    (sysu / "cam5/0006").symlink_to("/gone/0006")
     found = findings(sysu)
-    assert [line.split(": ")[2].split(" (")[0] for line in found[FAULT, "one modality only"]] == [
-        "person 1 has no infrared image", "person 2 has no infrared image"]
-    assert only(found, NOTE, "test persons of one modality only").endswith("person 6 has no visible image")
-
-
-def test_cameras_that_are_missing(sysu):
-    for camera in (1, 4):
-        shutil.rmtree(sysu / f"cam{camera}")
-    assert [line.split(";")[0].rsplit("/")[-1] for line in findings(sysu)[FAULT, "missing"]] == [
-        "cam1: no such folder", "cam4: no such folder"]
+    assert faults(found) == {"persons' folders", "missing", "one modality only"}
+    wrong, gone = found[FAULT, "persons' folders"]
+    assert "cam2/2: a folder found for person 2, a folder of the name 0002 expected; rename or" in wrong
+    assert "cam5/0006: a link that points nowhere found for person 6, a folder of the name 0006" in gone
+    assert "cam4: no image of the persons on the lists; " in found[FAULT, "missing"][0]
+    assert "person 1 has no infrared image" in found[FAULT, "one modality only"][0]
+    assert found[NOTE, "test persons of one modality only"] == [f"{sysu}: person 6 has no visible image"]
 
 
 def test_no_person_to_search_for(sysu):
@@ -181,18 +172,10 @@ def test_no_person_to_search_for(sysu):
 def test_the_official_permutations_are_tried(sysu):
     assert findings(sysu) == {}
     os.rename(sysu / "cam1/0006/0001.jpg", sysu / "cam1/0006/0009.jpg")
-    assert "names image" in only(findings(sysu), NOTE, "only --gallery official needs it")
+    line, = findings(sysu)[NOTE, "only --gallery official needs it"]
+    assert "rand_perm_cam.mat: does not give the gallery of trial 0 (image cam1/0006/0001.jpg is not" in line
     (sysu / "exp/rand_perm_cam.mat").write_bytes(b"no mat file")
-    found = findings(sysu)
-    assert not faults(found)
-    assert "not the data set's rand_perm_cam.mat" in only(found, NOTE, "only --gallery official needs it")
-
-
-def test_counts_that_are_the_published_ones_do_not_differ(sysu):
-    _, report = data_manager.check(sysu, False)
-    report.counts = {(what, published): {published} for what, published in report.counts}
-    lines = list(data_check.describe(sysu, "SYSU-MM01", report, False))
-    assert lines[-1] == "usable" and not any("differs" in line for line in lines)
+    assert not faults(findings(sysu))
 
 
 # ------------------------------------------------------------------------------------------------------ RegDB
@@ -214,13 +197,13 @@ def test_regdb_files_that_are_missing_empty_or_of_no_use(regdb):
     found = findings(regdb)
     assert faults(found) == {"missing", "empty"}
     assert len(found[FAULT, "missing"]) == 20 and len(found[FAULT, "empty"]) == 1  # each list's line
-    assert any("t_2_1.bmp, which is a link that points nowhere" in line for line in found[FAULT, "missing"])
-    assert any("v_1_1.bmp, which is not there" in line for line in found[FAULT, "missing"])
+    text = "\n".join(found[FAULT, "missing"])
+    assert "t_2_1.bmp: a link that points nowhere" in text and "v_1_1.bmp: no such file" in text
     assert [line.rpartition(" ")[2] for line in found[NOTE, "not used"]] == ["notes.txt", "extra.bmp",
                                                                               "t_2_1.bmp"]
 
 
-def test_bad_regdb_lists(regdb):
+def test_bad_regdb_lists(script, regdb):
     idx = regdb / "idx"
     (idx / "train_visible_3.txt").unlink()
     (idx / "test_thermal_4.txt").write_text("\r\n")
@@ -231,24 +214,62 @@ def test_bad_regdb_lists(regdb):
             path.unlink()
     found = findings(regdb)
     lists = "\n".join(found[FAULT, "lists"])
-    assert faults(found) >= {"lists"} and len(found[FAULT, "lists"]) == 4
-    for name in ("train_visible_3.txt: no such", "test_thermal_4.txt: empty", "test_visible_5.txt, line 1"):
-        assert name in lists
-    assert "in the training and the test list of trial 6 (visible); disjoint persons" in lists
-    assert only(found, NOTE, "trials without lists") == "7, 8, 9, 10: others do without"
-
-
-def test_regdb_lists_of_the_other_modality(script, regdb):
-    for split in ("train", "test"):
-        shutil.copy(regdb / f"idx/{split}_visible_3.txt", regdb / f"idx/{split}_thermal_3.txt")
-    assert all("_thermal_3.txt: names Visible/" in line for line in findings(regdb)[FAULT, "lists"])
-    assert script("data_manager.py", regdb).returncode == 1
-
-
-def test_regdb_counts_that_vary_with_the_trial_are_a_range(script, regdb):
-    path = regdb / "idx/train_visible_2.txt"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert len(found[FAULT, "lists"]) == 4
+    for said in ("train_visible_3.txt: no such file", "test_thermal_4.txt: nothing found, lines",
+                 "test_visible_5.txt, line 1", "in the training and the test list of trial 6 (visible)"):
+        assert said in lists
+    assert found[NOTE, "trials without lists"] == ["7, 8, 9, 10: others do without"]
     done = script("data_manager.py", regdb)
-    assert done.returncode == 0
-    assert "visible training images 15 to 16 2060 differs".split() in [
-        line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert "visible training images 0 to 16 2060 differs".split() in rows(done.stdout)
+
+
+# ------------------------------------------------------------------------------------------------------- LLCM
+def test_a_sound_llcm_and_what_no_list_of_it_names(llcm):
+    data, report = data_manager.check(llcm, True)
+    assert data is DATASETS["llcm"] and report.found == {}
+    assert report.opened == len(report.images) == 16 + 24 + 3 * (9 + 8) * 2
+    for line in ("training 4 16 4 24", "test cam3 3 6 0 0", "test 3 54 3 48"):
+        assert line.split() in rows("\n".join(report.table))
+    assert report.counts["training persons", 713] == {4}
+    assert report.counts["infrared test images", 7166] == {48}
+    save_image(llcm / "test_vis/cam2/0351/0351_c02_s1_f2_vis.jpg", [1])
+    (llcm / "test_nir/cam4/readme.txt").write_text("x")
+    assert [*findings(llcm)] == [(NOTE, "not used")]
+    Image.fromarray(np.full((9, 9), 777, np.uint16)).save(llcm / "test_nir/cam1/0002/more.png")
+    line, = findings(llcm)[FAULT, "unreadable"]
+    assert "cam1/0002/more.png: an image of mode I" in line and "(this one has 777 to 777)" in line
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+def test_the_check_of_folders(folders):
+    data, report = data_manager.check(folders, True)
+    assert data is DATASETS["folders"] and report.found == {} and report.opened == 2 * 7 * 3
+    text = "\n".join(data_check.describe(data.title, report))
+    assert text.startswith(f"folders in {folders}\n") and text.endswith("\nusable")
+    assert "training 4 12 4 12".split() in rows(text) and "test 3 9 3 9".split() in rows(text)
+    assert "published" not in text
+    shutil.rmtree(folders / "test/infrared/Cy")
+    shutil.rmtree(folders / "train/visible/Bé")
+    shutil.copytree(folders / "test/visible/Di", folders / "train/visible/Di")
+    shutil.copytree(folders / "test/visible/Di", folders / "train/infrared/Di")
+    (folders / "train/visible/stray.png").write_bytes(b"x")
+    (folders / "test/visible/Di/1.png").write_bytes(b"not an image")
+    found = findings(folders)
+    assert faults(found) == {"one modality only", "unreadable"}
+    assert "person Bé has no visible image" in found[FAULT, "one modality only"][0]
+    assert found[NOTE, "test persons of one modality only"][0].endswith("person Cy has no infrared image")
+    assert found[NOTE, "not used"] == [f"{folders}/train/visible: 1 file(s), the first stray.png"]
+    assert found[NOTE, "names in train and test"][0].startswith("1, the first di: if they are the same")
+    shutil.rmtree(folders / "train")
+    assert data_manager.recognise(folders) is DATASETS["folders"]
+    assert findings(folders)[NOTE, "nothing to train on"][0].endswith("train: no such folder")
+
+
+def test_the_check_says_which_range_raw_values_have(folders):
+    deepen(folders)
+    _, report = data_manager.check(folders, True)
+    line, = report.found[NOTE, "more than 8 bits a channel"]
+    low, high = map(int, re.search(r"^21 of the 42 images opened, raw values (\d+) to (\d+): .* need "
+                                   r"--range LOW HIGH", line).groups())
+    assert report.usable and 30000 <= low < 30500 < high <= 32550

@@ -16,24 +16,12 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from data_manager import DATASETS
 from datasets import images
-from datasets.images import read_image
+from datasets.images import TooManyBits, read_image
 from datasets.types import ImageSpec
 from utils import UserError
 
 SPEC = ImageSpec(24, 12)
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Two persons to train on and two to test with, two images of each in either modality."""
-    root = tmp_path / "own"
-    for split, people in (("train", ("Ann", "Bé")), ("test", ("Cy", "Di"))):
-        for number, side in enumerate(("visible", "infrared")):
-            for place, name in enumerate(people):
-                for shot in range(2):
-                    save_image(root / split / side / name / f"{shot}.png", [number, place, shot, len(split)])
-    return root
 
 
 def expected(image):
@@ -61,10 +49,8 @@ LARGE = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1))
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("bad", [
     chunk(b"tEXt", b"Comment\0x", crc=1), chunk(b"zTXt", b"Comment\0\0not zlib"),
-    chunk(b"zTXt", b"Comment\0\0" + LARGE), chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LARGE),
-    chunk(b"iCCP", b"x\0\0" + LARGE), chunk(b"iCCP", b"x"), chunk(b"gAMA", b""), chunk(b"pHYs", b"1"),
-    chunk(b"tIME", b"", crc=7), chunk(b"eXIf", b"no tags"), chunk(b"eXIf", b"", crc=3),
-    chunk(b"tEXt", b"Comment\0" + bytes(3 << 20)), chunk(b"tRNS", b"1", crc=2), chunk(b"caBX", b"x", crc=5)])
+    chunk(b"zTXt", b"Comment\0\0" + LARGE), chunk(b"iCCP", b"x\0\0" + LARGE), chunk(b"gAMA", b""),
+    chunk(b"eXIf", b"no tags"), chunk(b"tRNS", b"1", crc=2), chunk(b"caBX", b"x", crc=5)])
 def test_a_png_of_whole_pixels_is_read_whatever_its_metadata(tmp_path, bad, behind):
     (tmp_path / "a.png").write_bytes(png(bad, behind=behind))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", SPEC), expected(Image.fromarray(PIXELS)))
@@ -82,7 +68,7 @@ def test_a_png_with_damaged_metadata_is_still_turned_upright(tmp_path):
 def test_a_png_whose_pixels_are_not_whole_is_refused(tmp_path, cut):
     whole = png(chunk(b"tEXt", b"Comment\0x", crc=1))
     (tmp_path / "a.png").write_bytes(whole[:int(cut * len(whole))])
-    with pytest.raises(UserError, match="a.png: (cannot be decoded|a file of .* in no known image format)"):
+    with pytest.raises(UserError, match="a.png: cannot be decoded"):
         read_image(tmp_path / "a.png", SPEC)
 
 
@@ -114,8 +100,8 @@ def fail(error):
     (OSError(errno.EIO, "Input/output error"), r"cannot be read \(Input/output error\); it may be sound"),
     (OSError(errno.ESTALE, "Stale file handle"), r"cannot be read \(Stale file handle\)"),
     (PermissionError(errno.EACCES, "Permission denied"), r"cannot be read \(Permission denied\)"),
-    (MemoryError(), "memory does not hold the image; free some"),
-    (Image.DecompressionBombError("Image size (200000000 pixels) exceeds"), "exceeds; use a smaller copy")])
+    (MemoryError(), "too large for the free memory .*; use a smaller copy of the image, or fewer --workers"),
+    (Image.DecompressionBombError("Image size (200000000 pixels) exceeds"), "exceeds.*; use a smaller copy")])
 def test_nobody_is_told_to_remove_what_was_not_read(tmp_path, monkeypatch, error, said):
     (tmp_path / "a.png").write_bytes(png())
     for name in ("open", "Image.load"):
@@ -137,10 +123,6 @@ def test_an_image_that_the_drive_does_not_give_stops_training_with_its_name(fold
     assert "Ann/0.png: cannot be read (Input/output error); it may be sound" in done.stderr
 
 
-def put_pipe(path):
-    os.mkfifo(path)
-
-
 def put_socket(path):
     here = os.getcwd()
     os.chdir(path.parent)  # names of sockets are short
@@ -149,17 +131,16 @@ def put_socket(path):
     os.chdir(here)
 
 
-@pytest.mark.parametrize("put, said", [(put_pipe, "a named pipe"), (put_socket, "a socket"),
+@pytest.mark.parametrize("put, said", [(os.mkfifo, "a named pipe"), (put_socket, "a socket"),
                                        (lambda path: path.symlink_to("/dev/zero"), "a device")])
 def test_what_is_no_regular_file_is_named_and_never_waited_for(folders, script, put, said):
-    image = folders / "train/visible/Ann/2.png"
+    image = folders / "train/visible/Ann/9.png"
     put(image)
-    with pytest.raises(UserError, match=f"2.png: {said} found, an image file expected"):
-        read_image(image, SPEC)
-    with pytest.raises(UserError, match=f"2.png: {said} found, an image file expected"):
-        read_image(f"{image}#xywh=0,0,5,5", SPEC)
+    for name in (image, f"{image}#xywh=0,0,5,5"):
+        with pytest.raises(UserError, match=f"9.png: {said}, an image file expected"):
+            read_image(name, SPEC)
     done = script("train.py", "--dataset", "folders", "--data-path", folders, *SMALL)
-    assert done.returncode == 2 and f"2.png: {said} found" in done.stderr
+    assert done.returncode == 2 and f"9.png: {said} found" in done.stderr
     assert script("data_manager.py", folders).returncode == 1
     image.rename(folders / "train/visible/Bob")  # in the place of a person, where it is only not used
     done = script("data_manager.py", folders)
@@ -180,7 +161,7 @@ def test_a_pipe_that_a_list_names_is_refused(regdb):
     image = next((regdb / "Visible").glob("*/*.bmp"))
     image.unlink()
     os.mkfifo(image)
-    with pytest.raises(UserError, match=f"{image.name}, which is a named pipe; restore the image"):
+    with pytest.raises(UserError, match=f"{image.name}: a named pipe; restore the image"):
         for trial in (1, 2):
             DATASETS["regdb"].train_split(regdb, trial)
             DATASETS["regdb"].searches(regdb, trials=[trial])
@@ -227,7 +208,7 @@ def test_lists_are_read_by_their_byte_order_mark(regdb, sysu, encoding):
 def test_a_list_in_another_encoding_is_refused_by_its_name(regdb):
     path = regdb / "idx/train_visible_1.txt"
     path.write_bytes(path.read_text().encode("utf-16-le"))  # no mark
-    with pytest.raises(UserError, match="train_visible_1.txt: zero bytes found, as in UTF-16 without"):
+    with pytest.raises(UserError, match=r"visible_1.txt: cannot be read as text \(zero bytes, as in UTF-16 "):
         DATASETS["regdb"].train_split(regdb)
 
 
@@ -245,7 +226,7 @@ def test_names_that_look_alike_are_not_two_persons(folders, script, other):
 @pytest.mark.parametrize("name", ["0002 ", "0002\u200b", "2"])
 def test_a_numbered_folder_that_looks_like_a_persons_is_refused(sysu, name):
     os.rename(sysu / "cam2/0002", sysu / "cam2" / name)
-    with pytest.raises(UserError, match="found for person 2, a folder of the name 0002 expected"):
+    with pytest.raises(UserError, match="a folder found for person 2, a folder of the name 0002 expected"):
         DATASETS["sysu"].train_split(sysu)
 
 
@@ -256,3 +237,20 @@ def test_persons_have_one_order_whatever_the_hash_seed(folders):
     split = DATASETS["folders"].train_split(folders)
     names = list(dict.fromkeys(Path(path).parent.name for path in split.visible.paths))
     assert names[:3] == ["007", "07", "7"]
+
+
+# ---------------------------------------------------------------------------------------- more than 8 bits
+def test_raw_values_become_8_bits_by_one_range(tmp_path):
+    values = np.tile(np.array([0, 7000, 7100, 8000, 8999, 9000, 65535]), (14, 1))
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(TooManyBits,
+                       match=r"a.png: an image of mode I\S* \(more than 8 bits a channel\) found, 8 bits "
+                       r"expected; .* give --range LOW HIGH, .* \(this one has 0 to 65535\)") as error:
+        read_image(tmp_path / "a.png", ImageSpec(14, 7))
+    assert (error.value.low, error.value.high) == (0, 65535)
+    found = read_image(tmp_path / "a.png", ImageSpec(14, 7, (7000, 9000)))
+    expected = np.clip(np.rint((values - 7000.0) * 255 / 2000), 0, 255)
+    assert found.dtype == np.uint8 and np.array_equal(found, np.repeat(expected[..., None], 3, 2))
+    assert found[0, :, 0].tolist() == [0, 0, 13, 128, 255, 255, 255]
+    Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(tmp_path / "b.png")
+    assert (read_image(tmp_path / "b.png", ImageSpec(9, 9, (7000, 9000))) == 7).all()  # of 8 bits already
