@@ -59,7 +59,7 @@ def warn_of_others(split: TrainSplit, folder: Path) -> None:
 
 
 def write_arrays(split: TrainSplit, root: str, folder: Path, spec: ImageSpec, workers: int) -> None:
-    """Write the arrays to a temporary folder and put them in place, last the manifest that makes them valid."""
+    """Write the arrays to a temporary folder, then put them in place; the manifest is last."""
     content = manifest(split, root, spec)  # first: later changes are found out
     with tempfile.TemporaryDirectory(prefix=HALF_WRITTEN, dir=folder) as parts:
         for side in split.sides:
