@@ -21,7 +21,7 @@ from datasets.folders import Folders
 from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
 from datasets.sysu import SysuMM01
-from datasets.types import INFRARED, VISIBLE, DataSet, Images
+from datasets.types import INFRARED, VISIBLE, DataSet, Images, draw
 from utils import Parser, UserError, run
 
 DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB(), LLCM(), Folders())}
@@ -60,30 +60,31 @@ Listed = tuple[list[str], np.ndarray, np.ndarray]  # N paths, pids (N,), camids 
 
 def process_query_sysu(data_path: str, mode: str = "all") -> Listed:
     """The infrared queries of SYSU-MM01: paths, pids and camids."""
-    return listed(DATASETS["sysu"].query(data_path, mode, INFRARED))
+    return listed(DATASETS["sysu"].side(data_path, "test", INFRARED, mode))
 
 
 def process_gallery_sysu(data_path: str, mode: str = "all", trial: int = 0, shot: int = 1,
                          gallery: str = "random") -> Listed:
     """One visible gallery of SYSU-MM01: paths, pids and camids. Trials count from 0."""
-    return listed(DATASETS["sysu"].draw_gallery(data_path, mode, trial, shot, gallery, VISIBLE))
+    images = DATASETS["sysu"].side(data_path, "test", VISIBLE, mode)
+    return listed(DATASETS["sysu"].draw_gallery(data_path, images, trial, shot, gallery))
 
 
 def process_test_regdb(data_path: str, trial: int = 1,
                        modal: str = "visible") -> tuple[list[str], np.ndarray]:
     """The test images of a modality ('visible' or 'thermal') of one split of RegDB: N paths, labels (N,)."""
     modality = {name: modality for modality, name in NAMES.items()}[modal]
-    return listed(DATASETS["regdb"].split_images(data_path, "test", trial)[modality])[:2]
+    return listed(DATASETS["regdb"].test_images(data_path, trial)[modality])[:2]
 
 
 def process_query_llcm(data_path: str, mode: int = 1) -> Listed:
     """The queries of LLCM, mode 1: visible, 2: infrared: paths, pids and camids."""
-    return listed(DATASETS["llcm"].query(data_path, LLCM_MODES[mode]))
+    return listed(DATASETS["llcm"].test_images(data_path)[LLCM_MODES[mode]])
 
 
 def process_gallery_llcm(data_path: str, mode: int = 1, trial: int = 0) -> Listed:
     """A gallery of LLCM, mode 1: visible, 2: infrared; trials from 0: paths, pids and camids."""
-    return listed(DATASETS["llcm"].draw_gallery(data_path, trial, LLCM_MODES[mode]))
+    return listed(draw(DATASETS["llcm"].test_images(data_path)[LLCM_MODES[mode]], trial))
 
 
 def listed(images: Images) -> Listed:

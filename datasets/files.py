@@ -65,9 +65,8 @@ class Copy:
         self.images.update(dict.fromkeys(paths))
         return paths
 
-    def camera_images(self, cameras: Mapping[int, Path],
-                      pids: Iterable[int]) -> dict[tuple[int, int], list[str]]:
-        """Sorted image paths by (pid, camera), in the order of both; those without images are left out.
+    def camera_images(self, cameras: Mapping[int, Path], pids: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Image path, pid and camera of each image of some persons, in the order of pid, camera and name.
 
         cameras: folders by number; in each, the folder NNNN is a person's number in four digits.
         """
@@ -84,8 +83,7 @@ class Copy:
                     self.refuse("persons' folders", f"{entry.path}: {describe_entry(entry.path)} found for "
                                 f"person {int(shown)}, a folder of the name {name} expected; rename or "
                                 "restore it, or move it elsewhere")
-        files = {key: self.image_files(folders[key]) for key in sorted(folders)}
-        return {key: paths for key, paths in files.items() if paths}
+        return [(path, *key) for key in sorted(folders) for path in self.image_files(folders[key])]
 
     def listed_images(self, path: Path, names: Mapping[str, str], modality: str) -> list[tuple[str, int]]:
         """The (path, label) of each image that a list names.

@@ -10,8 +10,7 @@ import numpy as np
 
 from datasets.check import NOTE, Report
 from datasets.files import Copy, looks
-from datasets.types import (DIRECTIONS, MODALITIES, DataSet, Images, Root, Search, TrainSplit,
-                            make_train_split, matched)
+from datasets.types import DIRECTIONS, MODALITIES, DataSet, Images, Root, Search, matched
 from utils import Parser, UserError, number
 
 # How --range is declared, wherever images of more than 8 bits are read.
@@ -45,16 +44,33 @@ class Folders(DataSet):
         parser.add_argument("--exclude-same-camera", action="store_true",
                             help="folders: leave out pairs of one camera number")
 
-    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
-        """The training images; there is one split, `trial` is not read."""
-        copy = self.open(root)
-        names, (visible, infrared) = read_split(copy, "train")
-        return make_train_split(copy, visible, infrared, range(len(names)), f"{copy.root / 'train'}",
-                                name=lambda pid: names[pid])
+    def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
+        """The images of both modalities of a split, "train" or "test"; `trial` is not read.
 
-    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
-        """All test images of either modality."""
-        return dict(zip(MODALITIES, read_split(self.open(root), "test")[1]))
+        A person's number is the place of the name in natural order. Images that name no camera have the next
+        number after all that are named (visible), or the one after (infrared). Two names that look alike are
+        a fault.
+        """
+        folder = copy.root / split
+        persons = {modality: read_persons(copy, folder / modality) for modality in MODALITIES}
+        names = sorted(set().union(*persons.values()), key=natural)
+        alike: dict[str, str] = {}
+        for name in names:
+            if (other := alike.setdefault(looks(name), name)) != name:
+                copy.refuse("names that look alike", f"{folder}: persons {ascii(other)} and {ascii(name)} "
+                            "found, whose names differ only in case or in what cannot be seen; give each "
+                            "person one name, and rename the folder")
+        numbers = {name: number for number, name in enumerate(names)}
+        found = {modality: [(path, numbers[name], camera_of(path)) for name, paths in side.items()
+                            for path in paths] for modality, side in persons.items()}
+        top = max((camera or 0 for side in found.values() for *_, camera in side), default=0)
+        return {modality: Images.of([(path, pid, rest if camera is None else camera)
+                                     for path, pid, camera in found[modality]], modality)
+                for rest, modality in enumerate(MODALITIES, top + 1)}
+
+    def source(self, split: str, trial: int) -> str:
+        """The folder of a split."""
+        return split
 
     def searches(self, root: Root, *, direction: str = "i2v", trials: Iterable[int] = (0,),
                  exclude_same_camera: bool = False) -> list[Search]:
@@ -104,34 +120,6 @@ def require_range(limits: Sequence[int] | None) -> None:
     """Raise `UserError` for a range of raw values that is none."""
     if limits and limits[0] >= limits[1]:
         raise UserError(f"--range {limits[0]} {limits[1]}: a LOW below HIGH expected")
-
-
-def read_split(copy: Copy, split: str) -> tuple[list[str], list[Images]]:
-    """The persons' names, in natural order, and the visible and infrared images of one split.
-
-    A person's number is the place of the name. Images that name no camera have the next number after all that
-    are named (visible), or the one after (infrared). Two names that look alike are a fault.
-    """
-    folder = copy.root / split
-    persons = {modality: read_persons(copy, folder / modality) for modality in MODALITIES}
-    names = sorted(set().union(*persons.values()), key=natural)
-    alike: dict[str, str] = {}
-    for name in names:
-        if (other := alike.setdefault(looks(name), name)) != name:
-            copy.refuse("names that look alike", f"{folder}: persons {ascii(other)} and {ascii(name)} found, "
-                        "whose names differ only in case or in what cannot be seen; give each person one "
-                        "name, and rename the folder")
-    numbers = {name: number for number, name in enumerate(names)}
-    top = max((camera_of(path) or 0 for side in persons.values() for paths in side.values()
-               for path in paths), default=0)
-    sides = []
-    for rest, modality in enumerate(MODALITIES, top + 1):
-        files = [(path, numbers[name]) for name, paths in persons[modality].items() for path in paths]
-        cameras = [camera_of(path) for path, _ in files]
-        sides.append(Images(tuple(path for path, _ in files), np.array([pid for _, pid in files], np.int64),
-                            np.array([rest if camera is None else camera for camera in cameras], np.int64),
-                            modality))
-    return names, sides
 
 
 def read_persons(copy: Copy, folder: Path) -> dict[str, list[str]]:

@@ -1,7 +1,6 @@
 """LLCM: its layout, split and searches."""
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +9,12 @@ import numpy as np
 
 from datasets.exclusion import llcm_seen
 from datasets.files import Copy, parse_id_list
-from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images, Root,
-                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split, matched)
+from datasets.types import (DIRECTIONS, INFRARED, TRIALS, VISIBLE, Arrays, DataSet, Images, Root, Search,
+                            add_arrays_flag, draw, matched)
 from utils import Parser
 
 NAMES = {VISIBLE: "vis", INFRARED: "nir"}  # of the modalities, as its folders and lists say them
 CAMERAS = {VISIBLE: (1, 2, 3, 4, 5, 6, 7, 8, 9), INFRARED: (1, 2, 4, 5, 6, 7, 8, 9)}  # that see test persons
-Files = dict[tuple[int, int], list[str]]  # image paths by (pid, camera)
 
 
 class LlcmSearch(Search):
@@ -49,54 +47,37 @@ class LLCM(DataSet):
         if script == "train":
             add_arrays_flag(parser)
 
-    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
-        """The training images; there is one split, `trial` is not read."""
-        copy = self.open(root)
-        visible, infrared = (train_images(copy, modality) for modality in MODALITIES)
-        return make_train_split(copy, visible, infrared, np.union1d(visible.pids, infrared.pids),
-                                f"{copy.root}: idx/train_vis.txt and idx/train_nir.txt", self.arrays)
+    def images(self, copy: Copy, split: str, trial: int = 1) -> dict[str, Images]:
+        """The images of both modalities of a split, "train" or "test"; `trial` is not read."""
+        sides = {}
+        for modality, name in NAMES.items():
+            if split == "train":
+                found = [(path, label, camera_of(path)) for path, label in copy.listed_images(
+                    copy.root / "idx" / f"train_{name}.txt", NAMES, modality)]
+            else:
+                pids = copy.attempt("lists", parse_id_list, copy.root / "idx" / "test_id.txt") or []
+                found = copy.camera_images({camera: copy.root / f"test_{name}" / f"cam{camera}"
+                                            for camera in CAMERAS[modality]}, pids)
+            sides[modality] = Images.of(found, modality)
+        return sides
 
-    def test_files(self, root: Root, modality: str) -> Files:
-        """The test images of a modality by (pid, camera), cameras within persons."""
-        copy = self.open(root)
-        pids = copy.attempt("lists", parse_id_list, copy.root / "idx" / "test_id.txt") or []
-        return copy.camera_images({camera: copy.root / f"test_{NAMES[modality]}" / f"cam{camera}"
-                                   for camera in CAMERAS[modality]}, pids)
-
-    def query(self, root: Root, modality: str) -> Images:
-        """Every test image of a modality, cameras within persons."""
-        return grouped(self.test_files(root, modality), modality)
-
-    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
-        """All test images of either modality."""
-        return {modality: self.query(root, modality) for modality in MODALITIES}
-
-    def draw_gallery(self, root: Root, trial: int, modality: str) -> Images:
-        """Draw one image of each test person and camera of a modality, as the benchmark's own code does."""
-        return draw(self.test_files(root, modality), trial, modality)
+    def source(self, split: str, trial: int) -> str:
+        """The lists of a split."""
+        return "idx/train_vis.txt and idx/train_nir.txt" if split == "train" else "idx/test_id.txt"
 
     def searches(self, root: Root, *, direction: str = "i2v",
                  trials: Iterable[int] = range(TRIALS)) -> list[Search]:
         """One search for each gallery draw; the query side takes every image, the gallery side is drawn."""
-        copy, (query_modality, gallery_modality) = self.open(root), DIRECTIONS[direction]
-        query = self.query(copy, query_modality)
-        files = self.test_files(copy, gallery_modality)
+        copy, (query, gallery) = self.open(root), DIRECTIONS[direction]
+        sides = self.test_images(copy)
         published = {"test persons": self.published["test persons"],
-                     "queries": self.published[f"{query_modality} test images"]}
-        return matched([LlcmSearch(query, draw(files, trial, gallery_modality), trial,
+                     "queries": self.published[f"{query} test images"]}
+        return matched([LlcmSearch(sides[query], draw(sides[gallery], trial), trial,
                                    f"{self.title}, {direction}", True, published, True, copy.left_out)
-                        for trial in trials], f"{copy.root / 'idx' / 'test_id.txt'}")
+                        for trial in trials], f"{copy.root / self.source('test', 1)}")
 
 
-def train_images(copy: Copy, modality: str) -> Images:
-    """The images of one training list; 0351_c06_s200656_f4830_nir.jpg is of camera 6, other names of 0."""
-    entries = copy.listed_images(copy.root / "idx" / f"train_{NAMES[modality]}.txt", NAMES, modality)
-    cameras = [re.search(r"_c(\d+)_", Path(path).name) for path, _ in entries]
-    return Images(tuple(path for path, _ in entries), np.array([label for _, label in entries], np.int64),
-                  np.array([int(camera[1]) if camera else 0 for camera in cameras], np.int64), modality)
-
-
-def draw(files: Files, trial: int, modality: str) -> Images:
-    """Draw one of each person's images by each camera; the global generator is left alone."""
-    rng = random.Random(trial)
-    return grouped({key: [rng.choice(paths)] for key, paths in files.items()}, modality)
+def camera_of(path: str) -> int:
+    """The camera of a training image, as 6 of 0351_c06_s200656_f4830_nir.jpg; 0 of any other name."""
+    found = re.search(r"_c(\d+)_", Path(path).name)
+    return int(found[1]) if found else 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.files import Copy, parse_index
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Images, Root, Search,
-                            TrainSplit, make_train_split, matched)
+                            matched)
 from utils import Parser, UserError, number
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
@@ -41,24 +41,12 @@ class RegDB(DataSet):
             parser.add_argument("--force-trial", action="store_true",
                                 help="RegDB: test on a split whose persons the model may know")
 
-    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
-        """The training images of one of the ten splits."""
-        copy = self.open(root)
-        sides = self.split_images(copy, "train", trial)
-        pids = np.union1d(sides[VISIBLE].pids, sides[INFRARED].pids)
-        return make_train_split(copy, sides[VISIBLE], sides[INFRARED], pids,
-                                f"{copy.root}: training lists of trial {trial}")
-
-    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
-        """The test images of one of the ten splits."""
-        return self.split_images(root, "test", trial)
-
-    def split_images(self, root: Root, split: str, trial: int) -> dict[str, Images]:
-        """One split's images of both modalities; a person who is in both splits of the trial is a fault.
+    def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
+        """The images of both modalities of a split; a person who is in both splits of the trial is a fault.
 
         Labels count the persons of one split, so the same label in both splits means two persons.
         """
-        copy = self.open(root)
+        sides = {}
         for modality in MODALITIES:
             lists = [copy.attempt("lists", parse_index, list_path(copy.root, side, trial, modality)) or ()
                      for side in SPLITS]
@@ -66,7 +54,13 @@ class RegDB(DataSet):
                 copy.refuse("lists", f"{copy.root / 'idx'}: {min(both)} is in the training and the test list "
                             f"of trial {trial} ({NAMES[modality]}); disjoint persons expected; restore the "
                             "lists")
-        return {modality: listed_images(copy, split, trial, modality) for modality in MODALITIES}
+            found = copy.listed_images(list_path(copy.root, split, trial, modality), NAMES, modality)
+            sides[modality] = Images.of([(path, label, CAMIDS[modality]) for path, label in found], modality)
+        return sides
+
+    def source(self, split: str, trial: int) -> str:
+        """The lists of a split."""
+        return f"idx: {'training' if split == 'train' else 'test'} lists of trial {trial}"
 
     def searches(self, root: Root, *, direction: str = "v2i", trials: Iterable[int] = (1,)) -> list[Search]:
         """One search for each split: every image of one modality in all of the other's."""
@@ -75,10 +69,10 @@ class RegDB(DataSet):
                      "gallery images": self.published[f"{gallery} test images"]}
         searches = []
         for trial in trials:
-            sides = self.split_images(copy, "test", trial)
+            sides = self.test_images(copy, trial)
             searches += matched([Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}",
                                         published=published)],
-                                f"{copy.root / 'idx'}: test lists of trial {trial}")
+                                f"{copy.root / self.source('test', trial)}")
         return searches
 
     def persons(self, searches: Sequence[Search]) -> np.ndarray:
@@ -112,13 +106,6 @@ class RegDB(DataSet):
 def list_path(root: Path, split: str, trial: int, modality: str) -> Path:
     """The file of one list."""
     return root / "idx" / f"{split}_{NAMES[modality]}_{trial}.txt"
-
-
-def listed_images(copy: Copy, split: str, trial: int, modality: str) -> Images:
-    """The images of one list."""
-    entries = copy.listed_images(list_path(copy.root, split, trial, modality), NAMES, modality)
-    pids = np.array([label for _, label in entries], np.int64)
-    return Images(tuple(path for path, _ in entries), pids, np.full(len(pids), CAMIDS[modality]), modality)
 
 
 def persons(entries: Sequence[tuple[str, int]]) -> set[str]:

@@ -1,8 +1,8 @@
 """SYSU-MM01: its layout, splits and searches."""
 from __future__ import annotations
 
-import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,12 @@ from datasets.check import NOTE, Report
 from datasets.exclusion import sysu_seen
 from datasets.files import Copy, describe_entry, parse_id_list
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images, Root,
-                            Search, TrainSplit, add_arrays_flag, grouped, make_train_split, matched)
+                            Search, add_arrays_flag, draw, matched)
 from utils import Parser, UserError, one_line
 
 CAMERAS = {"all": {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},  # searched, by mode
            "indoor": {VISIBLE: (1, 2), INFRARED: (3, 6)}}
 GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the whole data set
-Files = Mapping[tuple[int, int], list[str]]  # image paths by (pid, camera)
 
 
 class SysuSearch(Search):
@@ -53,56 +52,47 @@ class SysuMM01(DataSet):
                             help="SYSU-MM01: cameras searched")
         parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
                             help="SYSU-MM01: gallery images a person and camera")
-        parser.add_argument("--gallery", choices=tuple(DRAWS), default="random",
+        parser.add_argument("--gallery", choices=("random", "official"), default="random",
                             help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
         if script == "train":
             add_arrays_flag(parser)
 
-    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
-        """The training images; there is one split, `trial` is not read."""
-        copy = self.open(root)
-        pids = read_ids(copy)["train"]
-        sides = [grouped(camera_files(copy, pids, CAMERAS["all"][side]), side) for side in MODALITIES]
-        return make_train_split(copy, *sides, pids, f"{copy.root}: exp/train_id.txt and exp/val_id.txt",
-                                self.arrays)
+    def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
+        """The images of both modalities of a split, "train" or "test"; `trial` is not read."""
+        return {modality: self.side(copy, split, modality) for modality in MODALITIES}
 
-    def test_files(self, root: Root, mode: str, modality: str) -> Files:
-        """The test images of the modality's cameras by (pid, camera), cameras within persons."""
-        copy = self.open(root)
-        return camera_files(copy, read_ids(copy)["test"], CAMERAS[mode][modality])
+    def side(self, root: Root, split: str, modality: str, mode: str = "all") -> Images:
+        """The images of a modality's cameras; one without any is a fault: each has some of either split."""
+        copy, cameras = self.open(root), CAMERAS[mode][modality]
+        found = copy.camera_images({camera: copy.root / f"cam{camera}" for camera in cameras},
+                                   read_ids(copy)[split])
+        for camera in sorted(set(cameras) - {camera for _, _, camera in found}):
+            copy.refuse("missing", f"{copy.root / f'cam{camera}'}: no image of the persons on the lists; the "
+                        f"camera's images, in cam{camera}/NNNN/NNNN.jpg, expected; restore them")
+        return Images.of(found, modality)
 
-    def query(self, root: Root, mode: str, modality: str) -> Images:
-        """Every test image of the modality's cameras."""
-        return grouped(self.test_files(root, mode, modality), modality)
+    def source(self, split: str, trial: int) -> str:
+        """The lists of a split."""
+        return "exp/train_id.txt and exp/val_id.txt" if split == "train" else "exp/test_id.txt"
 
-    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
-        """All test images of either modality."""
-        return {modality: self.query(root, "all", modality) for modality in MODALITIES}
-
-    def draw_gallery(self, root: Root, mode: str, trial: int, shot: int, gallery: str,
-                     modality: str) -> Images:
-        """Draw `shot` images of each test person and camera of the modality, all where there are fewer."""
-        files = self.test_files(root, mode, modality)
-        return grouped(DRAWS[gallery](self.open(root).root, files, trial, shot), modality)
+    def draw_gallery(self, root: str | Path, images: Images, trial: int, shot: int, gallery: str) -> Images:
+        """Draw `shot` images of each person and camera."""
+        return {"random": draw, "official": partial(draw_official, Path(root))}[gallery](images, trial, shot)
 
     def searches(self, root: Root, *, direction: str = "i2v", trials: Iterable[int] = range(TRIALS),
                  mode: str = "all", shot: int = 1, gallery: str = "random") -> list[Search]:
         """One search for each gallery draw; the query side takes every image, the gallery side is drawn."""
-        copy, (query_modality, gallery_modality) = self.open(root), DIRECTIONS[direction]
-        query = self.query(copy, mode, query_modality)
-        files = self.test_files(copy, mode, gallery_modality)
+        copy = self.open(root)
+        query, images = (self.side(copy, "test", modality, mode) for modality in DIRECTIONS[direction])
         name = (f"{self.title} {mode}-search, {'single' if shot == 1 else 'multi'}-shot, {gallery} gallery, "
                 f"{direction}")
         published = {"test persons": self.published["test persons"]}
         if direction == "i2v":  # every test person has at least ten images in a camera
             published |= {"queries": self.published["infrared test images"],
                           "gallery images": shot * GALLERY[mode]}
-        searches = []
-        for trial in trials:
-            drawn = grouped(DRAWS[gallery](copy.root, files, trial, shot), gallery_modality)
-            searches.append(SysuSearch(query, drawn, trial, name, True, published, mode == "indoor",
-                                       copy.left_out))
-        return matched(searches, f"{copy.root / 'exp' / 'test_id.txt'}, {mode}-search")
+        return matched([SysuSearch(query, self.draw_gallery(copy.root, images, trial, shot, gallery), trial,
+                                   name, True, published, mode == "indoor", copy.left_out)
+                        for trial in trials], f"{copy.root / self.source('test', 1)}, {mode}-search")
 
     def check_more(self, report: Report) -> None:
         """Report whether the official galleries can be drawn, which nothing else needs."""
@@ -113,7 +103,6 @@ class SysuMM01(DataSet):
                 report.add(NOTE, "only --gallery official needs it", error)
 
 
-# -------------------------------------------------------------------------------------------- lists and files
 def read_ids(copy: Copy) -> dict[str, list[int]]:
     """Identities of the splits train (the lists train and val together) and test; these must not overlap."""
     lists = {name: copy.attempt("lists", parse_id_list, copy.root / "exp" / f"{name}_id.txt") or []
@@ -125,47 +114,27 @@ def read_ids(copy: Copy) -> dict[str, list[int]]:
     return {"train": sorted({*lists["train"], *lists["val"]}), "test": lists["test"]}
 
 
-def camera_files(copy: Copy, pids: Collection[int], cameras: Collection[int]) -> Files:
-    """Image paths by (pid, camera); a camera without any is a fault: each has some of either split."""
-    files = copy.camera_images({camera: copy.root / f"cam{camera}" for camera in cameras}, pids)
-    for camera in sorted(set(cameras) - {camera for _, camera in files}):
-        folder = copy.root / f"cam{camera}"
-        copy.refuse("missing", f"{folder}: no image of the persons on the lists; the camera's images, in "
-                    f"{folder.name}/NNNN/NNNN.jpg, expected; restore them")
-    return files
-
-
-def draw_random(root: Path, files: Files, trial: int, shot: int) -> Files:
-    """The draw of the AGW line (Ye et al., TPAMI 2021), which leaves the global generator alone."""
-    rng = random.Random(trial)
-    return {key: [rng.choice(paths)] if shot == 1 else rng.sample(paths, min(shot, len(paths)))
-            for key, paths in files.items()}
-
-
-def draw_official(root: Path, files: Files, trial: int, shot: int) -> Files:
+def draw_official(root: Path, images: Images, trial: int, shot: int) -> Images:
     """The draw of the data set's own evaluation: the first of row `trial` of each person's permutation.
 
     Raises `UserError` where `exp/rand_perm_cam.mat` does not give it, or names an image that is not there.
     """
     from scipy.io import loadmat
-    mat, drawn = root / "exp" / "rand_perm_cam.mat", {}
+    mat, drawn = root / "exp" / "rand_perm_cam.mat", []
     try:
         if not mat.is_file():
             raise ValueError(describe_entry(mat))
         cells = loadmat(mat)["rand_perm_cam"]
-        for (pid, camera), paths in files.items():
-            rows = cells[camera - 1][0][pid - 1]
-            while rows.dtype == object:  # one level deeper in some copies
-                rows = rows.flat[0]
-            by_name = {Path(path).stem: path for path in paths}
-            names = [f"{int(number):04d}" for number in rows[trial, :shot]]  # saved as doubles by some
+        for (pid, camera), rows in images.by_person_and_camera().items():
+            numbers = cells[camera - 1][0][pid - 1]
+            while numbers.dtype == object:  # one level deeper in some copies
+                numbers = numbers.flat[0]
+            by_name = {Path(images.paths[row]).stem: row for row in rows}
+            names = [f"{int(number):04d}" for number in numbers[trial, :shot]]  # saved as doubles by some
             if absent := [name for name in names if name not in by_name]:
                 raise ValueError(f"image cam{camera}/{pid:04d}/{absent[0]}.jpg is not there")
-            drawn[pid, camera] = [by_name[name] for name in names]
+            drawn += [by_name[name] for name in names]
     except Exception as error:  # SciPy raises whatever a malformed file makes it stumble over
         raise UserError(f"{mat}: does not give the gallery of trial {trial} ({one_line(error)}); restore it "
                         "and the images, or use --gallery random") from None
-    return drawn
-
-
-DRAWS = {"random": draw_random, "official": draw_official}
+    return images.take(drawn)

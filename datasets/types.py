@@ -1,7 +1,8 @@
 """What crosses rooms: images, a search, a training split, and what every data set tells of itself."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,24 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[str, int, int]], modality: str) -> Images:
+        """Images by path, pid and camera of each."""
+        return cls(tuple(path for path, _, _ in found), np.array([pid for _, pid, _ in found], np.int64),
+                   np.array([camera for _, _, camera in found], np.int64), modality)
+
+    def take(self, rows: Sequence[int]) -> Images:
+        """Some of the images, in the order of their numbers."""
+        return Images(tuple(self.paths[row] for row in rows), self.pids[rows], self.camids[rows],
+                      self.modality)
+
+    def by_person_and_camera(self) -> dict[tuple[int, int], list[int]]:
+        """The numbers of the images by (pid, camera), in the order of the images."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, key in enumerate(zip(self.pids.tolist(), self.camids.tolist())):
+            groups.setdefault(key, []).append(row)
+        return groups
 
 
 @dataclass(frozen=True)
@@ -173,12 +192,12 @@ class DataSet:
     arrays: Arrays | None = None
 
     # -------------------------------------------------------------------------------- what each data set says
-    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
-        """The training images; a data set with one split does not read `trial`."""
+    def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
+        """The images of both modalities of a split, "train" or "test", of one of the trials."""
         raise NotImplementedError
 
-    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
-        """All test images of either modality."""
+    def source(self, split: str, trial: int) -> str:
+        """The lists or folder that name the images of a split, below the data set's folder."""
         raise NotImplementedError
 
     def searches(self, root: Root, *, direction: str, trials: Iterable[int]) -> list[Search]:
@@ -218,6 +237,24 @@ class DataSet:
         """Report what is particular to this data set."""
 
     # --------------------------------------------------------------------------------------- the same for all
+    def train_split(self, root: Root, trial: int = 1) -> TrainSplit:
+        """The training images; a person without images in one of the modalities is a fault."""
+        copy = self.open(root)
+        sides = self.images(copy, "train", trial)
+        pids = np.union1d(*(images.pids for images in sides.values()))
+        for modality, images in sides.items():
+            lacking = np.setdiff1d(pids, images.pids).tolist()
+            for pid in lacking:
+                copy.refuse("one modality only", f"{copy.root / self.source('train', trial)}: person "
+                            f"{self.name_of_person(pid, sides.values())} has no {modality} image "
+                            f"({len(lacking)} of {len(pids)} persons have none); both modalities expected "
+                            "for training; restore the images, or take the person off the list")
+        return TrainSplit(*sides.values(), pids, self.arrays, copy.left_out)
+
+    def test_images(self, root: Root, trial: int = 1) -> dict[str, Images]:
+        """All test images of both modalities."""
+        return self.images(self.open(root), "test", trial)
+
     def keywords(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the parsed arguments that a method takes as keywords."""
         return {name: values[name] for name in self.arguments.get(method, ())}
@@ -272,27 +309,15 @@ def add_arrays_flag(parser: Parser) -> None:
                         "pre-processed arrays (default: that of the data set)")
 
 
-def grouped(files: Mapping[tuple[int, int], Sequence[str]], modality: str) -> Images:
-    """Put image paths by (pid, camera) into one list, in the order of the mapping."""
-    keys = [key for key, paths in files.items() for _ in paths]
-    pids, camids = np.array(keys, np.int64).reshape(-1, 2).T
-    return Images(tuple(path for paths in files.values() for path in paths), pids, camids, modality)
+def draw(images: Images, trial: int, shot: int = 1) -> Images:
+    """Draw `shot` images of each person and camera, all where there are fewer.
 
-
-def make_train_split(copy: Copy, visible: Images, infrared: Images, pids: Iterable[int], source: str,
-                     arrays: Arrays | None = None, name: Callable[[int], str] = str) -> TrainSplit:
-    """Put a split together; a person without images in one of the modalities is a fault.
-
-    source: the lists or folder that name the persons; name: what people call a person.
+    This is the draw of the AGW line (Ye et al., TPAMI 2021); the global generator is left alone.
     """
-    pids = np.array(sorted(pids), np.int64)
-    for images in (visible, infrared):
-        lacking = np.setdiff1d(pids, images.pids)
-        for pid in lacking:
-            copy.refuse("one modality only", f"{source}: person {name(pid)} has no {images.modality} image "
-                        f"({len(lacking)} of {len(pids)} persons have none); both modalities expected for "
-                        "training; restore the images, or take the person off the list")
-    return TrainSplit(visible, infrared, pids, arrays, copy.left_out)
+    rng = random.Random(trial)
+    groups = images.by_person_and_camera().values()
+    return images.take([row for rows in groups for row in (
+        [rng.choice(rows)] if shot == 1 else rng.sample(rows, min(shot, len(rows))))])
 
 
 def matched(searches: list[Search], source: str) -> list[Search]:

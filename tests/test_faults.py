@@ -347,6 +347,8 @@ FLAGS = [
     Case("train: abbreviated flag", "train.py --epoch 1", "unrecognized arguments: --epoch 1"),
     Case("train: a flag of another data set", "train.py --trial 2",
          "--trial 2 belongs to RegDB, but the data set is sysu; leave it out"),
+    Case("train: folders without a path", "train.py --dataset folders",
+         "--dataset folders: no --data-path given; name the folder that holds train and test"),
     Case("train: arrays of RegDB", "train.py --dataset regdb --arrays x",
          "--arrays x belongs to SYSU-MM01 and LLCM, but the data set is regdb"),
     Case("train: two directions", "train.py --dataset regdb --tvsearch --direction v2i",
