@@ -79,12 +79,14 @@ def process_test_regdb(data_path: str, trial: int = 1,
 
 def process_query_llcm(data_path: str, mode: int = 1) -> Listed:
     """The queries of LLCM, mode 1: visible, 2: infrared: paths, pids and camids."""
-    return listed(DATASETS["llcm"].test_images(data_path)[LLCM_MODES[mode]])
+    modality = LLCM_MODES[mode]
+    return listed(DATASETS["llcm"].test_images(data_path)[modality])
 
 
 def process_gallery_llcm(data_path: str, mode: int = 1, trial: int = 0) -> Listed:
     """A gallery of LLCM, mode 1: visible, 2: infrared; trials from 0: paths, pids and camids."""
-    return listed(draw(DATASETS["llcm"].test_images(data_path)[LLCM_MODES[mode]], trial))
+    modality = LLCM_MODES[mode]
+    return listed(draw(DATASETS["llcm"].test_images(data_path)[modality], trial))
 
 
 def listed(images: Images) -> Listed:

@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 import re
-import stat
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,9 +89,9 @@ def file_of(path: str) -> str:
 
 def size_of(path: str) -> tuple[int, int] | None:
     """Width and height of an upright image in pixels, from the head of its file; None where there is none."""
+    if not os.path.isfile(path):
+        return None
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
         with Image.open(path, formats=FORMATS) as image:
             return image.size if orientation(image) < 5 else image.size[::-1]
     except Exception:  # reading the pixels will say what is wrong with it
