@@ -182,7 +182,7 @@ def test_preprocessing_writes_what_training_reads(sysu, script):
 def test_stale_arrays_are_refused(sysu, script):
     script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 1)
     split = DATASETS["sysu"].train_split(str(sysu), 1)
-    with pytest.raises(UserError, match="32 x 16 found, 64 x 16 expected; run: python pre_process_sysu.py"):
+    with pytest.raises(UserError, match="height 32 found, 64 expected; run: python pre_process_sysu.py"):
         load_train_images(split, str(sysu), ImageSpec(64, 16), 1)
     (sysu / "cam1/0001/0001.jpg").write_bytes((sysu / "cam2/0001/0001.jpg").read_bytes() + b" ")
     with pytest.raises(UserError, match="cam1/0001/0001.jpg differs.*run: python pre_process_sysu.py"):
@@ -204,7 +204,7 @@ def test_an_image_that_cannot_be_read_is_named_and_no_reader_is_left(regdb, work
     paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
     open(paths[7], "w").close()
     before = threading.active_count()
-    with pytest.raises(UserError, match=f"{paths[7]}: an empty file found"):
+    with pytest.raises(UserError, match=f"{paths[7]}: cannot be decoded .* 0 bytes"):
         list(read_batches(paths, ImageSpec(32, 16), 5, workers))
     assert threading.active_count() == before
 
