@@ -6,12 +6,13 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scripts
+from ending import short_resnet
 from filelock import FileLock
 from PIL import Image
 
@@ -183,6 +184,13 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     return call
 
 
+@pytest.fixture(scope="module")
+def short() -> Iterator[None]:
+    """resnet18 with one block a stage in all of a module's tests, unless they start a fresh interpreter."""
+    with short_resnet():
+        yield
+
+
 # Flags of a run that takes seconds.
 SMALL = ("--arch", "resnet18", "--img_w", "16", "--img_h", "32", "--pretrained", "none", "--lr", "0.02",
          "--gpu", "cpu", "--batch-size", "2", "--num_pos", "2", "--workers", "1")
@@ -202,7 +210,7 @@ def make_network(method: str, arch: str = "resnet18"):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
-        net.train()(torch.randn(8, 3, 64, 32), torch.randn(8, 3, 64, 32))
+        net.train()(torch.randn(4, 3, 64, 32), torch.randn(4, 3, 64, 32))
     return net.eval()
 
 

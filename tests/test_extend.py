@@ -14,7 +14,9 @@ import loss
 import train
 from backbones import STAGES, Backbone
 from data_manager import DATASETS
-from model import METHODS, CGRNet, Loss, View, build_network
+from model import METHODS, Loss, View, build_network
+
+pytestmark = pytest.mark.usefixtures("short")
 
 
 @pytest.fixture
@@ -43,10 +45,13 @@ class Centres(nn.Module):
         return self.scale * (output.feats - self.centres[labels]).square().mean()
 
 
-def test_a_loss_with_parameters_reaches_optimiser_and_checkpoint(trained, monkeypatch):
+def test_a_loss_with_parameters_and_one_that_is_a_function(trained, monkeypatch):
     monkeypatch.setitem(loss.LOSSES, "centres", Centres)
+    monkeypatch.setitem(loss.LOSSES, "size",
+                        lambda output, labels, power: output.feats.abs().pow(power).mean())
     monkeypatch.setitem(METHODS, "mine", dataclasses.replace(
-        METHODS["base"], losses={"id": Loss(), "centres": Loss(0.5, {"scale": 2.0})}))
+        METHODS["base"], losses={"id": Loss(), "size": Loss(0.1, {"power": 2}),
+                                 "centres": Loss(0.5, {"scale": 2.0})}))
     content = trained("--method", "mine")
     centres = content["criterion"]["learnt.centres.centres"]
     assert centres.shape == (4, 512) and centres.abs().sum() > 0
@@ -57,14 +62,6 @@ def test_a_loss_with_parameters_reaches_optimiser_and_checkpoint(trained, monkey
     criterion.load_state_dict(content["criterion"])
     engine.load_optimiser(optimiser, content["optimiser"])
     assert torch.equal(criterion.learnt["centres"].centres, centres)
-
-
-def test_a_loss_that_is_a_function(trained, monkeypatch):
-    monkeypatch.setitem(loss.LOSSES, "size",
-                        lambda output, labels, power: output.feats.abs().pow(power).mean())
-    monkeypatch.setitem(METHODS, "mine", dataclasses.replace(
-        METHODS["base"], losses={"id": Loss(), "size": Loss(0.1, {"power": 2})}))
-    assert trained("--method", "mine")["criterion"] == {}
 
 
 def test_a_method_with_a_third_view_and_an_augmentation(trained, monkeypatch):
@@ -83,32 +80,6 @@ def test_a_method_with_a_third_view_and_an_augmentation(trained, monkeypatch):
     assert content["args"]["method"] == "three"
 
 
-def test_augmentations_of_the_command_line_replace_the_methods_own(trained, monkeypatch):
-    seen = []
-    monkeypatch.setitem(data_loader.AUGMENTATIONS, "dark",
-                        lambda images, modality, _: seen.append(modality) or images / 2)
-    content = trained("--method", "base", "--augment", "standard,dark")
-    assert set(seen) == {"visible", "infrared"} and content["args"]["augment"] == "standard,dark"
-
-
-def test_a_module_of_a_method(trained, monkeypatch):
-    """A row with one module of two: the graph without the similarity module, on a shared stage 1."""
-    monkeypatch.setitem(METHODS, "graph", dataclasses.replace(
-        METHODS["base"], network=CGRNet, parts={"similarity": None, "graph": "plain"}))
-    assert "graph.gamma" in trained("--method", "graph")["net"]
-
-
-def test_a_backbone(trained, monkeypatch):
-    def split(network):
-        parts = [network.features[first:last] for first, last in ((1, 2), (2, 4), (4, 7), (7, 14))]
-        return {"first": network.features[0]}, dict(zip(STAGES, parts))
-
-    monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2",
-                        Backbone(split, (16, 24, 32, 96), head="classifier."))
-    content = trained("--arch", "mobilenet_v2", "--method", "cgrnet")
-    assert content["net"]["classifier.weight"].shape == (4, 96)
-
-
 class Small(nn.Module):
     """A backbone of one's own, or of another library: anything that splits into a stem and four stages."""
 
@@ -119,8 +90,7 @@ class Small(nn.Module):
                                     for inputs, outputs, stride in sizes)
 
 
-@pytest.mark.parametrize("method", ["agw", "deen"])
-def test_a_backbone_of_ones_own(trained, monkeypatch, method, tmp_path):
+def test_a_backbone_of_ones_own(trained, monkeypatch, tmp_path):
     def split(network):
         stem, *stages = network.layers
         return {"stem": stem}, dict(zip(STAGES, stages))
@@ -128,7 +98,7 @@ def test_a_backbone_of_ones_own(trained, monkeypatch, method, tmp_path):
     row = Backbone(split, (8, 16, 16, 32), build=Small, stem_width=8)
     monkeypatch.setitem(backbones.BACKBONES, "small", row)
     torch.save(Small().state_dict(), tmp_path / "small.pth")
-    content = trained("--arch", "small", "--method", method, "--pretrained", tmp_path / "small.pth")
+    content = trained("--arch", "small", "--method", "deen", "--pretrained", tmp_path / "small.pth")
     assert content["net"]["classifier.weight"].shape == (4, 32)
 
 

@@ -16,9 +16,8 @@ def batch(seed: int, persons: int = 3, images: int = 4, dim: int = 5):
     return feats, torch.arange(persons).repeat(images)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_batch_hard_triplet(seed):
-    feats, labels = batch(seed)
+def test_batch_hard_triplet():
+    feats, labels = batch(0)
     expected = 0.0
     for i in range(len(feats)):
         positives = [math.dist(feats[i], feats[j]) for j in range(len(feats))
@@ -30,7 +29,7 @@ def test_batch_hard_triplet(seed):
 
 def softplus_of_difference(positive: float, negative: float) -> float:
     """What AGW's code does with an anchor's weighted distances."""
-    return math.log(1 + math.exp(positive - negative))
+    return max(0.0, positive - negative) + math.log1p(math.exp(-abs(positive - negative)))
 
 
 def soft_margin_of_square(positive: float, negative: float) -> float:
@@ -39,10 +38,13 @@ def soft_margin_of_square(positive: float, negative: float) -> float:
     return math.log(1 + math.exp(-target * min((positive - negative) ** 2, 88)))
 
 
-def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor,
-                               term=softplus_of_difference) -> float:
-    """A loop over what AGW's code does: each kind's weights from distances with 0 for the other kind."""
-    total = 0.0
+@pytest.mark.parametrize("scale", [0.1, 1, 5, 100])
+@pytest.mark.parametrize("triplet, term", [(weighted_triplet, softplus_of_difference),
+                                           (squared_triplet, soft_margin_of_square)])
+def test_weighted_triplets_are_those_of_the_published_code(triplet, term, scale):
+    """A loop over what the code does: each kind's weights from distances with 0 for the other kind."""
+    feats, labels = batch(0)
+    feats, expected = scale * feats, 0.0
     for i in range(len(feats)):
         far, near = [], []
         for kept, sign, same in ((far, 1, True), (near, -1, False)):
@@ -52,16 +54,8 @@ def published_weighted_triplet(feats: torch.Tensor, labels: torch.Tensor,
             own = [value for j, value in enumerate(masked) if (labels[i] == labels[j]) == same]
             exponentials = [math.exp(value - largest) for value in own]
             kept += [sign * value * e / (sum(exponentials) + 1e-6) for value, e in zip(own, exponentials)]
-        total += term(sum(far), sum(near)) / len(feats)
-    return total
-
-
-@pytest.mark.parametrize("scale", [0.1, 1, 5])
-@pytest.mark.parametrize("seed", range(3))
-def test_weighted_triplet_is_that_of_the_published_code(seed, scale):
-    feats, labels = batch(seed)
-    found = weighted_triplet(scale * feats, labels).item()
-    assert found == pytest.approx(published_weighted_triplet(scale * feats, labels), rel=1e-4)
+        expected += term(sum(far), sum(near)) / len(feats)
+    assert triplet(feats, labels).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -84,44 +78,6 @@ def test_the_gradient_goes_through_the_weights_unless_they_are_constant(constant
             torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1, 5, 100])
-@pytest.mark.parametrize("seed", range(3))
-def test_squared_triplet_is_that_of_the_published_code(seed, scale):
-    feats, labels = batch(seed)
-    found = squared_triplet(scale * feats, labels).item()
-    expected = published_weighted_triplet(scale * feats, labels, soft_margin_of_square)
-    assert found == pytest.approx(expected, rel=1e-4)
-
-
-def pair_of_distances(positive: float, negative: float) -> torch.Tensor:
-    """Features (6, 2) of two persons on two lines: their images `positive` apart, the lines `negative`."""
-    return torch.tensor([[x * positive, y * negative] for y in (0.0, 1.0) for x in (0.0, 0.5, 1.0)],
-                        requires_grad=True)
-
-
-def gradient(feats: torch.Tensor) -> float:
-    feats.grad = None
-    squared_triplet(feats, torch.tensor([0, 0, 0, 1, 1, 1])).backward()
-    return feats.grad.abs().max().item()
-
-
-def test_the_gradient_of_the_squared_triplet_vanishes_where_its_docstring_says():
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    # a distance of the lines at which an outer anchor's two weighted distances are equal
-    low, high = 0.01, 5.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        positive, negative = weighted_distances(pair_of_distances(1.0, middle), labels)
-        low, high = (middle, high) if positive[0] > negative[0] else (low, middle)
-    feats = pair_of_distances(1.0, low)
-    positive, negative = weighted_distances(feats, labels)
-    (positive - negative)[0].sign().mul((positive - negative)[0].square()).backward()
-    assert feats.grad.abs().max() < 1e-4
-    far_positives = pair_of_distances(40.0, 0.1)
-    assert gradient(pair_of_distances(6.0, 0.1)) > 0.1 and gradient(far_positives) == 0
-    assert squared_triplet(far_positives, labels).item() > 30  # and yet all of it is wrong
-
-
 def test_losses_of_stripes_are_the_mean_of_the_whole_map_and_of_their_mean():
     feats, labels = batch(0, dim=20)
     logits = torch.randn(4, 12, 3)
@@ -135,15 +91,6 @@ def test_losses_of_stripes_are_the_mean_of_the_whole_map_and_of_their_mean():
         parameters = {"margin": 0.3} if name == "triplet" else {}
         total, _ = Criterion({name: Loss(2.0, parameters)}, 3, 20)(output, labels)
         torch.testing.assert_close(total, values[0] + sum(values[1:]) / 3)
-
-
-def test_weights_of_far_negatives_nearly_vanish_as_published():
-    """56 negatives at a distance of 20, positives at 0: weights sum to 0.1, and the loss sees 2, not 20."""
-    labels = torch.arange(8).repeat_interleave(8)
-    feats = 20 / 2 ** 0.5 * torch.eye(8)[labels]
-    seen = -math.log(math.expm1(weighted_triplet(feats, labels).item()))
-    weights = 56 * math.exp(-20) / (56 * math.exp(-20) + 1e-6)
-    assert 0.09 < weights < 0.11 and seen == pytest.approx(20 * weights, rel=1e-3)
 
 
 def test_modality_similarity():
@@ -161,7 +108,7 @@ def test_identical_features_keep_finite_gradients():
     assert batch_hard_triplet(feats, labels, 0.3).item() == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("method", ["base", "agw", "cgrnet", "caj", "strong", "cgrnet-strong"])
+@pytest.mark.parametrize("method", ["agw", "cgrnet", "caj"])
 def test_a_criterion_is_the_weighted_sum_of_its_row(method):
     feats, labels = batch(0)
     logits, affinities = torch.randn(12, 3), dict(zip(("visible", "infrared"), torch.rand(2, 6, 4, 4)))

@@ -10,8 +10,10 @@ from loss import Criterion
 from methods.agw import NonLocal
 from methods.strong import pool_stripes
 from model import (METHODS, GraphReasoning, Loss, ModalitySimilarity, Output, View, build_network,
-                   check_method, folded, override, pool)
+                   check_method, folded, override)
 from utils import UserError
+
+pytestmark = pytest.mark.usefixtures("short")
 
 
 def randomise(module: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -53,28 +55,6 @@ def test_graph_reasoning_equals_a_plain_loop_over_nodes(messages):
             torch.testing.assert_close(result[:, i], expected)
 
 
-def test_relations_of_the_global_node_equal_attention_over_a_broadcast_mean():
-    """The published form: N x N attention in which keys or queries are N copies of the mean."""
-    torch.manual_seed(1)
-    graph = randomise(GraphReasoning(48, "plain"))
-    x = torch.randn(3, 48, 5, 4)
-    nodes = x.flatten(2).transpose(1, 2)
-    copies = nodes.mean(1, keepdim=True).expand_as(nodes)
-
-    def attend(queries, keys, theta, phi, g):
-        attention = torch.softmax(theta(queries) @ phi(keys).transpose(1, 2), 2)
-        return attention @ g(keys)
-
-    theta, phi = nn.Linear(48, 3), nn.Linear(48, 3)  # any: with one distinct key they do not matter
-    global_to_local = attend(nodes, copies, theta, phi, graph.global_g)
-    local_to_global = attend(copies, nodes, graph.readout_theta, graph.readout_phi, graph.readout_g)
-    with torch.no_grad():
-        graph.gamma.copy_(torch.tensor([0.0, 0.7, 0.0]))
-        torch.testing.assert_close(graph(x), x + 0.7 * global_to_local.transpose(1, 2).view_as(x))
-        graph.gamma.copy_(torch.tensor([0.0, 0.0, 0.3]))
-        torch.testing.assert_close(graph(x), x + 0.3 * local_to_global.transpose(1, 2).view_as(x))
-
-
 @pytest.mark.parametrize("affinity", ["cosine", "energy"])
 def test_modality_similarity_equals_a_loop_over_channels(affinity):
     torch.manual_seed(2)
@@ -94,28 +74,27 @@ def test_modality_similarity_equals_a_loop_over_channels(affinity):
             torch.testing.assert_close(rows[i], expected, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(result[i], image[i] + module.gamma
                                        * (expected[:, None] * image).sum(0), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("affinity", ["cosine", "energy"])
-def test_affinities_are_those_of_float32_under_autocast(affinity):
-    torch.manual_seed(3)
-    module, x = ModalitySimilarity(affinity), torch.randn(2, 6, 3, 2).bfloat16()
+    x = x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = module(x)[1]
-    torch.testing.assert_close(found, module(x.float())[1])
     assert found.dtype == torch.float32
+    torch.testing.assert_close(found, module(x.float())[1])
 
 
 def test_three_views_go_through_the_streams_of_their_modalities():
     views = {"visible": View("visible"), "grey": View("visible"), "infrared": View("infrared")}
     torch.manual_seed(3)
     net = build_network(dataclasses.replace(METHODS["cgrnet"], views=views), "resnet18", 5).eval()
-    images = dict(zip(views, torch.randn(3, 2, 3, 48, 24)))
+    images = dict(zip(views, torch.randn(3, 2, 3, 32, 16)))
     found = net(**images)
     assert found.extras["affinities"].keys() == views.keys()
     for number, (name, view) in enumerate(views.items()):
         alone = net(**{view.modality: images[name]})
         torch.testing.assert_close(found.feats[2 * number:2 * number + 2], alone.feats, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        net.streams["visible"].conv1.weight.mul_(2)
+    assert torch.equal(net(infrared=images["infrared"]).feats, alone.feats)
+    assert not torch.equal(net(visible=images["visible"]).feats, found.feats[:2])
 
 
 def test_non_local_equals_the_full_matrix_of_products():
@@ -128,15 +107,9 @@ def test_non_local_equals_the_full_matrix_of_products():
     torch.testing.assert_close(block(x), x + block.W(y))
 
 
-def test_pooling():
-    x = torch.rand(2, 3, 4, 5)
-    torch.testing.assert_close(pool(x, "average"), x.flatten(2).mean(2))
-    torch.testing.assert_close(pool(x, "gem"), ((x ** 3).flatten(2).mean(2) + 1e-12) ** (1 / 3))
-
-
 @pytest.mark.parametrize("kind, power", [("average", 1), ("gem", 3)])
-@pytest.mark.parametrize("height", [6, 9, 7, 2])
-def test_pooling_of_stripes(kind, power, height):
+@pytest.mark.parametrize("height", [7, 2])
+def test_pooling_of_the_map_and_of_stripes(kind, power, height):
     """The whole map, then rows floor(i H / 3) to ceil((i + 1) H / 3) of each stripe."""
     x = torch.rand(2, 4, height, 5)
     parts = [x, *(x[:, :, i * height // 3:-(-(i + 1) * height // 3)] for i in range(3))]
@@ -148,7 +121,7 @@ def test_pooling_of_stripes(kind, power, height):
 def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
     torch.manual_seed(3)
     net = build_network("strong", "resnet18", 5).train()
-    output = net(*torch.randn(2, 4, 3, 96, 48))
+    output = net(*torch.randn(2, 4, 3, 48, 16))
     logits = [output.logits, *output.stripes]
     assert net.dim == 4 * 512 and output.feats.shape == output.neck.shape == (8, 4 * 512)
     for i, (feats, neck, found) in enumerate(zip(output.feats.chunk(4, 1), output.neck.chunk(4, 1),
@@ -161,15 +134,7 @@ def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
         torch.testing.assert_close(classifier(norm(feats)), found)
 
 
-@pytest.mark.parametrize("method", ["base", "agw", "cgrnet", "caj"])
-def test_methods_without_stripes_keep_their_names_and_shapes(method):
-    state = build_network(method, "resnet18", 5).state_dict()
-    assert state["bottleneck.weight"].shape == (512,) and state["classifier.weight"].shape == (5, 512)
-    assert {name.split(".")[0] for name in state} <= {"streams", "shared", "non_local", "similarity", "graph",
-                                                      "bottleneck", "classifier"}
-
-
-@pytest.mark.parametrize("method", ["agw", "cgrnet", "cgrnet-strong"])
+@pytest.mark.parametrize("method", ["agw", "cgrnet-strong"])
 def test_new_modules_start_as_the_identity(method):
     """A network with all gammas at 0 equals the network without the modules."""
     modules = METHODS[method].parts.keys() - {"stripes"}
@@ -178,7 +143,7 @@ def test_new_modules_start_as_the_identity(method):
     net = build_network(method, "resnet18", 5).eval().to(memory_format=torch.channels_last)
     without = build_network(plain, "resnet18", 5).eval().to(memory_format=torch.channels_last)
     without.load_state_dict({name: net.state_dict()[name] for name in without.state_dict()})
-    visible, infrared = torch.randn(2, 2, 3, 48, 24)
+    visible, infrared = torch.randn(2, 2, 3, 48, 16)
     for found, expected in zip(net(visible, infrared)[:3], without(visible, infrared)[:3]):
         assert torch.equal(found, expected)
 
@@ -190,7 +155,7 @@ def test_gradients_reach_every_parameter(method, bf16):
     for name, parameter in net.named_parameters():
         if "gamma" in name or ".W.1." in name:  # what starts at zero hides what is behind it for one step
             nn.init.constant_(parameter, 0.1)
-    visible, infrared = torch.randn(2, 8, 3, 64, 32)
+    visible, infrared = torch.randn(2, 8, 3, 64, 16)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         output = net(visible, infrared)
     criterion = Criterion(net.method.losses, 4, net.dim)
@@ -202,29 +167,12 @@ def test_gradients_reach_every_parameter(method, bf16):
     assert output.feats.dtype == output.neck.dtype == output.logits.dtype == torch.float32
 
 
-def test_modalities_use_their_own_layers_and_agree_with_the_joint_pass():
-    torch.manual_seed(6)
-    net = build_network("cgrnet", "resnet18", 3).eval()
-    images = torch.randn(2, 3, 48, 24)
-    joint = net(images, images)
-    for half, single in ((0, net(visible=images)), (1, net(infrared=images))):
-        torch.testing.assert_close(joint.neck.chunk(2)[half], single.neck, rtol=1e-4, atol=1e-5)
-    with torch.no_grad():
-        net.streams["visible"].conv1.weight.mul_(2)
-    assert torch.equal(net(infrared=images).feats, single.feats)
-    assert not torch.equal(net(visible=images).feats, joint.feats[:2])
-
-
-def test_last_stage_keeps_its_resolution_and_size_is_that_of_the_layers_in_use():
-    net = build_network("cgrnet", "resnet50", 395)
-    with torch.inference_mode():
-        x = net.eval().streams["visible"](torch.zeros(1, 3, 64, 32))
-        for stage in net.shared:
-            x = net.run_stage(stage, net.shared[stage], x)
-    assert x.shape == (1, 2048, 4, 2)
-    without_classifier = sum(p.numel() for name, p in net.named_parameters() if "classifier" not in name)
-    assert without_classifier <= 26e6
-    assert sum(value.nbytes for value in net.state_dict().values()) <= 105e6
+def test_keys_of_checkpoints_keep_their_first_words():
+    modules = {"base": set(), "agw": {"non_local"}, "cgrnet": {"similarity", "graph"}}
+    for method, words in modules.items():
+        state = build_network(method, "resnet18", 5).state_dict()
+        assert {name.split(".")[0] for name in state} == {"streams", "shared", "bottleneck", "classifier",
+                                                          *words}
 
 
 def test_backbone_takes_given_weights_in_both_streams():
@@ -233,13 +181,13 @@ def test_backbone_takes_given_weights_in_both_streams():
     net = build_network("cgrnet", "resnet18", 3, weights)
     for modality in ("visible", "infrared"):
         assert torch.equal(net.streams[modality].layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
-    assert torch.equal(net.shared["layer4"][1].bn2.running_var, weights["layer4.1.bn2.running_var"])
+    assert torch.equal(net.shared["layer4"][0].bn2.running_var, weights["layer4.0.bn2.running_var"])
     del weights["layer3.0.conv1.weight"]
     with pytest.raises(KeyError):
         build_network("base", "resnet18", 3, weights)
 
 
-def test_a_pretrained_backbone_learns_at_a_tenth():
+def test_a_pretrained_backbone_and_non_local_blocks_learn_at_a_tenth():
     net = build_network("cgrnet", "resnet18", 3)
     backbone, gamma, new = net.parameter_groups(0.1, pretrained=True)
     assert [group["lr"] for group in (backbone, gamma, new)] == pytest.approx([0.01, 0.002, 0.1])
@@ -250,25 +198,22 @@ def test_a_pretrained_backbone_learns_at_a_tenth():
     assert any(p is net.graph.gamma for p in gamma["params"])
     assert any(p is net.classifier.weight for p in new["params"])
     assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1
-
-
-def test_non_local_blocks_learn_with_the_backbone_as_published():
     net = build_network("agw", "resnet18", 3)
     backbone, new = net.parameter_groups(0.1, pretrained=True)
     assert {id(p) for p in net.non_local.parameters()} <= {id(p) for p in backbone["params"]}
     assert [group["lr"] for group in (backbone, new)] == pytest.approx([0.01, 0.1])
 
 
-@pytest.mark.parametrize("method, arch", [("agw", "resnet50"), ("cgrnet", "resnet18"), ("dns", "resnet18")])
-def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method, arch):
+@pytest.mark.parametrize("method", ["agw", "cgrnet", "dns"])
+def test_a_folded_network_gives_the_same_and_leaves_the_other_alone(method):
     torch.manual_seed(4)
-    net = build_network(method, arch, 5)
+    net = build_network(method, "resnet18", 5)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1),
                                       (module.running_mean, -1, 1), (module.running_var, 0.5, 2)):
                 nn.init.uniform_(values, low, high)
-    images = torch.randn(2, 2, 3, 64, 32)
+    images = torch.randn(2, 2, 3, 32, 16)
     small = folded(net)
     assert net.training and not any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
     with torch.no_grad():
@@ -295,12 +240,10 @@ def test_set_changes_fields_of_a_row():
 @pytest.mark.parametrize("assignment, message", [
     ("grap=None", "grap found, one of own_stages, pooling, similarity, graph, losses.NAME expected"),
     ("own_stages=two", "'two' found, int expected"),
-    ("own_stages=5", "5 found, one of 0, 1, 2, 3, 4 expected"),
     ("pooling=max", "max found, one of average, gem expected"),
     ("losses.centre=1", "losses.centre found, one of id, triplet,"),
     ("losses.triplet.margn=1", "losses.triplet.margn found, one of weight, margin expected"),
     ("losses.triplet=centre", "centre found, one of id, triplet,"),
-    ("losses.weighted_triplet.weight=1", "losses.weighted_triplet found, one of id, triplet, similarity exp"),
     ("graph", "'' found, str or None expected")])
 def test_what_a_row_has_not_cannot_be_set(assignment, message):
     with pytest.raises(UserError, match=f"^--set {assignment}: {message}"):
@@ -312,7 +255,6 @@ def test_what_a_row_has_not_cannot_be_set(assignment, message):
     ({"losses": {"triplet": Loss(1.0, {"margn": 1})}}, "losses.triplet: margn found, one of margin expected"),
     ({"views": {"visible": View("visible", ("standrad",))}}, "views.visible: standrad found, one of "),
     ({"parts": {"grahp": None}}, "parts: grahp found, one of similarity, graph expected"),
-    ({"pooling": "max"}, "pooling: max found, one of average, gem expected"),
     ({"own_stages": 5}, "own_stages: 5 found, one of 0, 1, 2, 3, 4 expected")])
 def test_a_typo_in_a_row_is_one_line(changes, message):
     with pytest.raises(UserError, match=f"^method mine: {message}"):
@@ -320,15 +262,12 @@ def test_a_typo_in_a_row_is_one_line(changes, message):
 
 
 def test_what_a_network_cannot_make_is_one_line():
-    for method, assignment, message in (("cgrnet", "similarity=cosnie", "similarity: 'cosnie' found"),
-                                        ("cgrnet", "graph=flat", "graph: 'flat' found")):
+    for assignment, message in (("similarity=cosnie", "similarity: 'cosnie' found"),
+                                ("graph=flat", "graph: 'flat' found")):
         with pytest.raises(UserError, match=message):
-            build_network(override(METHODS[method], [assignment]), "resnet18", 3)
+            build_network(override(METHODS["cgrnet"], [assignment]), "resnet18", 3)
     with pytest.raises(UserError, match="non_local: layer5 found, one of layer1,"):
         build_network(dataclasses.replace(METHODS["agw"], parts={"non_local": {"layer5": 1}}), "resnet18", 3)
-    net = build_network(override(METHODS["cgrnet"], ["similarity=None"]), "resnet18", 3)
-    with pytest.raises(UserError, match=r"losses.similarity: the network of this method gives no affinities"):
-        Criterion(net.method.losses, 3, net.dim)(net(*torch.randn(2, 2, 3, 32, 16)), torch.arange(2))
 
 
 def test_an_output_knows_its_views():
