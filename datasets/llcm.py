@@ -10,8 +10,7 @@ import numpy as np
 from datasets.exclusion import llcm_seen
 from datasets.files import Copy, parse_id_list
 from datasets.types import (DIRECTIONS, INFRARED, TRIALS, VISIBLE, Arrays, DataSet, Images, Root, Search,
-                            add_arrays_flag, draw, matched)
-from utils import Parser
+                            draw, matched)
 
 NAMES = {VISIBLE: "vis", INFRARED: "nir"}  # of the modalities, as its folders and lists say them
 CAMERAS = {VISIBLE: (1, 2, 3, 4, 5, 6, 7, 8, 9), INFRARED: (1, 2, 4, 5, 6, 7, 8, 9)}  # that see test persons
@@ -41,11 +40,6 @@ class LLCM(DataSet):
     published = {"training persons": 713, "visible training images": 16946, "infrared training images": 13975,
                  "test persons": 351, "visible test images": 8680, "infrared test images": 7166}
     checked = ({"direction": "i2v"}, {"direction": "v2i"})
-
-    def add_flags(self, parser: Parser, script: str) -> None:
-        """Declare the flags that belong to this data set; script: "train" or "test"."""
-        if script == "train":
-            add_arrays_flag(parser)
 
     def images(self, copy: Copy, split: str, trial: int = 1) -> dict[str, Images]:
         """The images of both modalities of a split, "train" or "test"; `trial` is not read."""

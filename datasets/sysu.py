@@ -11,7 +11,7 @@ from datasets.check import NOTE, Report
 from datasets.exclusion import sysu_seen
 from datasets.files import Copy, describe_entry, parse_id_list
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images, Root,
-                            Search, add_arrays_flag, draw, matched)
+                            Search, draw, matched)
 from utils import Parser, UserError, one_line
 
 CAMERAS = {"all": {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},  # searched, by mode
@@ -48,14 +48,13 @@ class SysuMM01(DataSet):
 
     def add_flags(self, parser: Parser, script: str) -> None:
         """Declare the flags that belong to this data set; script: "train" or "test"."""
+        super().add_flags(parser, script)
         parser.add_argument("--mode", choices=tuple(CAMERAS), default="all",
                             help="SYSU-MM01: cameras searched")
         parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
                             help="SYSU-MM01: gallery images a person and camera")
         parser.add_argument("--gallery", choices=("random", "official"), default="random",
                             help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
-        if script == "train":
-            add_arrays_flag(parser)
 
     def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
         """The images of both modalities of a split, "train" or "test"; `trial` is not read."""

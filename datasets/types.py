@@ -207,6 +207,9 @@ class DataSet:
     # --------------------------------------------------------------------------- what a data set may say anew
     def add_flags(self, parser: Parser, script: str) -> None:
         """Declare the flags that belong to this data set; script: "train" or "test"."""
+        if self.arrays and script == "train":
+            parser.add_argument("--arrays", type=filled, metavar="DIR", help="SYSU-MM01, LLCM: folder of the "
+                                "pre-processed arrays (default: that of the data set)")
 
     def trials(self, trial: int) -> list[int]:
         """The trials that a test of one model runs; training evaluates on the first of them."""
@@ -301,12 +304,6 @@ class DataSet:
             lines.append(f"{len(left_out)} hidden or system files or folders left out, the first "
                          f"{min(left_out)}")
         return [f"--data-path {data_path}: {line}" for line in lines]
-
-
-def add_arrays_flag(parser: Parser) -> None:
-    """Declare the flag of every data set that a script pre-processes."""
-    parser.add_argument("--arrays", type=filled, metavar="DIR", help="SYSU-MM01, LLCM: folder of the "
-                        "pre-processed arrays (default: that of the data set)")
 
 
 def draw(images: Images, trial: int, shot: int = 1) -> Images:
