@@ -22,7 +22,8 @@ from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
 from datasets.sysu import SysuMM01
 from datasets.types import INFRARED, VISIBLE, DataSet, Images, draw
-from utils import Parser, UserError, run
+from command_line import Parser, run
+from utils import UserError
 
 DATASETS: dict[str, DataSet] = {data.name: data for data in (SysuMM01(), RegDB(), LLCM(), Folders())}
 

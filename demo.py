@@ -27,7 +27,8 @@ from datasets.types import ImageSpec
 from eval_metrics import evaluate
 from synthetic.pedestrians import (SYSU_CAMERAS, draw_person, render_llcm, render_regdb, render_shot,
                                    render_sysu)
-from utils import GPU, Parser, UserError, atomic_path, filled, make_folder, number, run, write_json
+from command_line import GPU, Parser, filled, number, run
+from utils import UserError, atomic_path, make_folder, write_json
 
 
 @dataclass(frozen=True)

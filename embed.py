@@ -24,7 +24,8 @@ from embedding import Rows
 from features import Extraction, join
 from retrieval.embedder import Embedder, open_embedder
 from retrieval.gallery import Gallery, Record, locked, merge, read_gallery, require_same, write_gallery
-from utils import GPU, Interrupted, Parser, UserError, filled, make_folder, number, run, warn
+from command_line import GPU, Parser, filled, number, run
+from utils import Interrupted, UserError, make_folder, warn
 
 ALIKE = 0.99  # similarity of two features of the same pixels, whatever their precision
 

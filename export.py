@@ -32,7 +32,8 @@ from datasets.types import FEATURES, MODALITIES, VISIBLE
 from retrieval import onnx_model
 from retrieval.onnx_model import Facts
 from two_stream import TwoStream, folded
-from utils import Parser, UserError, filled, number, make_folder, run, sha256, warn, write_json
+from command_line import Parser, filled, number, run
+from utils import UserError, make_folder, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
 TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3)}  # of entries and of similarities

@@ -18,7 +18,8 @@ from data_manager import DATASETS, add_dataset_flags, resolve_arguments
 from datasets.types import View
 from model import METHODS, Method, check_method, override
 from results import FEATURES, SUM
-from utils import GPU, Parser, UserError, add_data_arguments, choices, filled, number
+from command_line import GPU, Parser, add_data_arguments, choices, filled, number
+from utils import UserError
 
 # Defaults of other flags in one word, each open to its flag. `paper`: what the method's authors published.
 RECIPES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from data_manager import DATASETS
 from datasets.preprocess import preprocess
-from utils import run
+from command_line import run
 
 
 def main(words: Sequence[str] | None = None) -> None:

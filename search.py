@@ -29,7 +29,8 @@ from retrieval import hits
 from retrieval.embedder import open_embedder
 from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, image_finder, read_gallery,
                                require_same)
-from utils import GPU, Parser, UserError, filled, make_folder, number, require_matplotlib, run, sha256, warn
+from command_line import GPU, Parser, filled, number, run
+from utils import UserError, make_folder, require_matplotlib, sha256, warn
 
 if TYPE_CHECKING:
     from retrieval.evidence import Evidence

@@ -36,7 +36,8 @@ from retrieval import verification
 from retrieval.evidence import Evidence, find_evidence
 from tables import compare
 from tested import Model, choose_searches, load_model, parse_for, warn_of_model
-from utils import UserError, make_folder, require_matplotlib, run, sha256, warn, write_json
+from command_line import run
+from utils import UserError, make_folder, require_matplotlib, sha256, warn, write_json
 
 
 def main(words: Sequence[str] | None = None) -> None:

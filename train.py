@@ -37,7 +37,8 @@ from loss import Criterion
 from model import TwoStream, build_network
 from report import (describe, epoch_line, estimate, show_batch, warn_of_stuck_triplet,
                     warn_of_surprises)
-from utils import Interrupted, RunLog, UserError, git_commit, make_folder, one_line, run, versions, warn
+from command_line import run
+from utils import Interrupted, RunLog, UserError, git_commit, make_folder, one_line, versions, warn
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from datasets.check import NOTE, Report
 from datasets.files import Copy, looks
 from datasets.types import DIRECTIONS, MODALITIES, DataSet, Images, Root, Search, matched
-from utils import Parser, UserError, number
+from command_line import Parser, number
+from utils import UserError
 
 # How --range is declared, wherever images of more than 8 bits are read.
 RANGE = {"nargs": 2, "type": number(0, 65535), "metavar": ("LOW", "HIGH")}

@@ -11,8 +11,8 @@ import numpy as np
 from datasets.arrays import MANIFEST, manifest, strays
 from datasets.images import read_images
 from datasets.types import DataSet, ImageSpec, TrainSplit
-from utils import (Parser, UserError, add_data_arguments, explain_os_error, filled, make_folder, warn,
-                   write_json)
+from command_line import Parser, add_data_arguments, filled
+from utils import UserError, explain_os_error, make_folder, warn, write_json
 
 HALF_WRITTEN = ".pre_process_"  # begins the name of a folder for arrays that are not whole yet
 

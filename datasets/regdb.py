@@ -11,7 +11,8 @@ import numpy as np
 from datasets.files import Copy, parse_index
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, DataSet, Images, Root, Search,
                             matched)
-from utils import Parser, UserError, number
+from command_line import Parser, number
+from utils import UserError
 
 NAMES = {VISIBLE: "visible", INFRARED: "thermal"}  # of the modalities, as its file names say them
 CAMIDS = {VISIBLE: 1, INFRARED: 2}

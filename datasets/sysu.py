@@ -12,7 +12,8 @@ from datasets.exclusion import sysu_seen
 from datasets.files import Copy, describe_entry, parse_id_list
 from datasets.types import (DIRECTIONS, INFRARED, MODALITIES, TRIALS, VISIBLE, Arrays, DataSet, Images, Root,
                             Search, draw, matched)
-from utils import Parser, UserError, one_line
+from command_line import Parser
+from utils import UserError, one_line
 
 CAMERAS = {"all": {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},  # searched, by mode
            "indoor": {VISIBLE: (1, 2), INFRARED: (3, 6)}}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.files import Copy, describe_entry
-from utils import Parser, UserError, filled
+from command_line import Parser, filled
+from utils import UserError
 
 if TYPE_CHECKING:
     from datasets.check import Report

@@ -28,7 +28,8 @@ from PIL import Image, ImageFilter
 from synthetic.painting import Canvas, paint_person
 from synthetic.persons import PERSON, SHOT, SPLIT, Camera, Person, draw_person
 from synthetic.scenes import backdrop, clouds
-from utils import SIGNALS, UserError
+from command_line import SIGNALS
+from utils import UserError
 
 SYSU_CAMERAS = {
     1: Camera("visible", "office", 1, (-0.6, -0.7, 0.5), 0.45, 1.05, (1.08, 1.0, 0.86),

@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ENDED = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import ending, train, utils
+import command_line, ending, train
 with ending.end_at(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
     sys.argv[:4] = ["train.py"]
-    utils.run(train.main)
+    command_line.run(train.main)
 """
 
 

@@ -43,13 +43,13 @@ def run(words: Iterable[object], cwd: Path, timeout: float = 300, env: Mapping[s
 
 
 def run_here(words: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess:
-    """Call a script's `main` through `utils.run`, which turns errors into a line and a status."""
-    import utils
+    """Call a script's `main` through `command_line.run`, which turns errors into a line and a status."""
+    import command_line
     main = importlib.import_module(Path(words[0]).stem).main
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     with as_script(words, cwd, env), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            utils.run(main)
+            command_line.run(main)
         except SystemExit as error:
             status = error.code or 0
     for stream in (stdout, stderr):

@@ -92,7 +92,7 @@ def test_what_is_rendered_knows_nothing_of_the_data_sets():
 DRIVER = """
 import time
 from synthetic import pedestrians
-from utils import run
+from command_line import run
 
 def main():
     pedestrians.for_each(time.sleep, 9, 2, lambda done, total: print(done, flush=True))

@@ -8,8 +8,8 @@ import sys
 import pytest
 import scripts
 
-from utils import (Interrupted, Parser, RunLog, UserError, atomic_path, choices, filled, number, run,
-                   write_json)
+from command_line import Parser, choices, filled, number, run
+from utils import Interrupted, RunLog, UserError, atomic_path, write_json
 
 
 def end_with(error, capsys):
@@ -54,7 +54,7 @@ def test_each_signal_ends_a_script_that_does_not_ignore_it(name, capsys):
 
 def test_a_reader_that_has_gone(tmp_path):
     code = (f"import sys\nsys.path.insert(0, {str(scripts.ROOT)!r})\n"
-            "import utils\nutils.run(lambda: print('x' * 99999))")
+            "import command_line\ncommand_line.run(lambda: print('x' * 99999))")
     script = scripts.start(["-c", code], tmp_path)
     script.stdout.close()
     assert script.wait(60) == 1 and not script.stderr.read()

@@ -43,7 +43,8 @@ from model import METHODS, Method, TwoStream, build_network, override
 from retrieval import onnx_model
 from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
-from utils import GPU, Parser, add_data_arguments, choices, number, run, versions, write_json
+from command_line import GPU, Parser, add_data_arguments, choices, number, run
+from utils import versions, write_json
 
 CLASSES = 395  # training persons of SYSU-MM01
 STEPS = {"cpu": 1, "cuda": 30}  # in one timed piece of `step`

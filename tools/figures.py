@@ -23,7 +23,8 @@ from pictures import Searched, choose_pairs, draw_evidence, draw_ranking, spread
 from retrieval.evidence import find_evidence
 from retrieval.verification import make_pairs
 from tables import TITLES, Group, Run, group_runs, read_lines, read_runs, require_one_protocol
-from utils import Parser, UserError, filled, make_folder, run
+from command_line import Parser, filled, run
+from utils import UserError, make_folder
 
 KINDS = {"cmc": "CMC curves", "roc": "ROC curves", "distances": "similarities of pairs",
          "tsne": "t-SNE of the same test persons", "ranking": "rankings of the same queries",

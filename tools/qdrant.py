@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from datasets.types import FEATURES
 from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
-from utils import Parser, UserError, filled, number, one_line, run, warn
+from command_line import Parser, filled, number, run
+from utils import UserError, one_line, warn
 
 ATTEMPTS = 6  # of a request; the waits between them grow from one second to 16
 

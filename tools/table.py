@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from datasets.types import FEATURES, SUM
 from tables import Table, as_text, grid, heads, legend, make_tables, read_runs, titles
-from utils import Parser, filled, run
+from command_line import Parser, filled, run
 
 
 def as_markdown(tables: Sequence[Table], error: bool = False) -> str:
