@@ -71,7 +71,7 @@ def test_the_record_is_written_without_out_and_keeps_its_name(tested, script, wo
     assert record["protocol"]["trials"] == [1] and record["extras"] == []
 
 
-def test_out_takes_everything_and_says_what_it_replaces(tested, script, world, tmp_path):
+def test_out_takes_everything_and_says_what_it_replaces(tested, script, world, monkeypatch):
     done = tested("--resume", world.last, "--out", "found", "--flip")
     assert done.returncode == 0 and "is replaced" not in done.stderr, done.stderr
     assert {path.name for path in script.cwd.iterdir()} == {"found"}
@@ -80,6 +80,7 @@ def test_out_takes_everything_and_says_what_it_replaces(tested, script, world, t
     assert {path.name for path in (script.cwd / "found").iterdir()} == {
         "results.json", "results.csv", "results.features.npz", "results.queries.npz",
         *(f"{name}.png" for name in names)}
+    monkeypatch.setattr("figures.draw", lambda *_: None)
     done = tested("--resume", world.last, "--out", "found")
     assert "--out found: the record of another test was there and is replaced" in done.stderr
 
