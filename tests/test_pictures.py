@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 from test_figures import explain, make_tested
 
 import pictures
@@ -100,10 +99,3 @@ def test_evidence_has_headed_columns_of_each_model_and_a_colour_bar(tmp_path):
     assert "approximate" in figure.get_suptitle() and "title, trial 1" in figure.get_suptitle()
     ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
     assert ticks == ["against the pair", "0", "for it"]
-
-
-def test_an_image_that_cannot_be_read_is_an_empty_frame_where_that_is_asked_for(tmp_path):
-    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
-    tiles = [[pictures.Tile(str(tmp_path / name), name) for name in ("a.png", "gone.png")]]
-    figure = pictures.draw_sheet("title", tiles, 1, SPEC, lenient=True)
-    assert len(figure.axes[0].images) == 1 and len(figure.axes[0].patches) == 2

@@ -130,27 +130,23 @@ def test_other_queries_are_refused_and_missing_ones_a_warning(tmp_path, capsys):
     assert "b.queries.npz is not there" in capsys.readouterr().err
 
 
-def test_logs_are_scored_by_their_last_evaluation_and_paired_by_seed(tmp_path, capsys):
+def test_logs_are_scored_by_their_last_evaluation_and_lines_of_many_runs_are_in_per_cent(tmp_path, capsys):
+    made = {"base": (0.1, 0.2, 0.3), "agw": (0.12, 0.21, 0.33)}
     logs = [save_log(tmp_path / f"sysu_{method}_p4_seed_{seed}_cosine.jsonl", [0.9, value])
-            for method, values in (("base", (0.1, 0.2, 0.3)), ("agw", (0.12, 0.21, 0.33)))
-            for seed, value in enumerate(values)]
+            for method, values in made.items() for seed, value in enumerate(values)]
     out = call(capsys, *logs, "--against", "base", "--feature", "pool").splitlines()
     assert out[0].startswith("sysu, last evaluation, first trial, after pooling")
     assert out[1].split()[:5] == ["method", "seeds", "Rank-1", "Rank-10", "mAP"]  # none of what no log holds
     assert out[2].split() == ["base", "3", *["20.00", "±", "10.00"] * 3]
     assert out[3].endswith("+2.00 [-0.48, +4.48]  +2.00 [-0.48, +4.48]")  # 1, 2, 3: error 0.577 times 4.303
-
-
-def test_lines_of_many_runs_are_in_per_cent(tmp_path, capsys):
-    figures = ("pool/rank-1", "pool/mAP", "bnneck/rank-1", "bnneck/mAP")
-    lines = [{"row": row, "seed": seed, **dict.fromkeys(figures, value)}
-             for row, values in (("a b", (10, 20, 30)), ("c", (12, 21, 33)))
-             for seed, value in enumerate(values)]
+    names = ("pool/rank-1", "pool/mAP", "bnneck/rank-1", "bnneck/mAP")
+    lines = [{"row": method, "seed": seed, **dict.fromkeys(names, 100 * value)}
+             for method, values in made.items() for seed, value in enumerate(values)]
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    out = call(capsys, tmp_path / "runs.jsonl", "--against", "a b", "--format", "markdown").splitlines()
+    out = call(capsys, tmp_path / "runs.jsonl", "--against", "base", "--format", "markdown").splitlines()
     assert out[0] == "**runs, after pooling**"
-    assert out[4] == "| a b | 3 | 20.00 ± 10.00 | 20.00 ± 10.00 |  |  |"
-    assert out[5].startswith("| c | 3 | 22.00 ± 10.54 | 22.00 ± 10.54 | +2.00 [-0.48, +4.48] |")
+    assert out[4] == "| base | 3 | 20.00 ± 10.00 | 20.00 ± 10.00 |  |  |"
+    assert out[5].startswith("| agw | 3 | 22.00 ± 10.54 | 22.00 ± 10.54 | +2.00 [-0.48, +4.48] |")
 
 
 def test_a_table_of_latex_marks_best_and_second(tmp_path, capsys):
