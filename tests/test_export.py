@@ -2,13 +2,12 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_network, save_image
+from conftest import make_network, save_image
 
 import checkpoint
 import export
@@ -18,6 +17,7 @@ from datasets.types import MODALITIES, ImageSpec
 from features import Extraction, as_network, extract
 from model import METHODS
 from retrieval import onnx_model
+from retrieval.gallery import read_gallery
 from retrieval.onnx_model import Facts
 from utils import UserError
 
@@ -201,17 +201,20 @@ def test_old_torch_and_missing_packages_are_one_line(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- without torch
-def test_features_need_neither_torch_nor_torchvision(world, tmp_path):
+def test_embed_needs_neither_torch_nor_torchvision(world, script, tmp_path):
     folder, net, paths = world
-    code = ("import sys; sys.modules.update(torch=None, torchvision=None); import numpy, embedding; "
-            "from retrieval import onnx_model; network = onnx_model.load(sys.argv[1]).features; "
-            f"found = embedding.embed(network, sys.argv[3:], 'visible', {HEIGHT}, {WIDTH}); "
-            "numpy.savez(sys.argv[2], pool=found.pool, bnneck=found.bnneck)")
-    words = [sys.executable, "-c", code, str(folder / "visible.onnx"), str(tmp_path / "found.npz"), *paths]
-    subprocess.run(words, cwd=ROOT, check=True)
-    found = np.load(tmp_path / "found.npz")
+    for name in ("torch", "torchvision"):
+        (tmp_path / "none" / name).mkdir(parents=True)
+        (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('there is none')\n")
+    words = ("embed.py", *paths, "--resume", folder / "visible.onnx", "--out", "found.npz", "--modality")
+    done = script(*words, "visible", env={"PYTHONPATH": str(tmp_path / "none")}, fresh=True)
+    assert done.returncode == 0, done.stderr
+    found = read_gallery(script.cwd / "found.npz")
     for kind, theirs in zip(("pool", "bnneck"), features_of(net, paths, "visible")):
-        np.testing.assert_allclose(found[kind], theirs, atol=1e-4)
+        np.testing.assert_allclose(getattr(found, kind), theirs, atol=1e-4)
+    assert found.record.checkpoint == facts_of().sha256
+    done = script(*words, "infrared")
+    assert done.returncode == 2 and "is the network for visible images" in done.stderr
 
 
 def test_files_that_are_no_networks_of_ours_are_one_line(world, tmp_path, monkeypatch):
