@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -143,8 +142,6 @@ def embed_until_stopped(embedder: Embedder, rows: Rows, args: argparse.Namespace
         for part in embedding.embed_batches(embedder.network, embedding.images_of(rows), record.modality,
                                             settings, None if args.strict else unreadable):
             parts.append(part)
-    except KeyboardInterrupt:
-        return parts, signal.SIGINT
     except Interrupted as error:
         return parts, error.signum
     return parts, 0
