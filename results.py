@@ -211,15 +211,15 @@ def default_path(resume: str, record: Record, named: bool = False) -> Path:
 
 
 def holds_another(path: Path, record: Record) -> bool:
-    """Whether a file is there and not the record of the same test: same checkpoint, images and extras."""
+    """Whether a file is there and not the record of the same test: same checkpoint, images, size and extras."""
     if not path.exists():
         return False
     try:
         other = read(path)
     except UserError:
         return True
-    return ((other.protocol, other.extras, other.model.sha256)
-            != (record.protocol, record.extras, record.model.sha256))
+    return ((other.protocol, other.extras, other.spec, other.model.sha256)
+            != (record.protocol, record.extras, record.spec, record.model.sha256))
 
 
 def write(record: Record, folder: Path) -> None:

@@ -79,8 +79,8 @@ def main(words: Sequence[str] | None = None) -> None:
             log(epoch_line(record, args.epochs, left))
             log.epoch(record)
             if processes.writes:
-                warn_of_stuck_triplet(record, net.method)
                 save_epoch(stem, args, state, record, net, criterion, optimiser)
+                warn_of_stuck_triplet(record, net.method)
     except Interrupted as stop:
         raise Interrupted(stop.signum, stopped(epoch, args, stem, words, processes.count)) from None
     log(f"done: best Rank-1 {state.best['rank-1']:.2%} mAP {state.best['mAP']:.2%} in epoch "

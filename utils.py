@@ -39,8 +39,9 @@ def one_line(text: object) -> str:
 
 
 def warn(message: str) -> None:
-    """Print one warning line to stderr."""
-    tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
+    """Print one warning line to stderr, which may be gone."""
+    with contextlib.suppress(BrokenPipeError):
+        tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 def explain(error: Exception) -> str | None:
