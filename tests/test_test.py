@@ -44,14 +44,6 @@ def tested(script, world):
     return lambda *words: script("test.py", "--data-path", world.regdb, "--gpu", "cpu", *words)
 
 
-def pattern(folder, swapped=(), best=()):
-    """Ten checkpoints under one name; the trials in `swapped` are in each other's places."""
-    places = dict(zip(swapped, reversed(swapped)))
-    for trial in range(1, 11):
-        checkpoint(folder / f"ten_{trial}.t", "regdb", places.get(trial, trial), best=trial in best)
-    return folder / "ten_{}.t"
-
-
 def warnings(done, words):
     return [line for line in done.stderr.splitlines() if words in line]
 
@@ -125,7 +117,9 @@ def test_sysu_has_no_trial_to_force(script, world):
 
 
 def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested, script, tmp_path):
-    ten = pattern(tmp_path, swapped=(2, 5), best=(4, 7))
+    for trial in range(1, 11):
+        checkpoint(tmp_path / f"ten_{trial}.t", "regdb", {2: 5, 5: 2}.get(trial, trial), best=trial in (4, 7))
+    ten = tmp_path / "ten_{}.t"
     assert "trained on trial 5, trial 2 expected by its place" in tested("--resume", ten).stderr
     done = tested("--resume", ten, "--force-trial")
     assert done.returncode == 0, done.stderr
