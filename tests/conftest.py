@@ -186,7 +186,7 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="module")
 def short() -> Iterator[None]:
-    """resnet18 with one block a stage in all of a module's tests, unless they start a fresh interpreter."""
+    """ResNets of few blocks in all of a module's tests, unless they start a fresh interpreter."""
     with short_resnet():
         yield
 

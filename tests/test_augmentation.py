@@ -132,16 +132,6 @@ def test_channels_are_copies_of_one_channel_or_of_grey(name, ways):
         assert counts.sum() == 4000
 
 
-def test_mixed_channels_are_convex_sums():
-    values = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1).expand(2000, 3, 2, 2)
-    found = AUGMENTATIONS["mix"](values, "visible", seeded())
-    shown = found[(found != values).flatten(1).any(1)]
-    assert shown.min() >= 1 - 1e-4 and shown.max() <= 100 + 1e-2 and (shown[:, :1] == shown).all()
-    # Beta(0.3, 0.3) has a mean of 1 / 2 and a variance of 1 / 6.4
-    weights = draw_beta(0.3, 5000, seeded())
-    assert abs(weights.mean() - 0.5) < 0.01 and abs(weights.var() - 1 / 6.4) < 0.005
-
-
 def test_strong_is_standard_exchange_and_erase_in_turn():
     images, generator = torch.randint(256, (8, HEIGHT, WIDTH, 3), dtype=torch.uint8), seeded(3)
     assert single_names(("strong", "erase", "standard")) == ("standard", "exchange", "erase")

@@ -1,6 +1,5 @@
 """Sampler, augmentation, and arrays against plain forms."""
 import contextlib
-import json
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from datasets import arrays as train_arrays
 from data_loader import (MEAN, PADDING, STD, IdentitySampler, TrainBatches, TrainImages, augment,
                          crop_and_mirror, load_train_images, normalise)
 from data_manager import DATASETS
@@ -163,33 +161,7 @@ def test_regdb_is_decoded_to_arrays(regdb):
         assert images[modality].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
-def test_preprocessing_writes_what_training_reads(sysu, script):
-    done = script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 2)
-    assert done.returncode == 0, done.stderr
-    split = DATASETS["sysu"].train_split(str(sysu), 1)
-    images = load_train_images(split, str(sysu), ImageSpec(32, 16), 2)
-    for modality, side, name in (("visible", split.visible, "rgb"), ("infrared", split.infrared, "ir")):
-        stored = np.load(sysu / f"train_{name}_resized_img.npy")
-        assert np.array_equal(stored, np.stack([read_image(path, ImageSpec(32, 16)) for path in side.paths]))
-        assert np.array_equal(np.load(sysu / f"train_{name}_resized_label.npy"), split.labels(modality))
-        assert np.array_equal(images[modality].pixels, stored)
-    record = json.loads((sysu / train_arrays.MANIFEST).read_text())
-    assert (record["height"], record["width"], record["filter"], record["count"]) == (
-        32, 16, "LANCZOS", {"visible": 80, "infrared": 40})
-    assert not list(sysu.glob(".*"))
-
-
-def test_stale_arrays_are_refused(sysu, script):
-    script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32, "--workers", 1)
-    split = DATASETS["sysu"].train_split(str(sysu), 1)
-    with pytest.raises(UserError, match="height 32 found, 64 expected; run: python pre_process_sysu.py"):
-        load_train_images(split, str(sysu), ImageSpec(64, 16), 1)
-    (sysu / "cam1/0001/0001.jpg").write_bytes((sysu / "cam2/0001/0001.jpg").read_bytes() + b" ")
-    with pytest.raises(UserError, match="cam1/0001/0001.jpg differs.*run: python pre_process_sysu.py"):
-        load_train_images(split, str(sysu), ImageSpec(32, 16), 1)
-
-
-@pytest.mark.parametrize("workers, batch_size", [(0, 5), (1, 64), (2, 1), (9, 5)])
+@pytest.mark.parametrize("workers, batch_size", [(0, 5), (9, 5)])
 def test_test_images_come_in_order(regdb, workers, batch_size):
     paths = sorted(map(str, (regdb / "Visible").rglob("*.bmp")))
     found = list(read_batches(paths, ImageSpec(32, 16), batch_size, workers))

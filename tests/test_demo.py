@@ -22,7 +22,7 @@ def one_process():
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(short, tmp_path_factory):
     """What a small course without first weights prints, and its folder."""
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def test_data_of_other_settings_are_refused(played):
 
 
 def test_data_alone_in_all_layouts(tmp_path):
-    demo.main(["--full", "--data-only", "--ids", "12", "--out", str(tmp_path)])
+    demo.main(["--full", "--data-only", "--ids", "12", "--images", "1", "--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {"SYSU-MM01", "RegDB", "LLCM", "demo.json",
                                                           "pedestrians.png"}
     with Image.open(tmp_path / "pedestrians.png") as sheet:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from conftest import ROOT, SMALL, make_regdb
 from torch.nn.parallel import DistributedDataParallel
 
+pytestmark = pytest.mark.usefixtures("short")
 STEPS = 4
 
 
@@ -50,7 +51,8 @@ def make(batch):
 def worker(rank, folder):
     """What each of the two processes does."""
     dist.init_process_group("gloo")
-    net, batches = make(8)
+    with ending.short_resnet():
+        net, batches = make(8)
     half = slice(4 * int(rank), 4 * int(rank) + 4)
     losses = train(DistributedDataParallel(net), [(v[half], i[half], y[half]) for v, i, y in batches])
     dist.all_reduce(losses)
@@ -65,7 +67,9 @@ def free_port():
 
 
 def test_two_processes_follow_the_joint_batch(tmp_path):
-    for done in in_two_processes("worker", tmp_path):
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_distributed; "
+            "test_distributed.worker(*sys.argv[2:])")
+    for done in as_torchrun(lambda rank: ["-c", code, Path(__file__).parent, rank, tmp_path], tmp_path):
         assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one["net"][key], other["net"][key]) for key in one["net"])
@@ -74,13 +78,6 @@ def test_two_processes_follow_the_joint_batch(tmp_path):
     torch.testing.assert_close(one["losses"], losses, rtol=1e-4, atol=1e-5)
     for key, value in net.state_dict().items():
         torch.testing.assert_close(one["net"][key], value, rtol=1e-3, atol=1e-5)
-
-
-def in_two_processes(function, folder):
-    """Run a function of this file, of rank and folder, in two processes."""
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_distributed as t; "
-            f"t.{function}(*sys.argv[2:])")
-    return as_torchrun(lambda rank: ["-c", code, Path(__file__).parent, rank, folder], folder)
 
 
 def as_torchrun(words, cwd):
@@ -97,50 +94,36 @@ def as_torchrun(words, cwd):
             for script, both in zip(started, said)]
 
 
-@pytest.mark.parametrize("method, real", [("base", True), ("cgrnet", False)])
-def test_torchrun_trains_and_one_process_writes(method, real, tmp_path):
+def test_torchrun_trains_one_process_writes_and_a_signal_to_one_ends_both(tmp_path):
+    """What ends in its second epoch, started without torchrun, goes on to what a run under torchrun gives."""
     data = make_regdb(tmp_path / "RegDB", images=6)
-    command = [ROOT / "train.py", "--dataset", "regdb", "--data-path", data, "--epochs", 1, "--amp", "off",
-               "--method", method, *SMALL]
-    if real:
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-        done = scripts.run([*torchrun, *command], tmp_path, fresh=True)
-        assert done.returncode == 0, done.stderr
-        said = done.stdout
-    else:
-        both = as_torchrun(lambda rank: command, tmp_path)
-        assert all(done.returncode == 0 for done in both), [done.stderr for done in both]
-        said = "".join(done.stdout for done in both)
-    assert said.count("2 process(es)") == 1 and said.count("done: best") == 1
-    assert len(list((tmp_path / "log/regdb_log").glob("*.jsonl"))) == 1
-    alone = scripts.run([ROOT / "test.py", "--data-path", data, "--gpu", "cpu", "--resume",
-                        next((tmp_path / "save_model").glob("*_last.t")), "--out", "found"], tmp_path)
-    assert alone.returncode == 0, alone.stderr
+    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off", "--method", "cgrnet",
+             *SMALL, "--eval-every", 1, "--resume", "auto")
+
+    def words(signalled):
+        return ending.end_by("step" if signalled else "never", 5, 15, flags)
+
+    for run in ("alone", "stopped"):
+        (tmp_path / run).mkdir()
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    done = scripts.run([*torchrun, *words(False)], tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 process(es)") == 1 and done.stdout.count("done: best") == 1
+    (last,) = (tmp_path / "alone/save_model").glob("*_last.t")
+    tested = scripts.run([ROOT / "test.py", "--data-path", data, "--gpu", "cpu", "--resume", last,
+                          "--out", "found"], tmp_path)
+    assert tested.returncode == 0, tested.stderr
     found = json.loads((tmp_path / "found/results.json").read_text())["mean"]
-    logged = json.loads(next((tmp_path / "log/regdb_log").glob("*.jsonl")).read_text())
+    (log,) = (tmp_path / "alone/log/regdb_log").glob("*.jsonl")
+    logged = json.loads(log.read_text().splitlines()[-1])
     # of one network, whatever each rank has seen
     for feature, name in (("pool", "mAP"), ("bnneck", "mAP"), ("bnneck", "mINP")):
         assert found[feature][name] == pytest.approx(logged[f"{feature}/{name}"], abs=1e-6)
 
-
-def test_a_launcher_that_sets_ranks_alone_and_a_signal_to_one_process(tmp_path):
-    """SIGTERM ends the second process in its second epoch: both end, and the run goes on as if left alone."""
-    data = make_regdb(tmp_path / "RegDB", images=6)
-    flags = ("--dataset", "regdb", "--data-path", data, "--epochs", 2, "--amp", "off", "--method", "base",
-             *SMALL)
-
-    def both(cwd, signalled=None):
-        cwd.mkdir(exist_ok=True)
-        return as_torchrun(lambda rank: ending.end_by("step" if rank == signalled else "never", 5, 15,
-                                                      [*flags, "--resume", "auto"]), cwd)
-
-    for done in both(tmp_path / "alone"):
-        assert done.returncode == 0, done.stderr
-    stopped = both(tmp_path / "stopped", signalled=1)
+    stopped = as_torchrun(lambda rank: words(rank == 1), tmp_path / "stopped")
     assert stopped[1].returncode == 143 and stopped[0].returncode != 0, [done.stderr for done in stopped]
-    (last,) = (tmp_path / "stopped/save_model").glob("*_last.t")
-    assert torch.load(last, weights_only=True)["epoch"] == 1
-    for done in both(tmp_path / "stopped"):
+    assert torch.load(tmp_path / "stopped/save_model" / last.name, weights_only=True)["epoch"] == 1
+    for done in as_torchrun(lambda rank: words(False), tmp_path / "stopped"):
         assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / run / "save_model" / last.name, weights_only=True)
                   for run in ("alone", "stopped"))

@@ -148,19 +148,7 @@ def centre(feats: torch.Tensor, person: int, side: int) -> torch.Tensor:
     return feats[6 * side + 2 * person:6 * side + 2 * person + 2].mean(0)
 
 
-def test_hetero_center_triplet():
-    output, labels = two_sides(0)
-    centres = {(person, side): centre(output.feats, person, side) for person in range(3) for side in range(2)}
-    expected = 0.0
-    for (person, side), own in centres.items():
-        positive = math.dist(own, centres[person, 1 - side])
-        negative = min(math.dist(own, other) for (pid, _), other in centres.items() if pid != person)
-        expected += max(0.0, positive - negative + 0.3) / 6
-    found = hetero_center_triplet(output, output.feats, labels, 0.3)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_hetero_center_takes_views_of_one_modality_together():
+def test_hetero_center_is_the_triplet_of_centres_and_takes_views_of_one_modality_together():
     feats, labels = torch.randn(18, 5), torch.tensor([0, 0, 1, 1, 2, 2])
     views = {"visible": "visible", "grey": "visible", "infrared": "infrared"}
     means = [torch.stack([rows[torch.cat([labels] * (len(rows) // 6)) == p].mean(0) for p in range(3)])

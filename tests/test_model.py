@@ -3,7 +3,6 @@ import dataclasses
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from loss import Criterion
@@ -173,18 +172,6 @@ def test_keys_of_checkpoints_keep_their_first_words():
         state = build_network(method, "resnet18", 5).state_dict()
         assert {name.split(".")[0] for name in state} == {"streams", "shared", "bottleneck", "classifier",
                                                           *words}
-
-
-def test_backbone_takes_given_weights_in_both_streams():
-    weights = {name: torch.randn_like(value) if value.is_floating_point() else value
-               for name, value in torch.nn.Module.state_dict(torchvision.models.resnet18()).items()}
-    net = build_network("cgrnet", "resnet18", 3, weights)
-    for modality in ("visible", "infrared"):
-        assert torch.equal(net.streams[modality].layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
-    assert torch.equal(net.shared["layer4"][0].bn2.running_var, weights["layer4.0.bn2.running_var"])
-    del weights["layer3.0.conv1.weight"]
-    with pytest.raises(KeyError):
-        build_network("base", "resnet18", 3, weights)
 
 
 def test_a_pretrained_backbone_and_non_local_blocks_learn_at_a_tenth():
