@@ -1,4 +1,5 @@
 """embed.py and embedding.py: features of folders, lists, tracklets and boxes, and the file they grow in."""
+import functools
 import hashlib
 import json
 import os
@@ -61,9 +62,14 @@ def embed(script, world):
     return call
 
 
-def oracle(world, paths, modality, resume="a.t", flip=False):
+@functools.cache
+def load_once(path):
+    return load_network(path)[0].eval()
+
+
+def oracle(world, paths, modality, flip=False):
     """Features one image at a time, in plain steps."""
-    net = load_network(world / resume)[0].eval()
+    net = load_once(world / "a.t")
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     found = []
     for path in paths:
