@@ -211,7 +211,7 @@ def default_path(resume: str, record: Record, named: bool = False) -> Path:
 
 
 def holds_another(path: Path, record: Record) -> bool:
-    """Whether a file is there and not the record of the same test: same checkpoint, images, size and extras."""
+    """Whether a file is there and not of the same test: same checkpoint, images, size and extras."""
     if not path.exists():
         return False
     try:
