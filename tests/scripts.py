@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import io
 import os
@@ -17,15 +16,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def start(words: Iterable[object], cwd: Path, env: Mapping[str, str] | None = None,
           file_size: int | None = None) -> subprocess.Popen:
     """Start `python *words` in a process of its own; file_size: the largest file, in bytes, it may write."""
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_size, file_size))
+    def prepare() -> None:
+        hear_signals()
+        if file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
     return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, env={**os.environ, **(env or {})},
                             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, preexec_fn=limit if file_size else None)
+                            stderr=subprocess.PIPE, preexec_fn=prepare)
+
+
+def hear_signals() -> None:
+    """Take back that signals are ignored, as a shell has it for what runs in the background."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def run(words: Iterable[object], cwd: Path, timeout: float = 300, env: Mapping[str, str] | None = None,
@@ -62,8 +72,9 @@ def run_here(words: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.
 def as_script(words: list[str], cwd: Path, env: Mapping[str, str]) -> Iterator[None]:
     """Give a script its command line, folder, environment and generators, and put back what was there."""
     kept = (sys.argv, os.getcwd(), dict(os.environ), warnings.showwarning, threading.excepthook)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
     drawn = random.getstate()
+    hear_signals()
     sys.argv = words
     os.chdir(cwd)
     os.environ.update(env)
@@ -74,6 +85,6 @@ def as_script(words: list[str], cwd: Path, env: Mapping[str, str]) -> Iterator[N
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         random.setstate(drawn)
