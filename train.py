@@ -85,6 +85,7 @@ def main(words: Sequence[str] | None = None) -> None:
         raise Interrupted(stop.signum, stopped(epoch, args, stem, words, processes.count)) from None
     log(f"done: best Rank-1 {state.best['rank-1']:.2%} mAP {state.best['mAP']:.2%} in epoch "
         f"{state.best['epoch'] + 1}: {stem}_best.t" if searches else f"done, without figures: {stem}_last.t")
+    log.close()
     stop_processes()
 
 

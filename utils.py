@@ -197,6 +197,12 @@ class RunLog:
             self.board.add_scalar(name, value, record["epoch"])
         self.board.flush()
 
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        for writer in (self.board, self.steps):
+            if writer:
+                writer.close()
+
     def arguments(self, values: dict[str, Any]) -> None:
         """Write the arguments of a run as text and, in TensorBoard, as what its HPARAMS page compares."""
         self(f"arguments {json.dumps(values)}")
