@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 from PIL import Image
 from scipy.io import loadmat
 
@@ -100,7 +101,7 @@ def rendering(tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER)
     script = subprocess.Popen([sys.executable, tmp_path / "driver.py"], text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                              start_new_session=True)
+                              start_new_session=True, preexec_fn=scripts.hear_signals)
     assert script.stdout.readline() == "1\n"
     children = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
     workers = [int(pid) for pid in children
