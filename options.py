@@ -144,7 +144,7 @@ def parse_train(words: Sequence[str] | None) -> tuple[argparse.Namespace, Checkp
     parser = train_parser()
     args = parser.parse_args(words)
     parser.set_defaults(**recipe(args))
-    args = resolve(parser, parser.parse_args(words))
+    args = resolve(parser.parse_args(words))
     if args.epochs is None and args.resume in (None, "auto"):
         args.epochs = own_length(args)
     if args.resume == "auto":
@@ -162,7 +162,7 @@ def parse_train(words: Sequence[str] | None) -> tuple[argparse.Namespace, Checkp
     if args.epochs < saved.epoch:
         raise UserError(f"--epochs {args.epochs}: the checkpoint {resume} has {saved.epoch} epochs behind "
                         "it; give at least as many")
-    return resolve(parser, args), saved
+    return resolve(args), saved
 
 
 def parse_with(parser: Parser, words: Sequence[str] | None, saved: Mapping[str, Any],
@@ -210,7 +210,7 @@ def own_length(args: argparse.Namespace) -> int:
     return min(max(round(OWN_IMAGES / max(map(len, split.sides))), least), most)
 
 
-def resolve(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
+def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on the backbone and the data set.
 
     Raises `UserError` for flags that belong to other data sets, or that contradict each other.

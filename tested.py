@@ -75,7 +75,7 @@ def parse_for(model: Model, words: Sequence[str], first: argparse.Namespace | No
     if args.dataset is None:
         raise UserError(f"--resume {model.path}: does not say which data set it was trained on; "
                         "give --dataset")
-    args = options.resolve(parser, args)
+    args = options.resolve(args)
     for name in sorted(options.FIXED & vars(args).keys() - {"trial"}) if first else ():
         if getattr(args, name) != getattr(first, name):
             raise UserError(f"--resume {model.path}: {parser.flag(name)} {getattr(args, name)}, where the "
