@@ -155,8 +155,12 @@ def for_each(task: Callable[[int], None], ids: int, workers: int,
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
             report(done, ids)
-    except BrokenProcessPool:
-        raise UserError("a process that renders persons was ended; free memory, and run again") from None
+    except BaseException as err:
+        for process in multiprocessing.active_children():
+            process.kill()  # a killed process may have held a lock that the others would wait for
+        if isinstance(err, BrokenProcessPool):
+            raise UserError("a process that renders persons was ended; free memory, and run again") from None
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

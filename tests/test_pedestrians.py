@@ -87,8 +87,11 @@ import time
 from synthetic import pedestrians
 from command_line import run
 
+def render(pid):
+    time.sleep(300 * (pid - 1))
+
 def main():
-    pedestrians.for_each(time.sleep, 9, 2, lambda done, total: print(done, flush=True))
+    pedestrians.for_each(render, 2, 2, lambda done, total: print(done, flush=True))
 
 if __name__ == "__main__":
     run(main)
@@ -97,7 +100,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def rendering(tmp_path):
-    """A script that renders in two processes, one of whose tasks is done, and the numbers of these two."""
+    """A script that renders in two processes, one idle and one at work for minutes, and their numbers."""
     (tmp_path / "driver.py").write_text(DRIVER)
     script = subprocess.Popen([sys.executable, tmp_path / "driver.py"], text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -131,11 +134,12 @@ def test_an_interruption_ends_all_processes_with_one_line(rendering, signum, all
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_process_is_said_in_one_line(rendering):
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_process_is_said_in_one_line_and_ends_the_others(rendering, number):
     script, workers = rendering
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers[number], signal.SIGKILL)
     _, said = script.communicate(timeout=30)
-    assert script.returncode == 2
+    assert script.returncode == 2 and all(map(ended, workers))
     assert said == "driver.py: error: a process that renders persons was ended; free memory, and run again\n"
 
 
