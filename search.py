@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,9 +71,18 @@ def build_parser() -> Parser:
     parser.add_argument("--root", type=filled, metavar="DIR",
                         help="folder where the images lie now, if they have moved")
     parser.add_argument("--shown", type=number(1), default=1000, metavar="N", help="queries in hits.html")
-    parser.add_argument("--evidence", type=number(0), default=5, metavar="N",
-                        help="queries with evidence maps, where --resume names the checkpoint")
+    parser.add_argument("--evidence", type=places, default="5", metavar="N|FROM-TO",
+                        help="queries with evidence maps, where --resume names the checkpoint: the first N, "
+                        "or 101-150 for the third page")
     return parser
+
+
+def places(text: str) -> slice:
+    """An argparse type: the first N, or those FROM one number TO another, counted from 1."""
+    match = re.fullmatch(r"(?:([1-9]\d*)-)?(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} found; a number as 5, or numbers as 101-150, expected")
+    return slice(int(match[1] or 1) - 1, int(match[2]))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -205,10 +215,10 @@ def write(args: argparse.Namespace, out: Path, answers: Sequence[hits.Answer], q
 
 def find_evidence(args: argparse.Namespace, answers: Sequence[hits.Answer], query: Record,
                   gallery: Record) -> dict[tuple[str, str], Evidence]:
-    """The evidence of the first queries' pairs, of images that are there, where a checkpoint is named."""
+    """The evidence of the chosen queries' pairs, of images that are there, where a checkpoint is named."""
     if not args.resume or args.resume.endswith(".onnx"):
         return {}
-    pairs = [(answer.image, hit.image) for answer in answers[:args.evidence] for hit in answer.hits
+    pairs = [(answer.image, hit.image) for answer in answers[args.evidence] for hit in answer.hits
              if is_there(answer.image) and is_there(hit.image)]
     from checkpoint import load_network  # with torch, which a search by itself does without
     from devices import choose_device, prepare, use_bf16

@@ -448,6 +448,15 @@ def test_the_page_asks_no_network_and_shows_maps_at_a_click_or_a_key(page, world
     assert shown(page, "dialog")
 
 
+@pytest.mark.parametrize("chosen, drawn", [("2", [0, 1]), ("2-3", [1, 2]), ("0", [])])
+def test_evidence_is_that_of_the_chosen_queries(world, search, chosen, drawn):
+    done = search(*(world / name for name in ("night.npz", "day.npz")), "--resume", world / "a.t", "--gpu",
+                  "cpu", "--evidence", chosen)
+    assert done.returncode == 0, done.stderr
+    queries = content_of(search.cwd / "hits/hits.html")["queries"]
+    assert [number for number, query in enumerate(queries) if len(query[3][0]) == 5] == drawn
+
+
 def test_the_map_is_the_evidence_of_the_pair(world):
     line = rows_of(world / "hits/hits.csv")[0]
     pair = line["query"], line["hit"]
