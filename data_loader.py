@@ -4,9 +4,9 @@ To add an augmentation, write a function of (images, modality, generator) and pu
 """
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -37,10 +37,9 @@ class TrainImages:
 
 def load_train_images(split: TrainSplit, root: str, spec: ImageSpec, workers: int,
                       folder: str | None = None, *, silent: bool = False) -> dict[str, TrainImages]:
-    """The training images of both modalities: pre-processed arrays where there are some, else decoded now.
+    """The training images of both modalities: from arrays in `folder` (default: `root`), else decoded now.
 
-    folder: of the arrays, if not `root`. Raises `UserError` naming the file and the command that renews it if
-    the arrays do not fit the images or the size.
+    Raises `UserError` naming the file, and the command that renews it, if arrays do not fit the images.
     """
     found = train_arrays.open_arrays(split, root, spec, folder) or {
         side.modality: read_images(side.paths, spec, workers, title=side.modality, silent=silent)
@@ -74,11 +73,10 @@ class IdentitySampler:
         """Image indices of one epoch and process, (steps, 2, N x P) int64: visible and infrared."""
         rng = np.random.default_rng([self.seed, epoch])
         indices = np.empty((self.steps, self.processes, 2, self.identities, self.images), np.int64)
-        for step in range(self.steps):
-            for process, persons in enumerate(self.draw_identities(rng)):
-                for row, places in zip(indices[step, process], self.places.values()):
-                    for slot, person in enumerate(persons):
-                        row[slot] = draw(rng, places[person], self.images)
+        for step in indices:
+            for process, persons in zip(step, self.draw_identities(rng)):
+                for row, places in zip(process, self.places.values()):
+                    row[:] = [draw(rng, places[person], self.images) for person in persons]
         return indices[:, rank].reshape(self.steps, 2, -1)
 
     def draw_identities(self, rng: np.random.Generator) -> np.ndarray:
@@ -92,21 +90,20 @@ class IdentitySampler:
 def group_by_label(labels: np.ndarray) -> list[np.ndarray]:
     """Positions of each label 0..C-1."""
     order = np.argsort(labels, kind="stable")
-    return np.split(order, np.searchsorted(labels[order], np.arange(1, labels.max() + 1)))
+    return np.split(order, np.bincount(labels).cumsum()[:-1])
 
 
 def draw(rng: np.random.Generator, places: np.ndarray, count: int) -> np.ndarray:
     """`count` of the places without repeats, or where there are fewer, each as evenly often as can be."""
-    rounds = [rng.permutation(places) for _ in range(-(-count // len(places)))]
-    return np.concatenate(rounds)[:count]
+    return np.concatenate([rng.permutation(places) for _ in range(0, count, len(places))])[:count]
 
 
 # ----------------------------------------------------------------------------------------------- augmentation
 def augment(images: Tensor, names: Sequence[str], modality: str, generator: torch.Generator) -> Tensor:
     """Augment a batch of one modality in the ways that are named, `standard` first, and normalise it.
 
-    images (B, height, width, 3) uint8 -> (B, 3, height, width) float32 channels-last, on the same device, to
-    which `generator` belongs.
+    images (B, height, width, 3) uint8 -> (B, 3, height, width) float32 channels-last, on the generator's
+    device.
     """
     names = single_names(names)
     if "standard" in names:
@@ -136,7 +133,7 @@ def scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
             constant(tuple(-mean / std for mean, std in zip(MEAN, STD)), device))
 
 
-@functools.lru_cache
+@lru_cache
 def constant(values: tuple, device: torch.device) -> Tensor:
     """A tensor of constants, made once, as the device would wait for each copy."""
     return torch.tensor(values, device=device)
@@ -176,31 +173,21 @@ def erase_twice(images: Tensor, modality: str, generator: torch.Generator) -> Te
 
 
 def erase_large(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """With probability p, a rectangle of a fifth to four fifths of the image becomes one value (DEEN on
-    SYSU-MM01, whose code puts ImageNet's mean colour into normalised images).
+    """With probability p, a rectangle of a fifth to four fifths of the image becomes one value.
+
+    So does DEEN's code on SYSU-MM01, which puts ImageNet's mean colour into normalised images.
     """
     held = inside(draw_rectangles(images, p, generator, LARGE), images)
-    return torch.where(held, constant(tuple(MEAN), images.device)[:, None, None], images)
+    return torch.where(held, constant(MEAN, images.device)[:, None, None], images)
 
 
-def exchange(images: Tensor, modality: str, generator: torch.Generator, p: float = 2 / 3) -> Tensor:
-    """Channel exchange (CAJ, Ye et al., ICCV 2021), visible: one channel, or grey, with equal chances."""
-    return show_one(images, modality, generator, p, (*CHANNELS, LUMA))
-
-
-def grey(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """With probability p, the luma of a visible image in all channels."""
-    return show_one(images, modality, generator, p, (LUMA,))
-
-
-def grey_both(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """`grey` of images of either modality (DEEN, Zhang and Wang, CVPR 2023)."""
-    return grey(images, VISIBLE, generator, p)
-
-
-def channel(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """With probability p, one channel of a visible image in all channels."""
-    return show_one(images, modality, generator, p, CHANNELS)
+def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float,
+             weights: tuple[tuple[float, ...], ...], modalities: Sequence[str] = (VISIBLE,)) -> Tensor:
+    """With probability p, one of the ways of weighing an image's channels, of equal chance, in all three."""
+    if modality not in modalities:
+        return images
+    rows = torch.randint(len(weights), (len(images),), generator=generator, device=images.device)
+    return recolour(images, constant(weights, images.device)[rows], p, generator)
 
 
 def mix(images: Tensor, modality: str, generator: torch.Generator, p: float = 0.5,
@@ -247,20 +234,26 @@ def radiance(images: Tensor, modality: str, generator: torch.Generator, p: float
 # `standard` maps bytes (B, height, width, 3) to others, each other one the normalised images (B, 3, height,
 # width) of a modality; what they are given they leave as it is.
 AUGMENTATIONS: dict[str, Callable[[Tensor, str, torch.Generator], Tensor]] = {
-    "standard": standard, "erase": erase, "exchange": exchange, "grey": grey, "channel": channel, "mix": mix,
-    "radiance": radiance, "exchanged": functools.partial(channel, p=1.0), "grey_both": grey_both,
-    "erase_twice": erase_twice, "erase_large": erase_large,
+    "standard": standard,
+    "erase": erase,
+    "exchange": partial(show_one, p=2 / 3, weights=(*CHANNELS, LUMA)),  # CAJ, Ye et al., ICCV 2021
+    "grey": partial(show_one, p=0.5, weights=(LUMA,)),
+    "channel": partial(show_one, p=0.5, weights=CHANNELS),
+    "mix": mix,
+    "radiance": radiance,
+    "exchanged": partial(show_one, p=1.0, weights=CHANNELS),  # the third view of CAJ
+    "grey_both": partial(show_one, p=0.5, weights=(LUMA,), modalities=MODALITIES),  # DEEN, CVPR 2023
+    "erase_twice": erase_twice,
+    "erase_large": erase_large,
 }
 COMBINED = {"strong": ("standard", "exchange", "erase")}  # names that stand for several
 
 
 def draw_rectangles(images: Tensor, p: float, generator: torch.Generator,
                     areas: tuple[float, float] = AREA) -> Tensor:
-    """A random rectangle within each of B images with probability p, else an empty one: top, bottom, left,
-    right (4, B) int64.
+    """A rectangle in each of B images with probability p, else an empty one: top, bottom, left, right (4, B).
 
-    Area (a share of the image's) and aspect are uniform; the first of ten draws that is smaller than the
-    image counts.
+    Area (a share of the image's) and aspect are uniform; the first of ten draws that fits counts.
     """
     height, width = images.shape[2:]
     draws = torch.rand(2 * ATTEMPTS + 3, len(images), generator=generator, device=images.device)
@@ -305,15 +298,6 @@ def brightest_of_cells(images: Tensor, black: Tensor, rows: Tensor, columns: Ten
         2, rows[:, None, :, None].expand_as(images), images, "amax")
     return black.expand(batch, channels, parts, parts).scatter_reduce(
         3, columns[:, None, None].expand_as(strips), strips, "amax")
-
-
-def show_one(images: Tensor, modality: str, generator: torch.Generator, p: float,
-             weights: tuple[tuple[float, ...], ...]) -> Tensor:
-    """With probability p, a visible image in one of the ways of weighing its channels, of equal chance."""
-    if modality != VISIBLE:
-        return images
-    rows = torch.randint(len(weights), (len(images),), generator=generator, device=images.device)
-    return recolour(images, constant(weights, images.device)[rows], p, generator)
 
 
 def recolour(images: Tensor, weights: Tensor, p: float, generator: torch.Generator) -> Tensor:
