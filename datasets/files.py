@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, explain_os_error
+from utils import UserError, explain
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # What operating systems, NAS systems and archives leave in folders, in lower case, beside names with a dot.
@@ -24,10 +24,9 @@ INVISIBLE = re.compile("[\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufe00-\ufe0
 
 
 class Copy:
-    """One copy of a data set: reads its folders and lists.
+    """The folders and lists of one copy of a data set; a fault is an error, which `check.Report` collects.
 
-    images: the paths that were found; left_out: those of hidden and system files and folders. A fault is an
-    error; the check of a copy collects faults instead (`check.Report`).
+    images: the paths that were found; left_out: those of hidden and system files and folders.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -44,7 +43,7 @@ class Copy:
         try:
             return function(*args, **kwargs)
         except (UserError, OSError) as error:
-            self.refuse(kind, str(error) if isinstance(error, UserError) else explain_os_error(error))
+            self.refuse(kind, explain(error))
 
     def entries(self, folder: str | Path) -> list[os.DirEntry]:
         """The sorted entries of a folder without hidden and system files; none where there is no folder."""
@@ -74,22 +73,20 @@ class Copy:
         for camera, folder in cameras.items():
             for entry in self.entries(folder):
                 shown = looks(entry.name)
-                if not (is_number(shown) and int(shown) in wanted):
-                    continue
-                name = f"{int(shown):04d}"
-                if entry.name == name and entry.is_dir():
-                    folders[int(shown), camera] = entry.path
-                else:
+                pid = int(shown) if is_number(shown) else None
+                if pid in wanted and entry.name == f"{pid:04d}" and entry.is_dir():
+                    folders[pid, camera] = entry.path
+                elif pid in wanted:
                     self.refuse("persons' folders", f"{entry.path}: {describe_entry(entry.path)} found for "
-                                f"person {int(shown)}, a folder of the name {name} expected; rename or "
-                                "restore it, or move it elsewhere")
+                                f"person {pid}, a folder of the name {pid:04d} expected; rename or restore "
+                                "it, or move it elsewhere")
         return [(path, *key) for key in sorted(folders) for path in self.image_files(folders[key])]
 
     def listed_images(self, path: Path, names: Mapping[str, str], modality: str) -> list[tuple[str, int]]:
         """The (path, label) of each image that a list names.
 
-        names: of the modalities, in lower case, as the data set says them. An image that is not there, or
-        that lies in a folder with the other modality's name, is a fault.
+        names: of the modalities, in lower case. An image that is not there, or that lies in the other
+        modality's folder, is a fault.
         """
         found = []
         for name, label in self.attempt("lists", parse_index, path) or ():
@@ -98,8 +95,7 @@ class Copy:
                 self.refuse("lists", f"{path}: names {name}, which is not a {names[modality]} image by its "
                             f"folder; a list of {names[modality]} images expected; restore the list")
             elif not image.is_file():
-                self.refuse("missing", f"{path}: names {image}: {describe_entry(image)}; restore the "
-                            "image")
+                self.refuse("missing", f"{path}: names {image}: {describe_entry(image)}; restore the image")
             else:
                 found.append((str(image), label))
         self.images.update((image, None) for image, _ in found)
@@ -134,11 +130,10 @@ def looks(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", shown).casefold()).split())
 
 
-# ---------------------------------------------------------------------------------------------------- lists
 def read_text(path: Path, errors: str = "strict") -> str:
     """A small text file in UTF-8, or in UTF-16 with its byte order mark, as Windows writes it.
 
-    errors: of decoding, as `bytes.decode` takes it. Raises `UserError` for what is no such file.
+    errors: as `bytes.decode` takes it. Raises `UserError` for what is no such file.
     """
     if not path.is_file():
         raise UserError(f"{path}: {describe_entry(path)}, a text file expected; restore it")
@@ -163,11 +158,10 @@ def is_number(text: str) -> bool:
 def parse_id_list(path: Path) -> list[int]:
     """The sorted identity numbers of an id list: one line, separated by commas.
 
-    Spaces and a trailing comma are harmless. Raises `UserError` naming the file if it holds none, or anything
-    but positive numbers.
+    Spaces and a trailing comma are harmless. Raises `UserError` if it holds anything but positive numbers.
     """
-    words = [word.strip() for word in ",".join(read_text(path).splitlines()).split(",")]
-    words = [word for word in words if word]
+    lines = read_text(path).splitlines()
+    words = [word for line in lines for word in map(str.strip, line.split(",")) if word]
     wrong = [repr(word[:40]) for word in words if not (is_number(word) and int(word) > 0)]
     if wrong or not words:
         raise UserError(f"{path}: {wrong[0] if wrong else 'nothing'} found, positive identity numbers "

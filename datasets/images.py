@@ -62,24 +62,30 @@ def resized(image: Image.Image, spec: ImageSpec) -> np.ndarray:
 
 def read_parts(paths: Sequence[str], limits: tuple[int, int] | None,
                finish: Callable[[Image.Image], R]) -> list[R | UserError]:
-    """What `finish` makes of each of some parts of one file, which is decoded once; or the error of each.
-
-    limits: see `decode`.
-    """
+    """What `finish` makes of each of some parts of one file, which is decoded once; or the error of each."""
+    found: list[R | UserError] = []
     try:
         image = decode(file_of(paths[0]), limits)
     except UserError as error:
         return [error] * len(paths)
-    return [finish_part(image, path, finish) for path in paths]
+    for path in paths:
+        try:
+            found.append(finish(part_of(image, path)))
+        except UserError as error:
+            found.append(error)
+    return found
 
 
-def finish_part(image: Image.Image, path: str, finish: Callable[[Image.Image], R]) -> R | UserError:
-    """What `finish` makes of the part of an image that a path names; or the error."""
-    part = PART.search(path)
-    try:
-        return finish(image.crop(box_within(path, image.size, *map(int, part.groups()))) if part else image)
-    except UserError as error:
-        return error
+def part_of(image: Image.Image, path: str) -> Image.Image:
+    """The part of an image that a path names, as far as it lies within; `UserError` where nothing does."""
+    if not (part := PART.search(path)):
+        return image
+    x, y, w, h = map(int, part.groups())
+    left, upper, right, lower = max(x, 0), max(y, 0), min(x + w, image.width), min(y + h, image.height)
+    if left >= right or upper >= lower:
+        raise UserError(f"{path}: nothing of this box lies within the image of {image.width} x "
+                        f"{image.height} pixels; mend the box")
+    return image.crop((left, upper, right, lower))
 
 
 def file_of(path: str) -> str:
@@ -99,39 +105,31 @@ def size_of(path: str) -> tuple[int, int] | None:
 
 
 def decode(path: str | Path, limits: tuple[int, int] | None) -> Image.Image:
-    """An image file upright, as its EXIF says, and in RGB.
+    """An image file upright, as its EXIF says, and in RGB, whatever its metadata is.
 
     Palette, greyscale and CMYK images convert as Pillow does; an alpha channel is dropped. limits: see
-    `ImageSpec.range`; the range is never taken from an image: each would have a scale of its own. Metadata
-    that is damaged, or more than Pillow reads, does not matter. Raises `UserError` naming a file that is not
-    whole or has more than 8 bits a channel that no limits reduce. A file is called damaged only where it was
-    read: a drive's error, or a lack of memory, says nothing of it.
+    `ImageSpec.range`; it is never taken from an image: each would have a scale of its own. Raises `UserError`
+    for a file that is not whole, or has more than 8 bits a channel and no limits. It is called damaged only
+    where it was read: a drive's error, or a lack of memory, says nothing of it.
     """
-    try:
-        if not os.path.isfile(path):  # to open a pipe would wait for a writer
-            raise UserError(f"{path}: {describe_entry(path)}, an image file expected; restore it, or leave "
-                            "it out")
+    for source in (lambda: path, lambda: io.BytesIO(without_metadata(path))):
         try:
-            return decode_whole(path, path, limits)
-        except (UserError, MemoryError, Image.DecompressionBombError):
+            if not os.path.isfile(path):  # to open a pipe would wait for a writer
+                raise UserError(f"{path}: {describe_entry(path)}, an image file expected; restore it, or "
+                                "leave it out")
+            return decode_whole(path, source(), limits)
+        except UserError:
             raise
-        except Exception as error:
-            if is_of_system(error):
-                raise
-            return decode_whole(path, io.BytesIO(without_metadata(path)), limits)
-    except UserError:
-        raise
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: too large for the free memory ({one_line(error) or 'none left'}); use a "
-                        "smaller copy of the image, or fewer --workers") from None
-    except Exception as error:  # a damaged file makes Pillow's decoders stumble in many ways
-        if is_of_system(error):
-            raise not_read(path, error) from None
-        what = one_line(error)
-        if isinstance(error, UnidentifiedImageError):
-            what = f"{', '.join(FORMATS)} expected, {describe_bytes(path)} found"
-        raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the "
-                        "file") from None
+        except (MemoryError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: too large for the free memory ({one_line(error) or 'none left'}); use "
+                            "a smaller copy of the image, or fewer --workers") from None
+        except Exception as error:  # a damaged file makes Pillow's decoders stumble in many ways
+            if isinstance(error, OSError) and error.errno is not None:  # not Pillow's own, without a number
+                raise not_read(path, error) from None
+            what = one_line(error)
+            if isinstance(error, UnidentifiedImageError):
+                what = f"{', '.join(FORMATS)} expected, {describe_bytes(path)} found"
+    raise UserError(f"{path}: cannot be decoded as an image ({what}); remove or replace the file")
 
 
 def decode_whole(path: str | Path, source: str | Path | BinaryIO,
@@ -155,11 +153,6 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def is_of_system(error: Exception) -> bool:
-    """Whether the operating system could not read a file; Pillow's own errors have no number."""
-    return isinstance(error, OSError) and error.errno is not None
-
-
 def without_metadata(path: str | Path) -> bytes:
     """A file as it is; of a PNG, the chunks that hold its pixels, and its EXIF where that is whole."""
     data = Path(path).read_bytes()
@@ -175,24 +168,13 @@ def without_metadata(path: str | Path) -> bytes:
     return b"".join(kept)
 
 
-def box_within(path: str | Path, size: tuple[int, int], x: int, y: int, w: int,
-               h: int) -> tuple[int, int, int, int]:
-    """The box (left, upper, right, lower) of a part of an image (width, height); `UserError` for none."""
-    left, upper, right, lower = max(x, 0), max(y, 0), min(x + w, size[0]), min(y + h, size[1])
-    if left >= right or upper >= lower:
-        raise UserError(f"{path}: nothing of this box lies within the image of {size[0]} x {size[1]} pixels; "
-                        "mend the box")
-    return left, upper, right, lower
-
-
 def has_more_than_8_bits(image: ImageFile.ImageFile) -> bool:
     """Whether a file, before it is decoded, has more than 8 bits a channel."""
     raw = [str(tile[3]) for tile in image.tile]
     return image.mode.startswith(("I", "F")) or any(re.search(";16[BLN]", mode) for mode in raw)
 
 
-def reduce_to_8_bits(image: Image.Image, path: str | Path,
-                     limits: tuple[int, int] | None) -> Image.Image:
+def reduce_to_8_bits(image: Image.Image, path: str | Path, limits: tuple[int, int] | None) -> Image.Image:
     """A greyscale image whose raw values from limits[0] to limits[1] became 0 to 255, rounded, others cut.
 
     Raises `UserError` without limits, and for colours, of whose 16 bits Pillow keeps eight.
@@ -227,20 +209,21 @@ def read_batches(paths: Sequence[str], spec: ImageSpec, batch_size: int, workers
     error of each file that cannot be read, which its batch is without then. Parts of one file that follow
     each other are cut from one decoding of it.
     """
-    def read(parts: list[str]) -> list[np.ndarray | None]:
+    def read(parts: list[str]) -> list[np.ndarray | UserError]:
         found = read_parts(parts, spec.range, partial(resized, spec=spec))
         for path, image in zip(parts, found):
             if isinstance(image, UserError):
                 if unreadable is None:
                     raise image
                 unreadable[path] = str(image)
-        return [None if isinstance(image, UserError) else image for image in found]
+        return found
 
     files = [list(parts) for _, parts in itertools.groupby(map(str, paths), file_of)]
     with contextlib.closing(in_order(read, files, workers, batch_size + 2 * workers)) as reading:
         images = itertools.chain.from_iterable(reading)
         for _ in range(0, len(paths), batch_size):
-            found = [image for image in itertools.islice(images, batch_size) if image is not None]
+            batch = itertools.islice(images, batch_size)
+            found = [image for image in batch if not isinstance(image, UserError)]
             yield np.stack(found) if found else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
@@ -266,8 +249,7 @@ def read_images(paths: Sequence[str], spec: ImageSpec, workers: int = 4, *, out:
                 title: str = "", silent: bool = True) -> np.ndarray:
     """Read images into one array (N, height, width, 3) uint8 with threads, into `out` where it is given."""
     images = np.empty((len(paths), spec.height, spec.width, 3), np.uint8) if out is None else out
-    with contextlib.closing(in_order(lambda path: read_image(path, spec), paths, workers,
-                                     4 * workers)) as reading:
+    with contextlib.closing(in_order(partial(read_image, spec=spec), paths, workers, 4 * workers)) as reading:
         for index, image in enumerate(tqdm(reading, title, len(paths), unit="image", disable=silent or None,
                                            leave=False)):
             images[index] = image
