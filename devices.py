@@ -1,62 +1,37 @@
-"""Where and how to compute: device, precision, seeds, processes."""
+"""Where and how to compute: device, processes, precision."""
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from backbones import BACKBONES
 from datasets.types import ImageSpec
-from utils import UserError, one_line, warn
+from utils import UserError, as_user_error, warn
 
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what a launcher sets for each process of a run
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # options of glibc's mallopt
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among those of one run: rank 0 writes."""
-
-    rank: int = 0
-    count: int = 1
-
-    @property
-    def writes(self) -> bool:
-        """True for the one process that prints and writes files."""
-        return self.rank == 0
-
-
-def start_processes(device: torch.device) -> Processes:
+def start_processes(device: torch.device) -> tuple[int, int]:
     """Join the processes that a launcher (torchrun, srun) announces by RANK, WORLD_SIZE and MASTER_ADDR, with
-    NCCL on CUDA and gloo on the CPU; a single process where these are not set.
+    NCCL on CUDA and gloo on the CPU: rank and number; (0, 1) where these are not set.
 
     Raises `UserError` if the others are not found.
     """
     if not LAUNCHED <= os.environ.keys():
-        return Processes()
+        return 0, 1
     os.environ.setdefault("MASTER_PORT", "29500")
-    try:
+    where = " ".join(f"{name}={os.environ[name]}" for name in (*sorted(LAUNCHED), "MASTER_PORT"))
+    with as_user_error(f"{where}: the processes of this run do not find each other",
+                       "mend these, or unset RANK for a single process"):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    except (RuntimeError, ValueError) as error:
-        where = " ".join(f"{name}={os.environ[name]}" for name in (*sorted(LAUNCHED), "MASTER_PORT"))
-        raise UserError(f"{where}: the processes of this run do not find each other "
-                        f"({one_line(error)[:160]}); mend these, or unset RANK for a single "
-                        "process") from None
-    return Processes(dist.get_rank(), dist.get_world_size())
-
-
-def stop_processes() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    return dist.get_rank(), dist.get_world_size()
 
 
 def choose_device(gpu: str) -> torch.device:
@@ -71,8 +46,7 @@ def choose_device(gpu: str) -> torch.device:
                         "several GPUs: torchrun --nproc-per-node 2 train.py, which gives each its process")
     kind = "MPS" if gpu == "mps" else "CUDA"
     if not (torch.backends.mps if gpu == "mps" else torch.cuda).is_available():
-        if os.environ.get("RANK", "0") == "0":
-            warn(f"--gpu {gpu}: no {kind} device here, running on the CPU (--gpu cpu asks for that)")
+        warn(f"--gpu {gpu}: no {kind} device here, running on the CPU (--gpu cpu asks for that)")
         return torch.device("cpu")
     if gpu == "mps":
         return torch.device("mps")
@@ -90,23 +64,12 @@ def choose_device(gpu: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2 ** 32)
-    torch.manual_seed(seed)
-
-
-def allow_tf32() -> None:
-    """TF32 for float32 convolutions and products outside autocast; what needs more digits asks for them."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-
-
 def prepare(device: torch.device) -> None:
-    """Allow TF32 on CUDA, and have freed memory used again on the CPU."""
-    allow_tf32()
+    """Allow TF32 for float32 products outside autocast (what needs more digits asks for them), and have freed
+    memory used again on the CPU.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         keep_freed_memory()
 
@@ -146,11 +109,9 @@ def without_tf32() -> Iterator[None]:
 
 def require_compiler(device: torch.device) -> None:
     """Raise `UserError` where torch.compile cannot compile a small function."""
-    try:
+    with as_user_error("--compile: torch.compile does not work here", "install a C++ compiler (on a GPU, "
+                       "triton), or leave --compile out"):
         torch.compile(torch.relu)(torch.ones(8, device=device))
-    except Exception as error:  # a compiler that is missing, or does not fit, in many ways
-        raise UserError(f"--compile: torch.compile does not work here ({one_line(error)[:200]}); install a "
-                        "C++ compiler (on a GPU, triton), or leave --compile out") from None
 
 
 def use_bf16(device: torch.device, amp: str, arch: str, spec: ImageSpec) -> bool:

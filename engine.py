@@ -1,7 +1,6 @@
 """The engine: optimiser, schedule, an epoch of training; rankings and scores of a search."""
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from tqdm import tqdm
 
 from bootstrap import QueryScores
 from data_loader import TrainBatches, step_seed
-from datasets.images import MEAN, STD
 from datasets.types import MODALITIES, Features, Search
 from devices import precision
 from eval_metrics import (Ranking, distance_matrix, k_reciprocal_distance, modality_gap,
@@ -60,10 +58,12 @@ def build_optimiser(net: TwoStream, criterion: Criterion, lr: float, pretrained:
     return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Set the rate of every group to `factor` times its own first one."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, epoch: int, epochs: int, schedule: str) -> float:
+    """Set the rate of every group to that of an epoch, and return its factor on their first ones."""
+    factor = learning_rate_factor(epoch, epochs, schedule)
     for group in optimiser.param_groups:
         group["lr"] = group["initial_lr"] * factor
+    return factor
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
@@ -85,20 +85,15 @@ class Meters:
     """Means over the steps of an epoch of some scalars, which stay on the device until they are read."""
 
     def __init__(self, epoch: int = 0) -> None:
-        self.epoch = epoch
+        self.epoch, self.steps, self.sums = epoch, 0, 0.0
         self.names: list[str] = []
         self.unread: list[Tensor] = []
-        self.sums, self.steps = 0.0, 0
+        self.last: dict[str, float] = {}  # the scalars of the last step that was read
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Keep one step's scalars (0-dim tensors)."""
         self.names = list(values)
         self.unread.append(torch.stack([value.detach().float() for value in values.values()]))
-
-    @property
-    def last(self) -> dict[str, float]:
-        """The scalars of the last step that was read."""
-        return dict(zip(self.names, self.row.tolist()))
 
     def read(self) -> dict[str, float]:
         """The means so far, over all processes, which read together; the host waits for the device here.
@@ -117,7 +112,7 @@ class Meters:
                             f"finite ({values}); checkpoints of earlier epochs stand; lower --lr, or use "
                             "--amp off")
         self.sums, self.steps, self.unread = self.sums + rows.sum(0), self.steps + len(rows), []
-        self.row = rows[-1]
+        self.last = dict(zip(self.names, rows[-1].tolist()))
         return dict(zip(self.names, (self.sums / self.steps).tolist()))
 
 
@@ -170,8 +165,7 @@ def train_one_epoch(net: nn.Module, criterion: nn.Module, batches: TrainBatches,
             if bar.disable and step < len(batches):
                 log(f"epoch {epoch + 1} step {step}/{len(batches)} {show(means)}")
     seconds = time.perf_counter() - begun
-    processes = dist.get_world_size() if dist.is_initialized() else 1
-    images = len(batches) * batches.images_per_step * processes
+    images = len(batches) * batches.images_per_step * batches.sampler.processes
     return {**means, "seconds": round(seconds, 3), "images_per_s": round(images / seconds, 1)}
 
 
@@ -181,30 +175,6 @@ def rates_and_gammas(net: nn.Module, optimiser: torch.optim.Optimizer) -> dict[s
     return {"lr": max(group["lr"] for group in optimiser.param_groups),
             **{f"{name}.{number}": each for name, value in gammas.items()
                for number, each in enumerate(value.tolist())}}
-
-
-def rehearse(net: nn.Module, criterion: nn.Module, batches: TrainBatches, optimiser: torch.optim.Optimizer,
-             bf16: bool) -> tuple[float, float]:
-    """Train three steps: seconds of a step (the mean of the last two), and the peak of memory in GB."""
-    times = []
-    for values in itertools.islice(train_steps(net, criterion, batches, optimiser, 0, bf16), 3):
-        values["loss"].item()  # the host waits for the device here
-        times.append(time.perf_counter())
-    if batches.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(batches.device)
-    else:
-        import resource  # not on Windows
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (times[-1] - times[0]) / (len(times) - 1), peak / 1e9
-
-
-def picture_of(images: Tensor, most: int = 32) -> np.ndarray:
-    """Normalised images (B, 3, height, width) side by side, eight in a row, (3, height, width) uint8."""
-    images = images[:most].permute(0, 2, 3, 1).float().cpu().numpy()
-    pixels = np.rint(255 * (images * np.float32(STD) + np.float32(MEAN))).clip(0, 255).astype(np.uint8)
-    rows = [np.concatenate(list(pixels[start:start + 8]), 1) for start in range(0, len(pixels), 8)]
-    rows = [np.pad(row, ((0, 0), (0, rows[0].shape[1] - row.shape[1]), (0, 0))) for row in rows]
-    return np.concatenate(rows).transpose(2, 0, 1)
 
 
 def duration(seconds: float) -> str:
@@ -228,7 +198,7 @@ def evaluate(net: TwoStream, search: Search, settings: Extraction) -> dict[str, 
             dist.broadcast(buffer, 0)
     found = search_features(net, [search], settings)
     return {f"{kind}/{name}": value for kind in FEATURES
-            for name, value in score(found, search, kind).headline().items()}
+            for name, value in scores_of(rank(found, search, kind)).headline().items()}
 
 
 def distances(found: dict[str, Features], search: Search, kind: str, rerank: bool = False) -> np.ndarray:
@@ -241,11 +211,6 @@ def rank(found: dict[str, Features], search: Search, kind: str, rerank: bool = F
     """What each query of one search finds with one kind of features."""
     return rank_queries(distances(found, search, kind, rerank), search.query.pids, search.gallery.pids,
                         search.seen(), count_persons=search.count_persons)
-
-
-def score(found: dict[str, Features], search: Search, kind: str) -> Scores:
-    """CMC, mAP and mINP of one search with one kind of features."""
-    return scores_of(rank(found, search, kind))
 
 
 def scores_of(ranking: Ranking) -> Scores:

@@ -13,12 +13,12 @@ from typing import Any
 
 from backbones import BACKBONES
 from checkpoint import Checkpoint, load_checkpoint
+from command_line import GPU, Parser, add_data_arguments, choices, filled, number
 from data_loader import AUGMENTATIONS, COMBINED
 from data_manager import DATASETS, add_dataset_flags, resolve_arguments
 from datasets.types import View
 from model import METHODS, Method, check_method, override
 from results import FEATURES, SUM
-from command_line import GPU, Parser, add_data_arguments, choices, filled, number
 from utils import UserError
 
 # Defaults of other flags in one word, each open to its flag. `paper`: what the method's authors published.

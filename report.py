@@ -2,20 +2,23 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from checkpoint import Checkpoint
 from data_loader import IdentitySampler, TrainBatches
 from data_manager import DATASETS
+from datasets.images import MEAN, STD
 from datasets.types import MODALITIES, Search, TrainSplit
-from engine import duration, learning_rate_factor, picture_of, rehearse
+from engine import duration, learning_rate_factor, train_steps
 from results import unmatched_line
 from two_stream import Method, TwoStream
 from utils import RunLog, make_folder, warn
@@ -63,14 +66,31 @@ def show_batch(log: RunLog, args: argparse.Namespace, state: Checkpoint, batches
         log(f"a batch, {', then '.join(pictures)}: {path}")
 
 
+def picture_of(images: Tensor) -> np.ndarray:
+    """The first 32 of normalised images (B, 3, height, width), eight in a row, (3, height, width) uint8."""
+    from torchvision.utils import make_grid  # takes as long to import as torch itself
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    pixels = 255 * (images[:32].float().cpu() * std + mean)
+    return make_grid(pixels.round().clamp(0, 255).byte(), 8, padding=0).numpy()
+
+
 def estimate(net: nn.Module, criterion: nn.Module, batches: TrainBatches, optimiser: torch.optim.Optimizer,
              bf16: bool, epochs: int) -> str:
-    """The time and memory of the run, by three steps, in words."""
-    seconds, memory = rehearse(net, criterion, batches, optimiser, bf16)
-    epoch = seconds * len(batches)
-    return (f"{batches.images_per_step} images a step, {seconds:.2f} s a step, {len(batches)} steps and "
+    """The time and memory of the run in words, after three steps, of which the first is slower."""
+    times = [time.perf_counter()]
+    for values in itertools.islice(train_steps(net, criterion, batches, optimiser, 0, bf16), 3):
+        values["loss"].item()  # the host waits for the device here
+        times.append(time.perf_counter())
+    step = np.diff(times)[-2:].mean()
+    epoch = step * len(batches)
+    if batches.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(batches.device)
+    else:
+        import resource  # not on Windows
+        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (f"{batches.images_per_step} images a step, {step:.2f} s a step, {len(batches)} steps and "
             f"{duration(epoch)} an epoch, {duration(epoch * epochs)} for {epochs} epochs without evaluation; "
-            f"{memory:.1f} GB of memory at most so far")
+            f"{memory / 1e9:.1f} GB of memory at most so far")
 
 
 def epoch_line(record: dict[str, float], epochs: int, left: float) -> str:

@@ -24,6 +24,7 @@ import torch
 import options
 import results
 from bootstrap import QueryScores
+from command_line import run
 from data_manager import DATASETS
 from datasets.types import TRIALS, Features, ImageSpec, Search
 from devices import choose_device, prepare, use_bf16
@@ -36,7 +37,6 @@ from retrieval import verification
 from retrieval.evidence import Evidence, find_evidence
 from tables import compare
 from tested import Model, choose_searches, load_model, parse_for, warn_of_model
-from command_line import run
 from utils import UserError, make_folder, require_matplotlib, sha256, warn, write_json
 
 

@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,51 +26,46 @@ from torch.nn.parallel import DistributedDataParallel
 
 import options
 from checkpoint import Checkpoint, load_init, pretrained_weights, remove_old_epochs, save_checkpoint
+from command_line import run
 from data_loader import IdentitySampler, TrainBatches, fits_on_device, load_train_images
 from data_manager import DATASETS
 from datasets import arrays
 from datasets.types import MODALITIES, ImageSpec, Search, TrainSplit
-from devices import (choose_device, prepare, require_compiler, seed_everything, start_processes,
-                     stop_processes, use_bf16)
-from engine import (build_optimiser, evaluate, learning_rate_factor, load_optimiser, set_learning_rate,
-                    train_one_epoch)
+from devices import choose_device, prepare, require_compiler, start_processes, use_bf16
+from engine import build_optimiser, evaluate, load_optimiser, set_learning_rate, train_one_epoch
 from features import Extraction
 from loss import Criterion
 from model import TwoStream, build_network
-from report import (describe, epoch_line, estimate, show_batch, warn_of_stuck_triplet,
-                    warn_of_surprises)
-from command_line import run
-from utils import Interrupted, RunLog, UserError, git_commit, make_folder, one_line, versions, warn
+from report import describe, epoch_line, estimate, show_batch, warn_of_stuck_triplet, warn_of_surprises
+from utils import Interrupted, RunLog, UserError, as_user_error, git_commit, make_folder, versions, warn
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse, build, and train epoch by epoch: train, evaluate, log, save."""
     args, saved = options.parse_train(words)
     device = choose_device(args.gpu)
-    processes = start_processes(device)
+    rank, processes = start_processes(device)
     prepare(device)
     split, searches = find_data(args)
-    state = begin(args, saved, split, processes.count)
+    state = begin(args, saved, split, processes)
     sampler = IdentitySampler({modality: split.labels(modality) for modality in MODALITIES}, args.batch_size,
-                              args.num_pos, args.seed, processes.count)
+                              args.num_pos, args.seed, processes)
     net, criterion, optimiser = build(args, saved, state, device)
-    stem, log = open_files(args, state, sampler.steps, processes.writes)
-    describe(log, args, state, net, split, searches, sampler)
-    if processes.writes:
+    log = open_log(args, state, sampler.steps, silent=rank > 0)
+    with closing(log), saying_how_to_go_on(args, state, words):
+        describe(log, args, state, net, split, searches, sampler)
         warn_of_surprises(args, split, searches, saved)
-    spec = ImageSpec.from_arguments(vars(args))
-    batches = make_batches(args, split, spec, sampler, net, device, processes.rank)
-    show_batch(log, args, state, batches)
-    extraction = Extraction(spec, args.test_batch, args.workers, silent=log.silent)
-    bf16 = use_bf16(device, args.amp, args.arch, spec)
-    trained, judged = distribute(net, device, args.compile), distribute(criterion, device)
-    if args.dry_run:
-        return log(estimate(trained, judged, batches, optimiser, bf16, args.epochs))
-    begun, first = time.perf_counter(), state.epoch
-    try:
+        spec = ImageSpec.from_arguments(vars(args))
+        batches = make_batches(args, split, spec, sampler, net, device, rank)
+        show_batch(log, args, state, batches)
+        extraction = Extraction(spec, args.test_batch, args.workers, silent=log.silent)
+        bf16 = use_bf16(device, args.amp, args.arch, spec)
+        trained, judged = distribute(net, device, args.compile), distribute(criterion, device)
+        if args.dry_run:
+            return log(estimate(trained, judged, batches, optimiser, bf16, args.epochs))
+        begun, first = time.perf_counter(), state.epoch
         for epoch in range(first, args.epochs):
-            factor = learning_rate_factor(epoch, args.epochs, args.schedule)
-            set_learning_rate(optimiser, factor)
+            factor = set_learning_rate(optimiser, epoch, args.epochs, args.schedule)
             record = {"epoch": epoch, "lr": args.lr * factor}
             record |= train_one_epoch(trained, judged, batches, optimiser, epoch, bf16, log, args.print_freq,
                                       announced=args.epochs - first if epoch == first else 0)
@@ -78,15 +75,12 @@ def main(words: Sequence[str] | None = None) -> None:
             left = (time.perf_counter() - begun) / (epoch + 1 - first) * (args.epochs - epoch - 1)
             log(epoch_line(record, args.epochs, left))
             log.epoch(record)
-            if processes.writes:
-                save_epoch(stem, args, state, record, net, criterion, optimiser)
-                warn_of_stuck_triplet(record, net.method)
-    except Interrupted as stop:
-        raise Interrupted(stop.signum, stopped(epoch, args, stem, words, processes.count)) from None
-    log(f"done: best Rank-1 {state.best['rank-1']:.2%} mAP {state.best['mAP']:.2%} in epoch "
-        f"{state.best['epoch'] + 1}: {stem}_best.t" if searches else f"done, without figures: {stem}_last.t")
-    log.close()
-    stop_processes()
+            if rank == 0:
+                save_epoch(args, state, record, net, criterion, optimiser)
+            warn_of_stuck_triplet(record, net.method)
+        log(last_line(args, state))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------------ build
@@ -111,27 +105,25 @@ def begin(args: argparse.Namespace, saved: Checkpoint | None, split: TrainSplit,
                        processes=processes, versions=versions(), commit=git_commit())
     if saved is None:
         return fresh
-    if saved.optimiser is None:
-        raise UserError(f"--resume {args.resume}: weights only found (a best file), a last or epoch_N file "
-                        "expected; resume that, or begin a new run with --init")
-    if saved.fingerprint != fresh.fingerprint:
-        raise UserError(f"--resume {args.resume}: trained on data {saved.fingerprint[:12]}, but --data-path "
-                        f"{args.data_path} is {fresh.fingerprint[:12]}; use the data of that run, or begin a "
-                        "new run with --init")
-    if saved.processes != processes:  # a step sees as many identities as there are processes
-        raise UserError(f"--resume {args.resume}: a run of {saved.processes} process(es) found, {processes} "
-                        f"started; go on with torchrun --nproc-per-node {saved.processes}, or begin a new "
-                        "run with --init")
+    for wrong, line in (
+            (saved.optimiser is None, "weights only found (a best file), a last or epoch_N file expected; "
+             "resume that"),
+            (saved.fingerprint != fresh.fingerprint, f"trained on data {saved.fingerprint[:12]}, but "
+             f"--data-path {args.data_path} is {fresh.fingerprint[:12]}; use the data of that run"),
+            # a step sees as many identities as there are processes
+            (saved.processes != processes, f"a run of {saved.processes} process(es) found, {processes} "
+             f"started; go on with torchrun --nproc-per-node {saved.processes}")):
+        if wrong:
+            raise UserError(f"--resume {args.resume}: {line}, or begin a new run with --init")
     # files of earlier code hold no name
     name = saved.name or re.sub(r"_(last|epoch_\d+)\.t$", "", Path(args.resume).name)
-    return replace(fresh, name=name, epoch=saved.epoch, best=saved.best,
-                   first_weights=saved.first_weights)
+    return replace(fresh, name=name, epoch=saved.epoch, best=saved.best, first_weights=saved.first_weights)
 
 
 def build(args: argparse.Namespace, saved: Checkpoint | None, state: Checkpoint,
           device: torch.device) -> tuple[TwoStream, Criterion, torch.optim.Optimizer]:
     """Network, losses and optimiser as a run begins with them, or as its checkpoint left them."""
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     method = options.method_of(args)
     if saved is not None:
         net = saved.network(args.resume)
@@ -153,13 +145,10 @@ def build(args: argparse.Namespace, saved: Checkpoint | None, state: Checkpoint,
     optimiser = build_optimiser(net, criterion, args.lr, args.pretrained != "none" or bool(args.init),
                                 args.optim)
     if saved is not None:
-        try:
+        with as_user_error(f"--resume {args.resume}: its optimiser does not fit this run",
+                           "use another file, or begin a new run with --init"):
             criterion.load_state_dict(saved.criterion)
             load_optimiser(optimiser, saved.optimiser)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"--resume {args.resume}: its optimiser does not fit this run "
-                            f"({type(error).__name__}: {one_line(error)[:160]}); use another file, or begin "
-                            "a new run with --init") from None
     return net, criterion, optimiser
 
 
@@ -183,67 +172,81 @@ def distribute(module: nn.Module, device: torch.device, compiled: bool = False) 
 
 
 # ------------------------------------------------------------------------------------------------------ files
-def open_files(args: argparse.Namespace, state: Checkpoint, steps: int, writes: bool) -> tuple[str, RunLog]:
-    """What the names of the run's checkpoints begin with, and its log; steps: of an epoch.
+def path_of(args: argparse.Namespace, state: Checkpoint, kind: str) -> Path:
+    """The file of a run's checkpoint: best, last or epoch_N."""
+    return Path(args.model_path) / f"{state.name}_{kind}.t"
+
+
+def open_log(args: argparse.Namespace, state: Checkpoint, steps: int, silent: bool) -> RunLog:
+    """The log of a run whose files can be written; steps: of an epoch; silent: another process writes.
 
     Raises `UserError` for a new run whose files exist.
     """
-    models, folder = Path(args.model_path), Path(args.log_path) / f"{args.dataset}_log"
-    best = models / f"{state.name}_best.t"
-    if args.dry_run:
-        return str(models / state.name), RunLog(None, None, state.name, silent=not writes)
-    if writes:
-        make_folder(models, "--model_path")
-        name = glob.escape(state.name)
-        kinds = [f"{name}_{kind}.t" for kind in ("last", "best", "epoch_[0-9]*")]
-        earlier = [path for kind in kinds for path in models.glob(kind)]
-        earlier += folder.glob(f"{name}.jsonl")
-        if earlier and not (args.resume or args.overwrite):
-            raise UserError(f"{earlier[0]}: a run of this name is there; go on with it by --resume auto, "
-                            "replace it by --overwrite, or add a word by --name")
-        for stray in (path for kind in kinds for path in models.glob(f".{kind}.*.tmp")):
-            stray.unlink()  # half-written by a run that was killed
-        if state.best["epoch"] >= 0 and not best.exists():
-            warn(f"{best}: not there; the best is counted anew from epoch {state.epoch + 1}")
-            state.best = Checkpoint({}, {}, 0).best
-    log = RunLog(folder, Path(args.vis_log_path), state.name, state.epoch, state.epoch * steps + 1,
-                 silent=not writes)
-    return str(models / state.name), log
+    if args.dry_run or silent:
+        return RunLog(None, None, state.name, silent=silent)
+    folder, models = Path(args.log_path) / f"{args.dataset}_log", make_folder(args.model_path, "--model_path")
+    name = glob.escape(state.name)
+    kinds = [f"{name}_{kind}.t" for kind in ("last", "best", "epoch_[0-9]*")]
+    earlier = [*(path for kind in kinds for path in models.glob(kind)), *folder.glob(f"{name}.jsonl")]
+    if earlier and not (args.resume or args.overwrite):
+        raise UserError(f"{earlier[0]}: a run of this name is there; go on with it by --resume auto, "
+                        "replace it by --overwrite, or add a word by --name")
+    for stray in (path for kind in kinds for path in models.glob(f".{kind}.*.tmp")):
+        stray.unlink()  # half-written by a run that was killed
+    if state.best["epoch"] >= 0 and not (best := path_of(args, state, "best")).exists():
+        warn(f"{best}: not there; the best is counted anew from epoch {state.epoch + 1}")
+        state.best = Checkpoint({}, {}, 0).best
+    return RunLog(folder, Path(args.vis_log_path), state.name, state.epoch, state.epoch * steps + 1)
 
 
-def save_epoch(stem: str, args: argparse.Namespace, state: Checkpoint, record: dict[str, float],
-               net: TwoStream, criterion: Criterion, optimiser: torch.optim.Optimizer) -> None:
+def save_epoch(args: argparse.Namespace, state: Checkpoint, record: dict[str, float], net: TwoStream,
+               criterion: Criterion, optimiser: torch.optim.Optimizer) -> None:
     """Write the checkpoints of an epoch: `best` holds weights, `epoch_N` and `last` all that resuming needs.
 
     Raises `UserError` rather than write weights that are not finite, which no script would read again.
     """
-    weights = net.state_dict()
+    epoch, weights = record["epoch"] + 1, net.state_dict()
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"after epoch {record['epoch'] + 1}: {name} is not finite; checkpoints of "
-                            "earlier epochs stand; lower --lr, or use --amp off")
-    state.epoch = record["epoch"] + 1
+            raise UserError(f"after epoch {epoch}: {name} is not finite; checkpoints of earlier epochs "
+                            "stand; lower --lr, or use --amp off")
     better = record.get("bnneck/rank-1", -1.0) > state.best["rank-1"]
     if better:
         state.best = {"rank-1": record["bnneck/rank-1"], "mAP": record["bnneck/mAP"],
                       "epoch": record["epoch"]}
-    whole = replace(state, net=weights, criterion=criterion.state_dict(), optimiser=optimiser.state_dict())
+    whole = replace(state, epoch=epoch, net=weights, criterion=criterion.state_dict(),
+                    optimiser=optimiser.state_dict())
     if better:
-        save_checkpoint(Path(f"{stem}_best.t"), replace(whole, optimiser=None))
-    if state.epoch % args.save_epoch == 0:
-        save_checkpoint(Path(f"{stem}_epoch_{state.epoch}.t"), whole)
+        save_checkpoint(path_of(args, state, "best"), replace(whole, optimiser=None))
+    if epoch % args.save_epoch == 0:
+        save_checkpoint(path_of(args, state, f"epoch_{epoch}"), whole)
         if args.keep:
-            remove_old_epochs(Path(args.model_path), state.name, args.keep, state.epoch)
-    save_checkpoint(Path(f"{stem}_last.t"), whole)
+            remove_old_epochs(Path(args.model_path), state.name, args.keep, epoch)
+    save_checkpoint(path_of(args, state, "last"), whole)
+    state.epoch = epoch
 
 
-def stopped(epoch: int, args: argparse.Namespace, stem: str, words: Sequence[str] | None,
-            processes: int) -> str:
-    """The line of a run that a signal ends, with the command that goes on."""
-    program = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
-    last = f"{stem}_last.t"
-    again = ["--resume", last, "--gpu", args.gpu] if Path(last).exists() else words or sys.argv[1:]
-    return f"stopped in epoch {epoch + 1}; go on with: {shlex.join([*program, 'train.py', *map(str, again)])}"
+# ------------------------------------------------------------------------------------------------- the ends
+def last_line(args: argparse.Namespace, state: Checkpoint) -> str:
+    """The line of a run that has come to its end."""
+    if state.best["epoch"] < 0:
+        return f"done, without figures: {path_of(args, state, 'last')}"
+    return (f"done: best Rank-1 {state.best['rank-1']:.2%} mAP {state.best['mAP']:.2%} in epoch "
+            f"{state.best['epoch'] + 1}: {path_of(args, state, 'best')}")
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(args: argparse.Namespace, state: Checkpoint,
+                        words: Sequence[str] | None) -> Iterator[None]:
+    """Add the command that goes on with the run to the line of a signal that ends it."""
+    try:
+        yield
+    except Interrupted as stop:
+        last = path_of(args, state, "last")
+        program = ["python"] if state.processes == 1 else ["torchrun", "--nproc-per-node", state.processes]
+        again = ["--resume", last, "--gpu", args.gpu] if last.exists() else words or sys.argv[1:]
+        command = shlex.join(map(str, [*program, "train.py", *again]))
+        raise Interrupted(stop.signum, f"stopped in epoch {state.epoch + 1}; go on with: {command}") from None
 
 
 if __name__ == "__main__":

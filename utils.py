@@ -9,7 +9,9 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,26 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the one that speaks for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(message: str) -> None:
-    """Print one warning line to stderr, which may be gone."""
+    """Print one warning line to stderr, which may be gone; of several processes, the first does."""
     with contextlib.suppress(BrokenPipeError):
-        tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
+        if is_first_process():
+            tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def as_user_error(fault: str, mend: str) -> Iterator[None]:
+    """Turn what foreign code raises in the block, of whatever kind, into a `UserError` that adds its text."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {one_line(error)[:160]}"
+        raise UserError(f"{fault} ({text}); {mend}") from None
 
 
 def explain(error: Exception) -> str | None:
@@ -70,13 +88,10 @@ def require_matplotlib(flag: str, otherwise: str = "") -> None:
 
     Raises `UserError` naming the flag that asks for figures where it does not load.
     """
-    try:
+    with as_user_error(f"{flag}: Matplotlib, which draws the figures, does not load",
+                       f"run: pip install --upgrade matplotlib{otherwise}"):
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
-    except Exception as error:  # whatever Matplotlib and NumPy do to each other
-        what = f"{type(error).__name__}: {one_line(error)[:120]}"
-        raise UserError(f"{flag}: Matplotlib, which draws the figures, does not load ({what}); run: pip "
-                        f"install --upgrade matplotlib{otherwise}") from None
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -112,9 +127,7 @@ def make_folder(path: str | Path, flag: str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose a folder that "
                         "can") from None
@@ -132,20 +145,18 @@ def sha256(path: Path) -> str:
 
 def git_commit() -> str:
     """The commit of the code that runs, with `+` if files were changed; `unknown` outside a checkout."""
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--exclude=*",
+               "--abbrev=12", "--dirty=+"]
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
-    from importlib.metadata import version
     return {"python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}}
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "pillow")}}
 
 
 # ------------------------------------------------------------------------------------------- the log of a run
@@ -159,20 +170,18 @@ class RunLog:
 
     def __init__(self, folder: Path | None, board: Path | None, name: str, epoch: int = 0, step: int = 0,
                  silent: bool = False) -> None:
-        self.silent, self.text, self.lines, self.board, self.steps = silent, None, None, None, None
+        self.silent = silent
+        self.text = self.lines = self.board = self.steps = None
         if silent or folder is None:
             return
         self.text, self.lines = (make_folder(folder, "--log_path") / f"{name}.{end}"
                                  for end in ("txt", "jsonl"))
         keep_lines_before(self.lines, epoch)
         place = make_folder(board, "--vis_log_path") / name
-        try:
+        with as_user_error("TensorBoard does not start", "run: pip install --upgrade tensorboard protobuf"):
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(place), purge_step=epoch)
             self.steps = SummaryWriter(str(place / "steps"), purge_step=step)
-        except Exception as error:  # whatever TensorBoard and protobuf do to each other
-            raise UserError(f"TensorBoard does not start ({type(error).__name__}: {one_line(error)[:120]}); "
-                            "run: pip install --upgrade tensorboard protobuf") from None
 
     def __call__(self, line: str) -> None:
         """Write a line to the text file, then to the terminal, which may be gone."""
@@ -198,9 +207,9 @@ class RunLog:
         self.board.flush()
 
     def close(self) -> None:
-        """Write what TensorBoard still holds."""
-        for writer in (self.board, self.steps):
-            if writer:
+        """Write what TensorBoard still holds; every epoch was written before."""
+        for writer in filter(None, (self.board, self.steps)):
+            with contextlib.suppress(OSError):
                 writer.close()
 
     def arguments(self, values: dict[str, Any]) -> None:

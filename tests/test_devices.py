@@ -80,8 +80,8 @@ def test_a_compiler_that_does_not_work_is_said_in_one_line(monkeypatch):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one")
 
     monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(UserError, match="^--compile: torch.compile does not work here .Failed to find C "
-                       "compiler. Please specify one.; install a C.. compiler"):
+    with pytest.raises(UserError, match="^--compile: torch.compile does not work here .RuntimeError: Failed "
+                       "to find C compiler. Please specify one.; install a C.. compiler"):
         require_compiler(CPU)
 
 

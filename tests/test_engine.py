@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data_loader import IdentitySampler, TrainBatches, TrainImages
-from devices import allow_tf32
+from devices import prepare
 from engine import Meters, build_optimiser, learning_rate_factor, train_steps
 from loss import Criterion
 from model import METHODS, MODALITIES, Method, build_network
@@ -62,7 +62,7 @@ def stripes() -> dict[str, TrainImages]:
 def make_training(method: Method, device: torch.device, on_device: bool):
     """Network, losses, batches and optimiser of a small run."""
     torch.manual_seed(0)
-    allow_tf32()
+    prepare(device)
     net = build_network(method, "resnet18", PERSONS).to(device, memory_format=torch.channels_last)
     criterion, images = Criterion(method.losses, PERSONS, net.dim).to(device), stripes()
     sampler = IdentitySampler({modality: side.labels for modality, side in images.items()},

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import threading
 
 import ending
 import numpy as np
@@ -298,6 +299,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, script):
     line = done.stderr.strip().splitlines()[-1]
     assert re.search(r"epoch \d, step \d+: the loss is not finite \(loss \S+ id .*; lower --lr, or use", line)
     assert not list((script.cwd / "save_model").glob("*_last.t"))
+    writers = [thread for thread in threading.enumerate() if "tensorboard" in type(thread).__module__]
+    assert not writers  # all files are closed
 
 
 def test_weights_that_are_not_finite_are_not_written(train, script, monkeypatch):
