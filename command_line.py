@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils import Interrupted, explain, one_line, warn
+from utils import Interrupted, explain, is_first_process, one_line, warn
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # How --gpu is declared.
@@ -127,7 +127,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         if (cause := explain(error)) is None:
             raise
         status, line = 2, f"error: {cause}"
-    if line and (status == 2 or os.environ.get("RANK", "0") == "0"):  # of several processes, one says it
+    if line and (status == 2 or is_first_process()):
         print(f"{program}: {line}", file=sys.stderr)
     sys.exit(status)
 

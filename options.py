@@ -32,6 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "img_h": 192, "img_w": 96},
 }
 OWN_IMAGES, OWN_EPOCHS = 64_000, (5, 120)  # that `own` shows of the larger modality; fewest and most epochs
+TRIPLETS = ("triplet", "hetero_center", "part_hetero_center")  # the losses whose margin --margin is
 # What makes a model what it is: a checkpoint says it, and a flag that contradicts the checkpoint is an error.
 FIXED = frozenset(("dataset", "method", "set", "arch", "img_h", "img_w", "range", "trial", "recipe", "lr",
                    "optim", "schedule", "batch_size", "num_pos", "margin", "augment", "pretrained", "init",
@@ -225,10 +226,8 @@ def method_of(args: argparse.Namespace) -> Method:
     check_method(args.method, METHODS[args.method])
     method = override(METHODS[args.method], args.set or ())
     if args.margin is not None:
-        losses = {name: replace(loss, parameters={**loss.parameters, "margin": args.margin})
-                  if name in ("triplet", "hetero_center", "part_hetero_center") else loss
-                  for name, loss in method.losses.items()}
-        method = replace(method, losses=losses)
+        method = override(method, [f"losses.{name}.margin={args.margin}" for name in TRIPLETS
+                                   if name in method.losses])
     if args.augment is not None:
         names = tuple(args.augment.split(","))
         method = replace(method,

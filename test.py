@@ -93,7 +93,9 @@ def test(args: argparse.Namespace, words: Sequence[str]) -> Path:
         found = search_features(model.net.to(device, memory_format=torch.channels_last), chosen, settings)
         rankings += [{kind: rank(found, search, kind, args.rerank != "none") for kind in scored(args)}
                      for search in chosen]
-        models, searches, first = [*models, model], [*searches, *chosen], first or (found, chosen[0])
+        first = first or (found, chosen[0])
+        models.append(model)
+        searches += chosen
     data = DATASETS[args.dataset]
     for line in dict.fromkeys(line for search in searches
                               for line in data.surprises(args.data_path, search=search)):

@@ -47,20 +47,19 @@ def load_model(path: str, target: str | None) -> Model:
         print("\n".join(report))
         return Model(net, path, facts)
     saved = as_checkpoint(content, path)
-    own, chosen = saved.args.get("dataset"), saved.optimiser is None
-    settings = {"init": bool(saved.args.get("init")), "data": saved.fingerprint,
-                "weights": "best" if chosen else f"epoch {saved.epoch}",
-                **{name: saved.args[name] for name in options.SETTINGS if name in saved.args}}
+    best, data = saved.optimiser is None, DATASETS.get(saved.args.get("dataset"))
     facts = {name: value for name, value in saved.args.items() if name in options.FIXED and name != "trial"}
+    settings = {"init": bool(saved.args.get("init")), "data": saved.fingerprint,
+                "weights": "best" if best else f"epoch {saved.epoch}",
+                **{name: saved.args[name] for name in options.SETTINGS if name in saved.args}}
     model = Model(saved.network(path), path, facts, settings=settings, seed=saved.args.get("seed"))
-    if target in (None, own):
+    if target in (None, facts.get("dataset")):
         if Path(saved.args.get("data_path") or "/dev/null").is_dir():
             facts["data_path"] = saved.args["data_path"]
-        several = own in DATASETS and DATASETS[own].splits > 1
-        return replace(model, trial=saved.trial if several else None, chosen=chosen)
-    particular = {"dataset", *(name for data in DATASETS.values() for name in data.flags)}
-    facts = {name: value for name, value in facts.items() if name not in particular}
-    return replace(model, facts=facts, home=DATASETS[own].title if own in DATASETS else own or "")
+        return replace(model, trial=saved.trial if data and data.splits > 1 else None, chosen=best)
+    for name in ("dataset", *(name for other in DATASETS.values() for name in other.flags)):
+        facts.pop(name, None)
+    return replace(model, home=data.title if data else str(saved.args.get("dataset") or ""))
 
 
 def parse_for(model: Model, words: Sequence[str], first: argparse.Namespace | None) -> argparse.Namespace:
@@ -84,43 +83,28 @@ def parse_for(model: Model, words: Sequence[str], first: argparse.Namespace | No
 
 
 def choose_searches(args: argparse.Namespace, model: Model, place: int | None) -> list[Search]:
-    """What to test a model on, the n-th of ten or the only one (None)."""
+    """What to test a model on, the n-th of ten or the only one (None).
+
+    Raises `UserError` unless one split is known, whose test persons the model was not trained on.
+    """
     data = DATASETS[args.dataset]
-    if place:
-        require_trial(args, model, place)
-        trials = data.trials(place)
-    elif data.splits > 1 and args.trial is None and model.home:
-        trials = range(1, data.splits + 1)
-    else:
-        trials = data.trials(trial_of(args, model) if data.splits > 1 else 1)
-    return data.searches(args.data_path, direction=args.direction, trials=trials,
-                         **data.keywords("searches", vars(args)))
-
-
-def trial_of(args: argparse.Namespace, model: Model) -> int:
-    """The split to test a model on; raises `UserError` for one whose persons it was trained on."""
-    if args.trial is None and model.trial is None:
+    if place and (data.splits == 1 or args.trial):
+        but = (f"--trial {args.trial} says one; leave it out" if args.trial else
+               f"{data.title} has one model; name its file")
+        raise UserError(f"--resume {args.resume}: {{}} stands for ten trials, each with a model, but {but}")
+    trial = 1 if data.splits == 1 else place or args.trial or model.trial
+    if trial is None and not model.home:
         raise UserError(f"--resume {model.path}: does not say which trial it was trained on; "
                         "give that with --trial")
-    if args.trial is None or model.trial in (None, args.trial) or args.force_trial:
-        return args.trial or model.trial
-    raise UserError(f"--trial {args.trial}: the checkpoint {model.path} was trained on trial {model.trial}, "
-                    f"whose training persons are among the test persons of trial {args.trial}; leave --trial "
-                    "out (--force-trial tests all the same)")
-
-
-def require_trial(args: argparse.Namespace, model: Model, place: int) -> None:
-    """Raise `UserError` unless the file of the n-th trial was trained on it."""
-    data = DATASETS[args.dataset]
-    if data.splits == 1:
-        raise UserError(f"--resume {args.resume}: {{}} stands for ten trials, each with a model, but "
-                        f"{data.title} has one model; name its file")
-    if args.trial is not None:
-        raise UserError(f"--trial {args.trial}: --resume {args.resume} names all ten trials; "
-                        "leave one of them out")
-    if model.trial not in (None, place) and not args.force_trial:
-        raise UserError(f"--resume {model.path}: trained on trial {model.trial}, trial {place} expected by "
-                        "its place; rename the file (--force-trial tests all the same)")
+    if model.trial not in (None, trial) and not args.force_trial:
+        fault = (f"--resume {model.path}: trained on trial {model.trial}, trial {trial} expected by its "
+                 "place; rename the file" if place else
+                 f"--trial {trial}: the checkpoint {model.path} was trained on trial {model.trial}, whose "
+                 f"training persons are among the test persons of trial {trial}; leave --trial out")
+        raise UserError(f"{fault} (--force-trial tests all the same)")
+    trials = data.trials(trial) if trial else range(1, data.splits + 1)
+    return data.searches(args.data_path, direction=args.direction, trials=trials,
+                         **data.keywords("searches", vars(args)))
 
 
 def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
