@@ -1,10 +1,10 @@
-"""The data sets by name, the AGW line's function names, and the check of a copy. Knows nothing of pixels.
+"""The data sets by name, the AGW line's function names, and the check of a copy.
 
     python data_manager.py DIR [--all]
 
 checks the copy of a data set in DIR: its counts against the published ones, and what is missing, empty,
-unreadable or misnamed. Exit status 0: usable; 1: not usable, training or testing would refuse it; 2: a
-mistake in the command.
+unreadable or misnamed. Exit status 0: usable; 1: training or testing would refuse it; 2: a mistake in the
+command.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from datasets.check import check as check_copy
 from datasets.folders import Folders
 from datasets.llcm import LLCM
 from datasets.regdb import NAMES, RegDB
-from datasets.sysu import SysuMM01
+from datasets.sysu import GALLERIES, SysuMM01
 from datasets.types import INFRARED, VISIBLE, DataSet, Images, draw
 from command_line import Parser, run
 from utils import UserError
@@ -68,7 +68,7 @@ def process_gallery_sysu(data_path: str, mode: str = "all", trial: int = 0, shot
                          gallery: str = "random") -> Listed:
     """One visible gallery of SYSU-MM01: paths, pids and camids. Trials count from 0."""
     images = DATASETS["sysu"].side(data_path, "test", VISIBLE, mode)
-    return listed(DATASETS["sysu"].draw_gallery(data_path, images, trial, shot, gallery))
+    return listed(GALLERIES[gallery](images, trial, shot))
 
 
 def process_test_regdb(data_path: str, trial: int = 1,

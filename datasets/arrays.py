@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,16 @@ FORMAT = 1
 Listing = dict[str, list[str]]  # a line for each image, by modality
 
 
-# ------------------------------------------------------------------------------------------------- the images
+# ------------------------------------------------------------------------------------- the images of a split
 def fingerprint(split: TrainSplit, root: str | Path, folder: str | Path | None = None) -> str:
     """SHA-256 over modality, relative path, size, checksum and pid of every training image.
 
-    folder: of the arrays, here and below, if that is not the data set's. Checksums come from the manifest if
-    arrays were made of images of these names and sizes; otherwise, 12 KiB of each file are read.
+    Checksums come from the manifest in `folder` (default: `root`) if arrays were made of images of these
+    names and sizes; otherwise, 12 KiB of each file are read.
     """
     lines = read_manifest(Path(folder or root) / MANIFEST).get("images", {})
-    if without_checksums(lines) != list_images(split, root, size):
-        lines = list_images(split, root, checksum)
+    if without_checksums(lines) != list_images(split, root):
+        lines = list_images(split, root, checksums=True)
     digest = hashlib.sha256()
     for side in split.sides:
         for line, pid in zip(lines[side.modality], side.pids):
@@ -43,24 +42,20 @@ def fingerprint(split: TrainSplit, root: str | Path, folder: str | Path | None =
     return digest.hexdigest()
 
 
-def list_images(split: TrainSplit, root: str | Path, mark: Callable[[str], str]) -> Listing:
-    """'relative/path mark' of every image; mark: of a file, `size` or `checksum`."""
-    return {side.modality: [f"{Path(path).relative_to(root).as_posix()} {mark(path)}" for path in side.paths]
+def list_images(split: TrainSplit, root: str | Path, checksums: bool = False) -> Listing:
+    """'relative/path bytes' of every image, or 'relative/path bytes-checksum'."""
+    return {side.modality: [f"{Path(path).relative_to(root).as_posix()} {os.stat(path).st_size}"
+                            + (f"-{checksum(path)}" if checksums else "") for path in side.paths]
             for side in split.sides}
 
 
 def without_checksums(lines: Listing) -> Listing:
-    """The lines with `size`, from those with `checksum`."""
+    """The lines of images without checksums, from those with them."""
     return {modality: [line.rpartition("-")[0] for line in side] for modality, side in lines.items()}
 
 
-def size(path: str) -> str:
-    """The bytes of a file."""
-    return str(os.stat(path).st_size)
-
-
 def checksum(path: str) -> str:
-    """'bytes-checksum' of a file: its size, and the CRC-32 of 4 KiB of its beginning, middle and end."""
+    """The CRC-32 of 4 KiB of a file's beginning, middle and end, in hexadecimal."""
     try:
         with open(path, "rb") as file:
             length, crc = os.fstat(file.fileno()).st_size, 0
@@ -69,10 +64,10 @@ def checksum(path: str) -> str:
                 crc = zlib.crc32(file.read(4096), crc)
     except OSError as error:
         raise not_read(path, error) from None
-    return f"{length}-{crc:08x}"
+    return f"{crc:08x}"
 
 
-# --------------------------------------------------------------------------------------------------- manifest
+# ----------------------------------------------------------------------------------------------- the manifest
 def settings(spec: ImageSpec) -> dict[str, Any]:
     """What arrays have in common: the format, the size in pixels and the filter."""
     return {"format": FORMAT, "height": spec.height, "width": spec.width, "filter": FILTER}
@@ -80,7 +75,7 @@ def settings(spec: ImageSpec) -> dict[str, Any]:
 
 def manifest(split: TrainSplit, root: str | Path, spec: ImageSpec) -> dict[str, Any]:
     """What is recorded beside the arrays: settings, image counts, and the files that they are of."""
-    images = list_images(split, root, checksum)
+    images = list_images(split, root, checksums=True)
     return {**settings(spec), "count": {modality: len(lines) for modality, lines in images.items()},
             "images": images}
 
@@ -94,13 +89,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def strays(split: TrainSplit, folder: str | Path) -> list[Path]:
+def strays(split: TrainSplit, folder: Path) -> list[Path]:
     """The arrays in a folder without their manifest: other code's, or of a pre-processing cut short."""
-    paths = [Path(folder) / f"{name}_img.npy" for name in split.arrays.names.values()]
-    return [] if (Path(folder) / MANIFEST).is_file() else [path for path in paths if path.exists()]
+    paths = [folder / f"{name}_img.npy" for name in split.arrays.names.values()]
+    return [] if (folder / MANIFEST).is_file() else [path for path in paths if path.exists()]
 
 
-# ----------------------------------------------------------------------------------------------------- arrays
+# ------------------------------------------------------------------------------------------------- the arrays
 def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
                 folder: str | Path | None = None) -> dict[str, np.ndarray] | None:
     """Memory-map the pixels (N, height, width, 3) of both modalities; None where there are no arrays.
@@ -115,10 +110,9 @@ def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
     command = (f"run: python {split.arrays.script} {shlex.join(words)} "
                f"--img_w {spec.width} --img_h {spec.height}")
     if not path.is_file():
-        found = strays(split, path.parent)
-        if found or folder:
-            raise UserError(f"{found[0] if found else f'--arrays {folder}'}: no {MANIFEST} with it, which "
-                            f"says what arrays were made from; {command}")
+        if found := strays(split, path.parent) or folder and [f"--arrays {folder}"]:
+            raise UserError(f"{found[0]}: no {MANIFEST} with it, which says what arrays were made from; "
+                            f"{command}")
         return None
     require_current(path, split, root, spec, command)
     arrays = {}
@@ -139,7 +133,7 @@ def require_current(path: Path, split: TrainSplit, root: str | Path, spec: Image
         if found.get(name) != now:
             raise UserError(f"{path}: arrays of {name} {found.get(name)} found, {now} expected; {command}")
     made_from = without_checksums(found.get("images", {}))
-    for modality, now in list_images(split, root, size).items():
+    for modality, now in list_images(split, root).items():
         then = made_from.get(modality, [])
         if then != now:
             example = min(set(then) ^ set(now), default="their order ").rpartition(" ")[0]

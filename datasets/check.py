@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,19 +23,19 @@ FAULT, NOTE = "FAULT", "note"
 class Report(Copy):
     """What a check found: lines by (FAULT or NOTE, kind), a table, and counts beside the published ones.
 
-    A FAULT is what training or testing would refuse. opened: how many images were decoded.
+    A FAULT is what training or testing would refuse; opened: how many images were decoded.
     """
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.found: dict[tuple[str, str], dict[str, None]] = {}
+        self.found: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         self.table = [" " * 22 + "".join(f"{f'{side} persons':>18}{'images':>8}" for side in MODALITIES)]
-        self.counts: dict[tuple[str, int], set[int]] = {}  # found ones by (what, published)
+        self.counts: defaultdict[tuple[str, int], set[int]] = defaultdict(set)  # by (what, published)
         self.opened = 0
 
     def add(self, severity: str, kind: str, line: object) -> None:
         """Add one finding, once."""
-        self.found.setdefault((severity, kind), {})[one_line(line)] = None
+        self.found[severity, kind][one_line(line)] = None
 
     def refuse(self, kind: str, line: str) -> None:
         """Add a fault."""
@@ -44,7 +45,7 @@ class Report(Copy):
         """Add counts that have a published one."""
         for what, number in found.items():
             if what in published:
-                self.counts.setdefault((f"{what}{where}", published[what]), set()).add(number)
+                self.counts[f"{what}{where}", published[what]].add(number)
 
     @property
     def usable(self) -> bool:
@@ -80,18 +81,19 @@ def check_test(data: DataSet, trial: int, sides: Mapping[str, Images], report: R
     """Count the test images, try the searches, and note persons of one modality."""
     persons = {modality: set(images.pids.tolist()) for modality, images in sides.items()}
     everyone = set.union(*persons.values())
-    report.count({"test persons": len(everyone), **{f"{modality} test images": len(images)
-                                                    for modality, images in sides.items()}}, data.published)
+    images = {f"{modality} test images": len(images) for modality, images in sides.items()}
+    report.count({"test persons": len(everyone), **images}, data.published)
     for keywords in data.checked:
         words = {"direction": data.direction, "trials": data.trials(trial)[:1], **keywords}
         for search in report.attempt("refused", data.searches, report, **words) or ():
             where = f" ({', '.join(keywords.values())})" if keywords else ""
             report.count({"gallery images": len(search.gallery)}, search.published, where)
+    where = f" in trial {trial}" if data.splits > 1 else ""
     for modality, there in persons.items():
         for pid in sorted(everyone - there):
-            report.add(NOTE, "test persons of one modality only", f"{report.root}: person "
-                       f"{data.name_of_person(pid, sides.values())} has no {modality} image"
-                       + (f" in trial {trial}" if data.splits > 1 else ""))
+            name = data.name_of_person(pid, sides.values())
+            report.add(NOTE, "test persons of one modality only",
+                       f"{report.root}: person {name} has no {modality} image{where}")
 
 
 def add_rows(report: Report, title: str, sides: Collection[Images], by_camera: bool) -> None:
@@ -121,12 +123,10 @@ def note_unused(top: Path, report: Report) -> None:
 
 def open_images(report: Report, every: bool, takes_range: bool) -> None:
     """Decode a sample of a report's images, or every one, and add the empty and the unreadable ones."""
-    paths = []
-    for path in report.images:
-        if os.path.getsize(path):
-            paths.append(path)
-        else:
-            report.refuse("empty", f"{path}: 0 bytes")
+    sizes = {path: os.path.getsize(path) for path in report.images}
+    for path in (path for path, size in sizes.items() if not size):
+        report.refuse("empty", f"{path}: 0 bytes")
+    paths = [path for path, size in sizes.items() if size]
     if not every and len(paths) > SAMPLE:
         paths = [paths[place] for place in np.linspace(0, len(paths) - 1, SAMPLE).round().astype(int)]
     report.opened = len(paths)

@@ -22,7 +22,6 @@ class CamerasApart(Search):
     """A search whose queries do not see images by a camera of their own number."""
 
     def seen(self) -> np.ndarray:
-        """What the ranking of each query holds, (Q, G) bool."""
         return self.query.camids[:, None] != self.gallery.camids
 
 
@@ -39,18 +38,16 @@ class Folders(DataSet):
     flags, arguments = ("range", "exclude_same_camera"), {"searches": ("exclude_same_camera",)}
 
     def add_flags(self, parser: Parser, script: str) -> None:
-        """Declare the flags that belong to this data set; script: "train" or "test"."""
         parser.add_argument("--range", **RANGE, help="folders: raw values that become black and "
                             "white in images of more than 8 bits")
         parser.add_argument("--exclude-same-camera", action="store_true",
                             help="folders: leave out pairs of one camera number")
 
     def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
-        """The images of both modalities of a split, "train" or "test"; `trial` is not read.
+        """The images of both modalities of a split; two names of persons that look alike are a fault.
 
         A person's number is the place of the name in natural order. Images that name no camera have the next
-        number after all that are named (visible), or the one after (infrared). Two names that look alike are
-        a fault.
+        number after all that are named (visible), or the one after (infrared).
         """
         folder = copy.root / split
         persons = {modality: read_persons(copy, folder / modality) for modality in MODALITIES}
@@ -70,7 +67,6 @@ class Folders(DataSet):
                 for rest, modality in enumerate(MODALITIES, top + 1)}
 
     def source(self, split: str, trial: int) -> str:
-        """The folder of a split."""
         return split
 
     def searches(self, root: Root, *, direction: str = "i2v", trials: Iterable[int] = (0,),
@@ -92,7 +88,6 @@ class Folders(DataSet):
         return [0]
 
     def has(self, root: str | Path, split: str) -> bool:
-        """Whether there is a folder of a split."""
         return (Path(root) / split).is_dir()
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +99,6 @@ class Folders(DataSet):
         return super().resolve(values)
 
     def name_of_person(self, pid: int, sides: Iterable[Images]) -> str:
-        """The name of a person's folder."""
         return next(Path(path).parent.name for images in sides
                     for path, other in zip(images.paths, images.pids) if other == pid)
 

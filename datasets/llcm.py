@@ -20,7 +20,6 @@ class LlcmSearch(Search):
     """A search without images of the query's person by the query's camera."""
 
     def seen(self) -> np.ndarray:
-        """What the ranking of each query holds, (Q, G) bool."""
         return llcm_seen(self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
 
 
@@ -42,12 +41,11 @@ class LLCM(DataSet):
     checked = ({"direction": "i2v"}, {"direction": "v2i"})
 
     def images(self, copy: Copy, split: str, trial: int = 1) -> dict[str, Images]:
-        """The images of both modalities of a split, "train" or "test"; `trial` is not read."""
         sides = {}
         for modality, name in NAMES.items():
             if split == "train":
-                found = [(path, label, camera_of(path)) for path, label in copy.listed_images(
-                    copy.root / "idx" / f"train_{name}.txt", NAMES, modality)]
+                listed = copy.listed_images(copy.root / "idx" / f"train_{name}.txt", NAMES, modality)
+                found = [(path, label, camera_of(path)) for path, label in listed]
             else:
                 pids = copy.attempt("lists", parse_id_list, copy.root / "idx" / "test_id.txt") or []
                 found = copy.camera_images({camera: copy.root / f"test_{name}" / f"cam{camera}"
@@ -56,7 +54,6 @@ class LLCM(DataSet):
         return sides
 
     def source(self, split: str, trial: int) -> str:
-        """The lists of a split."""
         return "idx/train_vis.txt and idx/train_nir.txt" if split == "train" else "idx/test_id.txt"
 
     def searches(self, root: Root, *, direction: str = "i2v",

@@ -43,10 +43,7 @@ def preprocess(data: DataSet, words: Sequence[str] | None = None) -> None:
 
 
 def warn_of_others(split: TrainSplit, folder: Path) -> None:
-    """Warn of arrays that will be replaced, and of half-written ones.
-
-    Raises `UserError` for arrays of another data set: the folder has one manifest.
-    """
+    """Warn of arrays that will be replaced, and of half-written ones; `UserError` for another data set's."""
     own = {f"{name}_img.npy" for name in split.arrays.names.values()}
     if others := sorted(path for path in folder.glob("train_*_resized_img.npy") if path.name not in own):
         raise UserError(f"--arrays {folder}: {others[0].name} of another data set found, whose "

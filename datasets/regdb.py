@@ -34,7 +34,6 @@ class RegDB(DataSet):
                  "test persons": 206, "visible test images": 2060, "infrared test images": 2060}
 
     def add_flags(self, parser: Parser, script: str) -> None:
-        """Declare the flags that belong to this data set; script: "train" or "test"."""
         parser.add_argument("--trial", type=number(1, TRIALS), default=1, metavar="T",
                             help="RegDB: split, 1 to 10")
         parser.add_argument("--tvsearch", action="store_true", help="RegDB: the old name of --direction i2v")
@@ -43,10 +42,7 @@ class RegDB(DataSet):
                                 help="RegDB: test on a split whose persons the model may know")
 
     def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
-        """The images of both modalities of a split; a person who is in both splits of the trial is a fault.
-
-        Labels count the persons of one split, so the same label in both splits means two persons.
-        """
+        """The images of both modalities of a split; a person in both splits of the trial is a fault."""
         sides = {}
         for modality in MODALITIES:
             lists = [copy.attempt("lists", parse_index, list_path(copy.root, side, trial, modality)) or ()
@@ -60,7 +56,6 @@ class RegDB(DataSet):
         return sides
 
     def source(self, split: str, trial: int) -> str:
-        """The lists of a split."""
         return f"idx: {'training' if split == 'train' else 'test'} lists of trial {trial}"
 
     def searches(self, root: Root, *, direction: str = "v2i", trials: Iterable[int] = (1,)) -> list[Search]:
@@ -80,9 +75,7 @@ class RegDB(DataSet):
         """Labels count the persons of one split: over several, a person is known by his first image."""
         names = []
         for query in (search.query for search in searches):
-            first: dict[int, str] = {}
-            for path, pid in zip(query.paths, query.pids.tolist()):
-                first[pid] = min(path, first.get(pid, path))
+            first = dict(sorted(zip(query.pids.tolist(), query.paths), reverse=True))  # the least path stays
             names += [first[pid] for pid in query.pids.tolist()]
         return np.unique(names, return_inverse=True)[1]
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,13 @@ from utils import UserError, one_line
 
 CAMERAS = {"all": {VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},  # searched, by mode
            "indoor": {VISIBLE: (1, 2), INFRARED: (3, 6)}}
-GALLERY = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the whole data set
+PUBLISHED = {"all": 301, "indoor": 112}  # images of a single-shot gallery of the whole data set
 
 
 class SysuSearch(Search):
     """A search without images of the query's room."""
 
     def seen(self) -> np.ndarray:
-        """What the ranking of each query holds, (Q, G) bool."""
         if self.query.modality == INFRARED:
             return sysu_seen(self.query.camids, self.gallery.camids)
         return sysu_seen(self.gallery.camids, self.query.camids).T
@@ -48,17 +46,15 @@ class SysuMM01(DataSet):
     checked = ({"mode": "all"}, {"mode": "indoor"})
 
     def add_flags(self, parser: Parser, script: str) -> None:
-        """Declare the flags that belong to this data set; script: "train" or "test"."""
         super().add_flags(parser, script)
         parser.add_argument("--mode", choices=tuple(CAMERAS), default="all",
                             help="SYSU-MM01: cameras searched")
         parser.add_argument("--shot", type=int, choices=(1, 10), default=1,
                             help="SYSU-MM01: gallery images a person and camera")
-        parser.add_argument("--gallery", choices=("random", "official"), default="random",
+        parser.add_argument("--gallery", choices=tuple(GALLERIES), default="random",
                             help="SYSU-MM01: draw of the gallery (official: exp/rand_perm_cam.mat)")
 
     def images(self, copy: Copy, split: str, trial: int) -> dict[str, Images]:
-        """The images of both modalities of a split, "train" or "test"; `trial` is not read."""
         return {modality: self.side(copy, split, modality) for modality in MODALITIES}
 
     def side(self, root: Root, split: str, modality: str, mode: str = "all") -> Images:
@@ -72,12 +68,7 @@ class SysuMM01(DataSet):
         return Images.of(found, modality)
 
     def source(self, split: str, trial: int) -> str:
-        """The lists of a split."""
         return "exp/train_id.txt and exp/val_id.txt" if split == "train" else "exp/test_id.txt"
-
-    def draw_gallery(self, root: str | Path, images: Images, trial: int, shot: int, gallery: str) -> Images:
-        """Draw `shot` images of each person and camera."""
-        return {"random": draw, "official": partial(draw_official, Path(root))}[gallery](images, trial, shot)
 
     def searches(self, root: Root, *, direction: str = "i2v", trials: Iterable[int] = range(TRIALS),
                  mode: str = "all", shot: int = 1, gallery: str = "random") -> list[Search]:
@@ -89,13 +80,13 @@ class SysuMM01(DataSet):
         published = {"test persons": self.published["test persons"]}
         if direction == "i2v":  # every test person has at least ten images in a camera
             published |= {"queries": self.published["infrared test images"],
-                          "gallery images": shot * GALLERY[mode]}
-        return matched([SysuSearch(query, self.draw_gallery(copy.root, images, trial, shot, gallery), trial,
-                                   name, True, published, mode == "indoor", copy.left_out)
+                          "gallery images": shot * PUBLISHED[mode]}
+        return matched([SysuSearch(query, GALLERIES[gallery](images, trial, shot), trial, name, True,
+                                   published, mode == "indoor", copy.left_out)
                         for trial in trials], f"{copy.root / self.source('test', 1)}, {mode}-search")
 
     def check_more(self, report: Report) -> None:
-        """Report whether the official galleries can be drawn, which nothing else needs."""
+        """Note where the official galleries, which nothing else needs, cannot be drawn."""
         try:
             self.searches(report.root, shot=10, gallery="official")
         except UserError as error:
@@ -114,12 +105,13 @@ def read_ids(copy: Copy) -> dict[str, list[int]]:
     return {"train": sorted({*lists["train"], *lists["val"]}), "test": lists["test"]}
 
 
-def draw_official(root: Path, images: Images, trial: int, shot: int) -> Images:
+def draw_official(images: Images, trial: int, shot: int) -> Images:
     """The draw of the data set's own evaluation: the first of row `trial` of each person's permutation.
 
     Raises `UserError` where `exp/rand_perm_cam.mat` does not give it, or names an image that is not there.
     """
     from scipy.io import loadmat
+    root = Path(images.paths[0]).parents[2]  # of cam1/0001/0001.jpg
     mat, drawn = root / "exp" / "rand_perm_cam.mat", []
     try:
         if not mat.is_file():
@@ -138,3 +130,6 @@ def draw_official(root: Path, images: Images, trial: int, shot: int) -> Images:
         raise UserError(f"{mat}: does not give the gallery of trial {trial} ({one_line(error)}); restore it "
                         "and the images, or use --gallery random") from None
     return images.take(drawn)
+
+
+GALLERIES = {"random": draw, "official": draw_official}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +36,9 @@ class View:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The form in which image files are read: size in pixels, and range.
+    """The form in which image files are read: size in pixels, and the raw values that become black and white.
 
-    range: the raw values that become black and white in greyscale images of more than 8 bits; None: such
-    images are refused.
+    range: of greyscale images of more than 8 bits; None: such images are refused.
     """
 
     height: int = 288
@@ -48,8 +48,8 @@ class ImageSpec:
     @classmethod
     def from_arguments(cls, values: Mapping[str, Any]) -> ImageSpec:
         """The form that arguments say: img_h, img_w, and range where there is one."""
-        usual, pair = cls(), values.get("range")
-        return cls(values.get("img_h", usual.height), values.get("img_w", usual.width), pair and tuple(pair))
+        pair = values.get("range")
+        return cls(values.get("img_h", cls.height), values.get("img_w", cls.width), pair and tuple(pair))
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Images:
 
     def by_person_and_camera(self) -> dict[tuple[int, int], list[int]]:
         """The numbers of the images by (pid, camera), in the order of the images."""
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups = defaultdict(list)
         for row, key in enumerate(zip(self.pids.tolist(), self.camids.tolist())):
-            groups.setdefault(key, []).append(row)
+            groups[key].append(row)
         return groups
 
 
@@ -103,10 +103,9 @@ class Features:
 class Search:
     """One search: a query in a gallery, and the rules that score it.
 
-    `trial` is a gallery draw or a split; `name` says the search in words, the same for all trials;
-    `count_persons` makes CMC count each gallery person once; `published` holds the counts of the whole data
-    set, as far as they are known; `partial` tells that even there some persons are on one side only;
-    `left_out` names hidden and system files among the images.
+    trial: a gallery draw or a split; name: the search in words, the same for all trials; count_persons: CMC
+    counts each gallery person once; published: known counts of the whole data set; partial: even there, some
+    persons are on one side only; left_out: hidden and system files among the images.
     """
 
     query: Images
@@ -142,10 +141,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class TrainSplit:
-    """Training images of both modalities; labels are positions in `pids`, the sorted identities.
-
-    `left_out` names hidden and system files among the images.
-    """
+    """Training images of both modalities; labels are positions in `pids`, the sorted identities."""
 
     visible: Images
     infrared: Images
@@ -175,8 +171,7 @@ class DataSet:
     `--direction`; splits: trained models that one result is the mean of; folders: the layout, by which a copy
     is known; lists: the one of them that holds no images; flags: names of the arguments that belong to it;
     arguments: those of them that a method takes as keywords, by the method's name; published: its counts;
-    checked: keywords of the searches that the check of a copy tries; arrays: what a script makes of its
-    training images, once, if there is one.
+    checked: keywords of the searches that the check of a copy tries; arrays: of the training images.
     """
 
     name: str
@@ -222,7 +217,7 @@ class DataSet:
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that follow from the others; raises `UserError` where these contradict each other."""
-        return {"data_path": self.path if values["data_path"] is None else values["data_path"],
+        return {"data_path": values["data_path"] or self.path,
                 "direction": values["direction"] or self.direction}
 
     def persons(self, searches: Sequence[Search]) -> np.ndarray:
@@ -286,16 +281,14 @@ class DataSet:
                   search: Search | None = None) -> list[str]:
         """What is legal but surely unintended of a split and of a search, a line each.
 
-        Counts that are not the published ones, with both numbers; test persons who have images in one
-        modality only, where the whole data set has none; and hidden and system files.
+        Counts that are not the published ones; test persons who have images in one modality only, where the
+        whole data set has none; hidden and system files.
         """
-        known = [(split.counts(), self.published)] if split else []
-        known += [(search.counts(), search.published)] if search else []
+        known = [(read.counts(), published) for read, published in
+                 ((split, self.published), (search, search and search.published)) if read]
         differing = [f"{found} {what} found, {published[what]} published" for counts, published in known
-                     for what, found in counts.items() if what in published and found != published[what]]
-        lines = []
-        if differing:
-            lines.append(f"{'; '.join(differing)}: not the whole data set")
+                     for what, found in counts.items() if found != published.get(what, found)]
+        lines = [f"{'; '.join(differing)}: not the whole data set"] if differing else []
         lone = set(search.query.pids.tolist()) ^ set(search.gallery.pids.tolist()) if search else set()
         if lone and not search.partial:
             first = self.name_of_person(min(lone), (search.query, search.gallery))
@@ -319,13 +312,11 @@ def draw(images: Images, trial: int, shot: int = 1) -> Images:
 
 
 def matched(searches: list[Search], source: str) -> list[Search]:
-    """The searches; raises `UserError` if in one, no query has a match among the images that it sees.
-
-    source: the lists or folder that name the images.
-    """
-    for query, gallery in ((search.query, search.gallery) for search in searches
-                           if search.unmatched() == len(search.query)):
-        raise UserError(f"{source}: no query has a match in the gallery: none of the {len(query)} "
-                        f"{query.modality} queries is compared with an image of the same person among the "
-                        f"{len(gallery)} {gallery.modality} ones; restore the images")
+    """The searches of the lists or folder `source`; `UserError` for one in which no query has a match."""
+    for search in searches:
+        query, gallery = search.query, search.gallery
+        if search.unmatched() == len(query):
+            raise UserError(f"{source}: no query has a match in the gallery: none of the {len(query)} "
+                            f"{query.modality} queries is compared with an image of the same person among "
+                            f"the {len(gallery)} {gallery.modality} ones; restore the images")
     return searches
