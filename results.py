@@ -1,12 +1,13 @@
 """Records of tests: what results.json and results.csv hold, and the scores of each query beside them."""
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Model:
-    """The checkpoint of a test, or the ten of RegDB's splits.
+    """The checkpoint of a test, or the ten of RegDB's splits; paths: as the command line named the files.
 
-    settings: what its training shares with that of other seeds; seed: None where nothing says it; paths: of
-    the files, as the command line named them.
+    settings: what its training shares with that of other seeds; seed: None where nothing says it.
     """
 
     method: str
@@ -119,21 +119,21 @@ class Record:
                 **self.similarities}
 
     @staticmethod
-    def from_json(record: Mapping[str, Any]) -> Record:
+    def from_json(content: Mapping[str, Any]) -> Record:
         """The record that results.json holds; raises one of many errors where that is none."""
-        known = {name: record["checkpoint"].get(name) for name in Model.__dataclass_fields__}
-        model = Model(**{name: tuple(value) if isinstance(value, list) else value
-                         for name, value in known.items() if value is not None})
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']} found, {FORMAT} expected")
+        protocol, model = ({name: tuple(value) if isinstance(value, list) else value
+                            for name, value in content[part].items() if value is not None}
+                           for part in ("protocol", "checkpoint"))
         trials = [Trial(trial["trial"], {name: Scores(**{**trial[name], "cmc": tuple(trial[name]["cmc"])})
                                          for name in (*FEATURES, SUM) if name in trial},
                         trial.get("counts", {}), trial.get("queries_without_match", 0))
-                  for trial in record["trials"]]
-        protocol = record["protocol"]
-        spec = ImageSpec(*record["image_size"], tuple(record["range"]) if "range" in record else None)
-        found = Record(Protocol(protocol["name"], tuple(protocol["trials"]), protocol["images"]),
-                       tuple(record["extras"]), model, spec, tuple(trials),
-                       {name: record[name] for name in ("calibration", "thresholds", "roc", "modality_gap")
-                        if name in record})
+                  for trial in content["trials"]]
+        spec = ImageSpec(*content["image_size"], tuple(content["range"]) if "range" in content else None)
+        found = Record(Protocol(**protocol), tuple(content["extras"]), Model(**model), spec, tuple(trials),
+                       {name: content[name] for name in ("calibration", "thresholds", "roc", "modality_gap")
+                        if name in content})
         found.summary("mean")  # fails for values that are no numbers
         return found
 
@@ -156,7 +156,6 @@ def count(search: Search) -> dict[str, int]:
             for what, number in (("images", len(images)), ("ids", len(set(images.pids.tolist()))))}
 
 
-# --------------------------------------------------------------------------------------------------- in words
 def unmatched_line(unmatched: Sequence[tuple[int, int]]) -> list[str]:
     """How many queries of how many see no match, trial by trial; nothing if none of them does."""
     lone = dict.fromkeys(f"{lone} of {queries}" for lone, queries in unmatched if lone)
@@ -165,18 +164,19 @@ def unmatched_line(unmatched: Sequence[tuple[int, int]]) -> list[str]:
 
 def lines(record: Record) -> list[str]:
     """The table of a record: every trial of each feature, then mean and deviation, in per cent."""
+    def row(head: str, cells: Iterable[str]) -> str:
+        return " ".join([f"{head:<24}", *(f"{cell:>15}" for cell in cells)])
+
     extras = "".join(f" + {extra}" for extra in record.extras)
     lone = [(trial.unmatched, trial.counts.get("query_images", 0)) for trial in record.trials]
-    rows = [record.protocol.name, *unmatched_line(lone),
-            " ".join([f"{'':<24}", *(f"{name:>15}" for name in MEASURES)])]
-    for feature in record.features:
-        for number, trial in enumerate(record.trials):
-            cells = [f"{100 * record.values(feature, name)[number]:15.2f}" for name in MEASURES]
-            rows.append(" ".join([f"{f'{feature} trial {trial.number}':<24}", *cells]) + extras)
+    rows = [record.protocol.name, *unmatched_line(lone), row("", MEASURES)]
+    for feature, trial in itertools.product(record.features, record.trials):
+        cells = [f"{100 * value:.2f}" for value in trial.scores[feature].headline().values()]
+        rows.append(row(f"{feature} trial {trial.number}", cells) + extras)
     for feature in record.features:
         cells = [spread(record.values(feature, name)) for name in MEASURES]
         kind = "mean ± std" if "±" in "".join(cells) else "mean"
-        rows.append(" ".join([f"{f'{feature} {kind}':<24}", *(f"{cell:>15}" for cell in cells)]) + extras)
+        rows.append(row(f"{feature} {kind}", cells) + extras)
     return rows
 
 
@@ -194,7 +194,6 @@ def gap_lines(record: Record) -> list[str]:
             for feature, gap in record.similarities["modality_gap"].items()]
 
 
-# ------------------------------------------------------------------------------------------------------ files
 def default_path(resume: str, record: Record, named: bool = False) -> Path:
     """Where a record goes without --out: a file called after the checkpoint, the protocol and the extras, and
     numbered where that holds the record of another test.
@@ -225,29 +224,38 @@ def holds_another(path: Path, record: Record) -> bool:
 def write(record: Record, folder: Path) -> None:
     """Write `results.json` and `results.csv`, each whole or not at all."""
     write_json(folder / "results.json", record.to_json())
-    with atomic_path(folder / "results.csv") as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["protocol", "extras", "feature", "trial", *MEASURES])
-            for feature in record.features:
-                head = [record.protocol.name, " + ".join(record.extras), feature]
-                for trial in record.trials:
-                    writer.writerow([*head, trial.number, *trial.scores[feature].headline().values()])
-                for kind in ("mean", "std"):
-                    writer.writerow([*head, kind, *record.summary(kind)[feature].values()])
+    with (atomic_path(folder / "results.csv") as temporary,
+          open(temporary, "w", newline="", encoding="utf-8") as file):
+        writer = csv.writer(file)
+        writer.writerow(["protocol", "extras", "feature", "trial", *MEASURES])
+        for feature in record.features:
+            head = [record.protocol.name, " + ".join(record.extras), feature]
+            for trial in record.trials:
+                writer.writerow([*head, trial.number, *trial.scores[feature].headline().values()])
+            for kind in ("mean", "std"):
+                writer.writerow([*head, kind, *record.summary(kind)[feature].values()])
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, refusal: str, advice: str) -> Iterator[None]:
+    """Turn what is raised by a file that is missing, damaged or another into a `UserError` that names it."""
+    try:
+        yield
+    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: {refusal} ({one_line(reason)[:100]}); {advice}") from None
 
 
 def read(path: str | Path) -> Record:
     """The record in a file; raises `UserError` that names it where there is none."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']} found, {FORMAT} expected")
-        return Record.from_json(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not a results.json of test.py ({one_line(reason)[:100]}); name one, or "
-                        "test that checkpoint again") from None
+    with reading(path, "not a results.json of test.py", "name one, or test that checkpoint again"):
+        return Record.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], save: Callable = np.savez) -> None:
+    """Write arrays by name, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        save(file, **arrays)
 
 
 def queries_path(record: str | Path) -> Path:
@@ -257,12 +265,10 @@ def queries_path(record: str | Path) -> Path:
 
 def write_queries(queries: QueryScores, record: Path) -> None:
     """Write each query's scores beside a record, whole or not at all."""
-    arrays = {"draws": queries.draws, "pids": queries.pids,
-              **{f"first_rank_{feature}": ranks for feature, ranks in queries.first_ranks.items()},
-              **{f"ap_{feature}": ap for feature, ap in queries.ap.items()}}
-    with atomic_path(queries_path(record)) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+    write_arrays(queries_path(record), {
+        "draws": queries.draws, "pids": queries.pids,
+        **{f"first_rank_{feature}": ranks for feature, ranks in queries.first_ranks.items()},
+        **{f"ap_{feature}": ap for feature, ap in queries.ap.items()}}, np.savez_compressed)
 
 
 def read_queries(path: str | Path, record: Record) -> QueryScores | None:
@@ -273,17 +279,28 @@ def read_queries(path: str | Path, record: Record) -> QueryScores | None:
     file = queries_path(path)
     if not file.exists():
         return None
-    try:
+    with reading(file, "not the scores of each query in that record", "test that checkpoint again"):
         with np.load(file) as arrays:
             first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in record.features}
                                for name in ("first_rank", "ap"))
             queries = QueryScores(arrays["draws"], arrays["pids"], first_ranks, ap)
-        if fits(queries, record):
-            return queries
-        reason = f"of another test than {path}"
-    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
-        reason = f"not the file that test.py writes beside a record ({type(error).__name__})"
-    raise UserError(f"{file}: {reason}; test that checkpoint again")
+        if not fits(queries, record):
+            raise ValueError(f"of another test than {path}")
+    return queries
+
+
+def fits(queries: QueryScores, record: Record) -> bool:
+    """Whether the scores of the queries are those of the record."""
+    arrays = (queries.draws, queries.pids, *queries.first_ranks.values(), *queries.ap.values())
+    if len({array.shape for array in arrays}) > 1:
+        return False
+    for feature, trial in itertools.product(record.features, record.trials):
+        chosen = (queries.draws == trial.number) & (queries.first_ranks[feature] > 0)
+        told = trial.scores[feature].headline()
+        if not chosen.any() or not all(abs(queries.values(feature, name)[chosen].mean() - told[name]) <= 1e-5
+                                       for name in ("rank-1", "mAP")):
+            return False
+    return True
 
 
 def features_path(record: str | Path) -> Path:
@@ -295,13 +312,11 @@ def write_features(path: Path, search: Search, features: Mapping[str, Features])
     """Write both features of a search's images with all that its ranking needs, whole or not at all."""
     arrays = {"seen": search.seen(), "modalities": np.array([search.query.modality, search.gallery.modality])}
     for side, images in (("query", search.query), ("gallery", search.gallery)):
-        arrays |= {f"{side}_feats": features[images.modality].take(images, "bnneck"),
-                   f"{side}_feats_pool": features[images.modality].take(images, "pool"),
-                   f"{side}_pids": images.pids, f"{side}_camids": images.camids,
-                   f"{side}_paths": np.array(images.paths)}
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+        found = features[images.modality]
+        arrays |= {f"{side}_feats": found.take(images, "bnneck"),
+                   f"{side}_feats_pool": found.take(images, "pool"), f"{side}_pids": images.pids,
+                   f"{side}_camids": images.camids, f"{side}_paths": np.array(images.paths)}
+    write_arrays(path, arrays)
 
 
 def read_features(path: str | Path) -> tuple[Images, Images, np.ndarray, dict[str, Features]]:
@@ -309,30 +324,11 @@ def read_features(path: str | Path) -> tuple[Images, Images, np.ndarray, dict[st
 
     Raises `UserError` where the file is not there or another.
     """
-    try:
-        with np.load(path) as arrays:
-            sides = [Images(tuple(arrays[f"{side}_paths"].tolist()), arrays[f"{side}_pids"],
-                            arrays[f"{side}_camids"], str(modality))
-                     for side, modality in zip(("query", "gallery"), arrays["modalities"])]
-            features = {images.modality: Features(images.paths, arrays[f"{side}_feats_pool"],
-                                                  arrays[f"{side}_feats"])
-                        for side, images in zip(("query", "gallery"), sides)}
-            return *sides, arrays["seen"], features
-    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{path}: not the features that test.py --out writes beside a record ({reason}); "
-                        "test that checkpoint again, with --out") from None
-
-
-def fits(queries: QueryScores, record: Record) -> bool:
-    """Whether the scores of the queries are those of the record."""
-    arrays = (queries.draws, queries.pids, *queries.first_ranks.values(), *queries.ap.values())
-    if len({array.shape for array in arrays}) > 1:
-        return False
-    for feature, trial in itertools.product(record.features, record.trials):
-        chosen = (queries.draws == trial.number) & (queries.first_ranks[feature] > 0)
-        told = {"mAP": trial.scores[feature].mAP, "rank-1": trial.scores[feature].cmc[0]}
-        if not chosen.any() or not all(abs(queries.values(feature, name)[chosen].mean() - value) <= 1e-5
-                                       for name, value in told.items()):
-            return False
-    return True
+    with reading(path, "not the features that test.py --out writes beside a record",
+                 "test that checkpoint again, with --out"), np.load(path) as arrays:
+        sides, features = [], {}
+        for side, modality in zip(("query", "gallery"), arrays["modalities"].tolist()):
+            paths = tuple(arrays[f"{side}_paths"].tolist())
+            sides.append(Images(paths, arrays[f"{side}_pids"], arrays[f"{side}_camids"], modality))
+            features[modality] = Features(paths, arrays[f"{side}_feats_pool"], arrays[f"{side}_feats"])
+        return *sides, arrays["seen"], features

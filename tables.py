@@ -16,8 +16,8 @@ from scipy import stats
 import results
 from bootstrap import LEVEL, RESAMPLES, Difference, QueryScores, paired_difference
 from datasets.types import FEATURES, SUM
-from results import MEASURES, WORDS, Record
-from utils import UserError, one_line, warn
+from results import MEASURES, WORDS, Record, reading
+from utils import UserError, warn
 
 PAPERS = Path(__file__).resolve().with_name("papers.json")
 SHOWN = ("rank-1", "rank-10", "rank-20", "mAP", "mINP")
@@ -72,11 +72,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one protocol and one feature."""
+    """The rows of one protocol and one feature; error: spreads are standard errors, not deviations."""
 
     protocol: str
     feature: str
     rows: tuple[Row, ...]
+    error: bool = False
 
     @property
     def title(self) -> str:
@@ -124,34 +125,29 @@ def record_run(path: str) -> Run:
 
 def read_lines(path: str) -> list[dict[str, Any]]:
     """The JSON lines of a file; raises `UserError` where they are not those of a run."""
-    try:
+    with reading(path, "no JSON lines of a run of train.py", "name a file below log/"):
         lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         if not lines or not all("epoch" in line or "row" in line and "seed" in line for line in lines):
             raise ValueError("no epochs")
         return lines
-    except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: no JSON lines of a run of train.py ({one_line(reason)[:100]}); name a file "
-                        "below log/") from None
 
 
 def log_runs(path: str, name: str) -> list[Run]:
     """The run of a log, as its last evaluation scored it; or the runs of a file with one on each line."""
     lines = read_lines(path)
-    if "row" in lines[0]:  # in per cent
-        return [Run(path, Path(path).stem, {"": line["row"]}, line["seed"],
-                    by_feature({key: value / 100 for key, value in line.items() if key.endswith(COMPARED)}))
+    if "row" in lines[0]:
+        return [Run(path, Path(path).stem, {"": line["row"]}, line["seed"], by_feature(line, whole=100))
                 for line in lines]
-    evaluated = [line for line in lines if any("/" in key for key in line)]
+    evaluated = [line for line in lines if any("/" in key for key in line)] or [{}]
     seed = re.search(r"_seed_(\d+)", name)
     dataset = Path(name).name.split("_")[0]
     return [Run(path, f"{dataset}, last evaluation, first trial", {"": re.sub(r"_seed_\d+", "", name)},
-                seed and int(seed[1]), by_feature(evaluated[-1] if evaluated else {}))]
+                seed and int(seed[1]), by_feature(evaluated[-1]))]
 
 
-def by_feature(line: Mapping[str, Any]) -> Values:
-    """The figures "feature/measure" of a line of a log, by feature and measure."""
-    return {feature: {measure: float(line[f"{feature}/{measure}"]) for measure in MEASURES
+def by_feature(line: Mapping[str, Any], whole: int = 1) -> Values:
+    """The figures "feature/measure" of a line, shares of 1 or of 100 (`whole`), by feature and measure."""
+    return {feature: {measure: line[f"{feature}/{measure}"] / whole for measure in MEASURES
                       if f"{feature}/{measure}" in line} for feature in FEATURES}
 
 
@@ -208,45 +204,38 @@ def make_tables(runs: Sequence[Run], against: str | None = None, features: Seque
     against: the label of the group to which the others' differences are shown; error: the spread is the
     standard error of the mean, not the standard deviation over seeds.
     """
-    tables = []
     if lacking := [run.path for run in runs if not any(run.values.values())]:
         raise UserError(f"{lacking[0]}: no evaluation in it; name the log of a run with one")
+    tables = []
     for protocol in dict.fromkeys(run.protocol for run in runs):
         groups = group_runs([run for run in runs if run.protocol == protocol])
-        reference = None if against is None else find_group(groups, against)
+        named = [group for group in groups if against in (group.label, group.label.split()[0])]
+        if against and not named:
+            raise UserError(f"--against {against}: {', '.join(group.label for group in groups)} found; name "
+                            "one of these")
         facts = published_rows(protocol, groups) if published else []
         for feature in features or (*FEATURES, SUM):
-            scored = [group for group in groups if len(group.values(feature, "mAP")) == len(group.runs)]
-            rows = [make_row(group, feature, reference, error) for group in scored]
+            rows = [make_row(group, feature, named[0] if named else None, error) for group in groups
+                    if len(group.values(feature, "mAP")) == len(group.runs)]
             if rows:
-                tables.append(Table(protocol, feature, (*facts, *rows)))
+                tables.append(Table(protocol, feature, (*facts, *rows), error))
     if not tables:
         raise UserError(f"--feature {' '.join(features)}: none of the runs was scored with it; leave it out")
     return tables
 
 
-def find_group(groups: Sequence[Group], label: str) -> Group:
-    """The group of a label; raises `UserError` that names those there are."""
-    for group in groups:
-        if label in (group.label, group.label.split()[0]):
-            return group
-    raise UserError(f"--against {label}: {', '.join(group.label for group in groups)} found; name one of "
-                    "these")
-
-
 def make_row(group: Group, feature: str, reference: Group | None, error: bool) -> Row:
     """Means, spreads and differences of a group."""
-    cells = {}
+    cells, differences = {}, {}
     for measure in SHOWN:
         values = group.values(feature, measure)
         if len(values):
             spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
             cells[measure] = float(values.mean()), spread / len(values) ** 0.5 if error else spread
-    found = {}
-    if reference is not None and group is not reference:
+    if reference is not None and reference is not group:
         found = {measure: difference(reference, group, feature, measure) for measure in COMPARED}
-    return Row(group.label, len(group.runs), cells,
-               {measure: each for measure, each in found.items() if each is not None})
+        differences = {measure: each for measure, each in found.items() if each is not None}
+    return Row(group.label, len(group.runs), cells, differences)
 
 
 def difference(first: Group, second: Group, feature: str, measure: str) -> Difference | None:
@@ -293,7 +282,10 @@ def compare(paths: Sequence[str]) -> str:
     """
     runs = [record_run(path) for path in paths]
     require_one_protocol(runs)
-    require_same_queries(runs)
+    lacking = [run.path for run in runs if run.queries is None]
+    if lacking and len(runs) > 1:
+        warn(f"{results.queries_path(lacking[0])} is not there, so that no difference is tested; test that "
+             "checkpoint again")
     groups = group_runs(runs)
     sizes = sorted(len(group.runs) for group in groups)
     if sizes[0] == 1 < sizes[-1]:
@@ -303,43 +295,35 @@ def compare(paths: Sequence[str]) -> str:
 
 
 def require_one_protocol(runs: Sequence[Run]) -> None:
-    """Raise `UserError` unless the records of all runs are of one search, its trials and images."""
+    """Raise `UserError` unless all records are of one search, its trials, images and queries."""
     first = runs[0]
     for run, name in itertools.product(runs[1:], ("name", "trials", "images")):
         mine, theirs = (getattr(each.record.protocol, name) for each in (first, run))
         if mine != theirs:
             raise UserError(f"{first.path} has {name} {str(mine)[:40]}, {run.path} has {str(theirs)[:40]}; "
                             "results of different protocols cannot be compared; test both in the same way")
-
-
-def require_same_queries(runs: Sequence[Run]) -> None:
-    """Raise `UserError` where files of queries are of different queries; warn where one is missing."""
-    lacking = [run.path for run in runs if run.queries is None]
-    if lacking and len(runs) > 1:
-        warn(f"{results.queries_path(lacking[0])} is not there, so that no difference is tested; test that "
-             "checkpoint again")
     first, *others = [run for run in runs if run.queries is not None] or [None]
-    for run in others:
-        if not all(np.array_equal(getattr(first.queries, name), getattr(run.queries, name))
-                   for name in ("draws", "pids")):
+    for run, name in itertools.product(others, ("draws", "pids")):
+        if not np.array_equal(getattr(first.queries, name), getattr(run.queries, name)):
             raise UserError(f"{results.queries_path(run.path)}: other queries than beside {first.path}; test "
                             "both checkpoints again")
 
 
 # ------------------------------------------------------------------------------------------------------ words
-def heads(tables: Sequence[Table]) -> tuple[list[str], list[str]]:
+def columns(tables: Sequence[Table]) -> tuple[list[str], list[str]]:
     """The measures that some row has, and those with a difference."""
     rows = [row for table in tables for row in table.rows]
     return ([name for name in SHOWN if any(name in row.cells for row in rows)],
             [name for name in COMPARED if any(name in row.differences for row in rows)])
 
 
-def legend(tables: Sequence[Table], error: bool = False) -> str:
-    """What ± and the intervals are, in words; nothing where there are none."""
+def legend(tables: Sequence[Table]) -> str:
+    """What ± and the intervals are, in words, as far as there are any."""
     rows = [row for table in tables for row in table.rows]
     words = ["per cent"]
     if any(spread for row in rows for _, spread in row.cells.values()):
-        words.append(f"± is the standard {'error of the mean' if error else 'deviation'} over seeds")
+        spread = "error of the mean" if tables[0].error else "deviation"
+        words.append(f"± is the standard {spread} over seeds")
     if any(row.differences for row in rows):
         words.append(f"Δ: paired difference with its {100 * LEVEL:.0f} % interval, of records by "
                      f"{RESAMPLES:,} bootstrap samples of persons, draws and seeds, of logs Student's over "
@@ -349,12 +333,21 @@ def legend(tables: Sequence[Table], error: bool = False) -> str:
     return "; ".join(words)
 
 
-def show_cell(row: Row, measure: str) -> str:
+def grids(tables: Sequence[Table]) -> list[list[list[str]]]:
+    """The cells of each table as text, row by row; the first row has the heads of the columns."""
+    measures, compared = columns(tables)
+    head = ["method", "seeds", *map(TITLES.get, measures), *(f"Δ {TITLES[name]}" for name in compared)]
+    return [[head, *([row.label + " †" * bool(row.source), str(row.seeds or ""),
+                      *(show(row.cells.get(name)) for name in measures),
+                      *(show_difference(row.differences.get(name)) for name in compared)]
+                     for row in table.rows)] for table in tables]
+
+
+def show(cell: tuple[float, float] | None) -> str:
     """Mean ± spread in per cent; "-" where there is none."""
-    if measure not in row.cells:
+    if cell is None:
         return "-"
-    mean, spread = row.cells[measure]
-    return f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if spread else "")
+    return f"{100 * cell[0]:.2f}" + (f" ± {100 * cell[1]:.2f}" if cell[1] else "")
 
 
 def show_difference(found: Difference | None) -> str:
@@ -365,27 +358,11 @@ def show_difference(found: Difference | None) -> str:
     return f"{100 * found.value:+.2f}{interval}"
 
 
-def grid(table: Table, measures: Sequence[str], compared: Sequence[str]) -> list[list[str]]:
-    """The cells of a table as text, row by row."""
-    return [[row.label + (" †" if row.source else ""), str(row.seeds or ""),
-             *(show_cell(row, name) for name in measures),
-             *(show_difference(row.differences.get(name)) for name in compared)] for row in table.rows]
-
-
-def titles(measures: Sequence[str], compared: Sequence[str]) -> list[str]:
-    """The heads of the columns."""
-    return ["method", "seeds", *(TITLES[name] for name in measures),
-            *(f"Δ {TITLES[name]}" for name in compared)]
-
-
-def as_text(tables: Sequence[Table], error: bool = False) -> str:
+def as_text(tables: Sequence[Table]) -> str:
     """Aligned columns."""
     rows = []
-    for table in tables:
-        cells = [titles(*heads(tables)), *grid(table, *heads(tables))]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        rows += [table.title]
-        rows += ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-                 for line in cells]
-        rows += [""]
-    return "\n".join([*rows, f"({legend(tables, error)})"])
+    for table, cells in zip(tables, grids(tables)):
+        first, *widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in cells]
+        rows += [table.title, *map(str.rstrip, lines), ""]
+    return "\n".join([*rows, f"({legend(tables)})"])

@@ -11,31 +11,31 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from dataclasses import astuple
 from collections.abc import Sequence
 
 from datasets.types import FEATURES, SUM
-from tables import Table, as_text, grid, heads, legend, make_tables, read_runs, titles
+from tables import Table, as_text, columns, grids, legend, make_tables, read_runs
 from command_line import Parser, filled, run
 
 
-def as_markdown(tables: Sequence[Table], error: bool = False) -> str:
+def as_markdown(tables: Sequence[Table]) -> str:
     """A table of Markdown for each protocol and feature."""
     parts = []
-    for table in tables:
-        cells = [titles(*heads(tables)), *grid(table, *heads(tables))]
+    for table, cells in zip(tables, grids(tables)):
         head, *lines = [f"| {' | '.join(line)} |" for line in cells]
         parts.append("\n".join([f"**{table.title}**\n", head, "| --- " * len(cells[0]) + "|", *lines]))
-    return "\n\n".join([*parts, f"({legend(tables, error)})"])
+    return "\n\n".join([*parts, f"({legend(tables)})"])
 
 
-def as_csv(tables: Sequence[Table], error: bool = False) -> str:
+def as_csv(tables: Sequence[Table]) -> str:
     """One line a row, fractions with all their digits."""
-    measures, compared = heads(tables)
+    measures, compared = columns(tables)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    spread = "standard error" if error else "standard deviation"
+    spread = "standard error" if tables[0].error else "standard deviation"
     writer.writerow(["protocol", "feature", "method", "source", "seeds",
                      *(word for name in measures for word in (name, f"{name} {spread}")),
                      *(f"difference {name}{part}" for name in compared for part in ("", " low", " high"))])
@@ -48,28 +48,27 @@ def as_csv(tables: Sequence[Table], error: bool = False) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def as_latex(tables: Sequence[Table], error: bool = False) -> str:
+def as_latex(tables: Sequence[Table]) -> str:
     """A table of booktabs: a part for each protocol and feature, the best in bold, the second underlined.
 
     It fits a paper's column, or with differences or published rows its page.
     """
-    measures, compared = heads(tables)
+    measures, compared = columns(tables)
     wide = "*" if compared or any(row.source for table in tables for row in table.rows) else ""
-    columns = 2 + len(measures) + len(compared)
+    cells = grids(tables)
+    width = len(cells[0][0])
     lines = [r"% \usepackage{booktabs}", rf"\begin{{table{wide}}}[t]",
              rf"\centering\{'scriptsize' if wide else 'footnotesize'}\setlength{{\tabcolsep}}{{1.5pt}}",
              rf"\caption{{Of the rows measured here, the best is bold, the second underlined; "
-             rf"{latex(legend(tables, error))}.}}\vspace{{4pt}}",
-             rf"\begin{{tabular}}{{@{{}}l{'r' * (columns - 1)}@{{}}}}", r"\toprule",
-             " & ".join(map(latex, titles(measures, compared))) + r" \\"]
-    for table in tables:
-        lines += [r"\midrule",
-                  rf"\multicolumn{{{columns}}}{{l}}{{\scriptsize {latex(table.title)}}} \\"]
-        for row, cells in zip(table.rows, grid(table, measures, compared)):
-            best = [("", "") if row.source else (table.best(name), table.best(name, 1)) for name in measures]
-            marked = [mark(cell, *values) for cell, values in zip(cells[2:], best)]
-            found = [mark(cell) for cell in cells[2 + len(measures):]]
-            lines.append(" & ".join([*map(latex, cells[:2]), *marked, *found]) + r" \\")
+             rf"{latex(legend(tables))}.}}\vspace{{4pt}}",
+             rf"\begin{{tabular}}{{@{{}}l{'r' * (width - 1)}@{{}}}}", r"\toprule",
+             " & ".join(map(latex, cells[0][0])) + r" \\"]
+    for table, (_, *rows) in zip(tables, cells):
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\scriptsize {latex(table.title)}}} \\"]
+        for row, (label, seeds, *values) in zip(table.rows, rows):
+            best = [(table.best(name), table.best(name, 1)) for name in measures if not row.source]
+            marked = [mark(cell, *pair) for cell, pair in itertools.zip_longest(values, best, fillvalue=())]
+            lines.append(" & ".join([latex(label), seeds, *marked]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\end{{table{wide}}}"])
 
 
@@ -110,10 +109,9 @@ def build_parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
     args = build_parser().parse_args(words)
-    runs = read_runs(args.runs)
-    error = args.spread == "error"
-    tables = make_tables(runs, args.against, args.feature, args.published, error)
-    print(FORMATS[args.format](tables, error))
+    tables = make_tables(read_runs(args.runs), args.against, args.feature, args.published,
+                         error=args.spread == "error")
+    print(FORMATS[args.format](tables))
 
 
 if __name__ == "__main__":
