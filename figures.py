@@ -37,11 +37,12 @@ LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), ("#009e73", "-.", "^"), ("#cc79a
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of several runs, trials or seeds: x (K,), y (N, K)."""
+    """A curve of several runs, trials or seeds: x (K,), y (N, K); every `marks`-th point has a marker."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
+    marks: int = 1
 
 
 def draw(out: Path, record: Record, tested: Searched, pairs: Mapping[str, Pairs],
@@ -68,42 +69,25 @@ def draw(out: Path, record: Record, tested: Searched, pairs: Mapping[str, Pairs]
         warn(str(error))
 
 
-def evidence_of(feature: str) -> str:
-    """The feature whose evidence stands for a feature: BNNeck's for the sum of both."""
-    return "pool" if feature == "pool" else "bnneck"
-
-
 def save(out: Path, figures: Mapping[str, Figure], formats: Sequence[str] = ("png",)) -> None:
     """Write figures by name into a folder, each file whole or not at all."""
-    for name, figure in figures.items():
-        for ending in formats:
-            undated = {"CreationDate": None} if ending == "pdf" else {}
-            with atomic_path(out / f"{name}.{ending}") as temporary, rc_context({"pdf.fonttype": 42}):
-                figure.savefig(temporary, format=ending, metadata=undated)
+    for (name, figure), ending in itertools.product(figures.items(), formats):
+        undated = {"CreationDate": None} if ending == "pdf" else {}
+        with atomic_path(out / f"{name}.{ending}") as temporary, rc_context({"pdf.fonttype": 42}):
+            figure.savefig(temporary, format=ending, metadata=undated)
 
 
 def make_panels(title: str, count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of a column's width with some panels side by side that share their axes."""
     figure = Figure(figsize=(COLUMN, height), dpi=DPI, layout="constrained")
     figure.suptitle("\n".join(textwrap.fill(line, 54) for line in title.split("\n")), fontsize=8)
-    axes = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
-    for each in axes:
-        each.tick_params(labelsize=7)
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(color="0.9", linewidth=0.5)
-        each.set_axisbelow(True)
-    return figure, list(axes)
-
-
-# ----------------------------------------------------------------------------------------------------- curves
-def draw_curve(axes: Axes, curve: Curve, number: int, marks: int = 1) -> None:
-    """The mean of a curve's runs in a band of a standard deviation, with a mark at each of `marks` points."""
-    colour, dash, marker = LOOKS[number % len(LOOKS)]
-    mean, std = curve.y.mean(0), curve.y.std(0)
-    if len(curve.y) > 1:
-        axes.fill_between(curve.x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(curve.x, mean, linestyle=dash, color=colour, marker=marker, markersize=3, linewidth=1.1,
-              markevery=marks, clip_on=False, zorder=3, label=curve.label)
+    panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    for axes in panels:
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.9", linewidth=0.5)
+        axes.set_axisbelow(True)
+    return figure, list(panels)
 
 
 def name_axes(figure: Figure, axes: Axes, x: str, y: str) -> None:
@@ -117,6 +101,20 @@ def name_axes(figure: Figure, axes: Axes, x: str, y: str) -> None:
                       handlelength=3.5, ncols=columns)
 
 
+# ----------------------------------------------------------------------------------------------------- curves
+def plot(title: str, curves: Sequence[Curve], x: str, y: str, height: float = 2.7) -> tuple[Figure, Axes]:
+    """Curves on one panel: the mean of the runs of each, in a band of a standard deviation."""
+    figure, (axes,) = make_panels(title, 1, height)
+    for curve, (colour, dash, marker) in zip(curves, itertools.cycle(LOOKS)):
+        mean, std = curve.y.mean(0), curve.y.std(0)
+        if len(curve.y) > 1:
+            axes.fill_between(curve.x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(curve.x, mean, linestyle=dash, color=colour, marker=marker, markersize=3, linewidth=1.1,
+                  markevery=curve.marks, clip_on=False, zorder=3, label=curve.label)
+    name_axes(figure, axes, x, y)
+    return figure, axes
+
+
 def cmc_curve(label: str, records: Sequence[Record], feature: str) -> Curve:
     """The CMC curve of a feature in per cent; a run is a seed, or a trial of the only one."""
     curves = [record.cmc(feature) for record in records]
@@ -128,57 +126,48 @@ def cmc_curve(label: str, records: Sequence[Record], feature: str) -> Curve:
 
 def draw_cmc(title: str, curves: Sequence[Curve]) -> Figure:
     """CMC curves; where the axis does not begin at 0, two strokes mark the cut."""
-    figure, (axes,) = make_panels(title, 1, 2.7)
-    for number, curve in enumerate(curves):
-        draw_curve(axes, curve, number)
     lowest = min((curve.y.mean(0) - curve.y.std(0)).min() for curve in curves)
     bottom = 10 * (lowest // 10) - 20 if lowest >= 50 else 0
+    cut = f", cut at {bottom:.0f}" if bottom else ""
+    figure, axes = plot(title, curves, "rank", f"matching rate (%{cut})")
     last = curves[0].x[-1]
     axes.set(xlim=(0.5, last + 0.5), ylim=(bottom, 100), xticks=[1, *range(5, last + 1, 5)])
     if bottom:
         axes.plot([0, 0], [0.04, 0.07], transform=axes.transAxes, linestyle="", color="black", clip_on=False,
                   marker=[(-1, -0.5), (1, 0.5)], markersize=7, markeredgewidth=0.8)
-    name_axes(figure, axes, "rank", f"matching rate (%{f', cut at {bottom:.0f}' if bottom else ''})")
     return figure
 
 
 def roc_curve(label: str, pairs: Sequence[Pairs]) -> Curve:
     """The ROC curve in per cent: a run is a seed; x: false accept rates from one impostor pair on."""
     error = np.mean([each.equal_error() for each in pairs])
-    most = max(len(each.impostor) for each in pairs)
-    rates = np.geomspace(1 / most, 1, 300)
+    rates = np.geomspace(1 / max(len(each.impostor) for each in pairs), 1, 300)
     accepted = []
     for each in pairs:
         through = (rates * len(each.impostor) + 1e-6).astype(int)  # impostors that each rate lets through
         thresholds = np.append(-np.inf, each.ascending)[len(each.impostor) - through]
         accepted.append(each.accept_rates(thresholds)[1])
-    return Curve(f"{label}: equal error rate {error:.2%}", 100 * rates, 100 * np.array(accepted))
+    return Curve(f"{label}: equal error rate {error:.2%}", 100 * rates, 100 * np.array(accepted), marks=30)
 
 
 def draw_roc(title: str, curves: Sequence[Curve]) -> Figure:
     """ROC curves: true over false accept rate (log axis), and where both errors are equal."""
-    figure, (axes,) = make_panels(title, 1, 2.9)
-    for number, curve in enumerate(curves):
-        draw_curve(axes, curve, number, marks=30)
+    figure, axes = plot(title, curves, "false accept rate (%)", "true accept rate (%)", height=2.9)
     rates = np.geomspace(0.001, 100, 200)
     axes.plot(rates, 100 - rates, color="0.6", linewidth=0.8, linestyle=":")
     axes.text(0.97, 0.03, "dotted: equal errors", transform=axes.transAxes, ha="right", fontsize=7,
               color="0.4")
     axes.set(xscale="log", xlim=(min([1, *(curve.x[0] for curve in curves)]), 100), ylim=(0, 100))
     axes.xaxis.set_major_formatter("{x:g}")
-    name_axes(figure, axes, "false accept rate (%)", "true accept rate (%)")
     return figure
 
 
 def draw_curves(title: str, curves: Sequence[Curve], x: str, y: str) -> Figure:
-    """Learning curves, with a mark at each point where there are few."""
-    figure, (axes,) = make_panels(title, 1, 2.7)
-    for number, curve in enumerate(curves):
-        draw_curve(axes, curve, number, marks=1 + len(curve.x) // 12)
+    """Learning curves."""
+    figure, axes = plot(title, curves, x, y)
     if min(curve.y.min() for curve in curves) >= 0:
         axes.set_ylim(0, 1.05 * max(curve.y.max() for curve in curves) or 1)
     axes.set_xlim(0, 1.02 * max(curve.x.max() for curve in curves))
-    name_axes(figure, axes, x, y)
     return figure
 
 
@@ -195,8 +184,8 @@ def pair_similarities(tested: Searched, most: int = 2000) -> dict[tuple[str, str
         first, second = np.triu_indices(len(rows), 1)
         similarity = (feats[rows] @ feats[rows].T)[first, second]
         same = images.pids[rows][first] == images.pids[rows][second]
-        found[("same", f"within {images.modality}")] = similarity[same]
-        found[("other", f"within {images.modality}")] = similarity[~same]
+        found["same", f"within {images.modality}"] = similarity[same]
+        found["other", f"within {images.modality}"] = similarity[~same]
     return found
 
 
@@ -208,15 +197,14 @@ def draw_distances(title: str, models: Sequence[Searched]) -> Figure:
     few = min(len(each) for pairs in found for each in pairs.values())
     bins = 50 if few > 4000 else 25 if few > 400 else 12
     edges = np.linspace(values.min(), max(values.max(), values.min() + 0.1), 1 + bins)
+    looks = {"same": (BLUE, "o"), "other": (ORANGE, "")}
     dashes = {"across": "-", f"within {MODALITIES[0]}": "--", f"within {MODALITIES[1]}": ":"}
     for axes, tested, pairs in zip(panels, models, found):
-        for person, colour, marker in (("same", BLUE, "o"), ("other", ORANGE, "")):
-            for where, dash in dashes.items():
-                if len(pairs[person, where]):
-                    density, _ = np.histogram(pairs[person, where], edges, density=True)
-                    axes.plot((edges[1:] + edges[:-1]) / 2, density, color=colour, linestyle=dash,
-                              marker=marker, markersize=2.5, markevery=bins // 12, linewidth=1.1,
-                              label=f"{person}, {where}")
+        for (person, (colour, marker)), (where, dash) in itertools.product(looks.items(), dashes.items()):
+            if len(pairs[person, where]):
+                density, _ = np.histogram(pairs[person, where], edges, density=True)
+                axes.plot((edges[1:] + edges[:-1]) / 2, density, color=colour, linestyle=dash, marker=marker,
+                          markersize=2.5, markevery=bins // 12, linewidth=1.1, label=f"{person}, {where}")
         if len(models) > 1:
             axes.set_title(textwrap.fill(tested.label, 60 // len(models)), fontsize=8)
         axes.set_ylim(0, None)
@@ -248,22 +236,20 @@ def draw_embedding(title: str, models: Sequence[Searched], persons: np.ndarray |
     figure, panels = make_panels(f"{title}\nt-SNE of {len(persons)} of {everybody} test persons", len(models),
                                  3.6 if len(models) == 1 else 0.9 + COLUMN / len(models))
     for axes, tested in zip(panels, models):
-        sides = [(images, np.concatenate([np.flatnonzero(images.pids == pid)[:EACH] for pid in persons]))
-                 for images in (tested.query, tested.gallery)]
-        points = np.concatenate([feats[rows] for feats, (_, rows) in zip(tested.feats, sides)])
+        sides = tested.query, tested.gallery
+        rows = [np.concatenate([np.flatnonzero(images.pids == pid)[:EACH] for pid in persons])
+                for images in sides]
+        points = np.concatenate([feats[chosen] for feats, chosen in zip(tested.feats, rows)])
         places = TSNE(metric="cosine", init="random", perplexity=min(30, (len(points) - 1) / 3),
                       random_state=0).fit_transform(points)
-        pids = np.concatenate([images.pids[rows] for images, rows in sides])
-        colours = colormaps["tab20"](np.searchsorted(persons, pids) % 20)
-        cut = len(sides[0][1])
-        for (images, _), part, marker in zip(sides, (slice(cut), slice(cut, None)), ("o", "^")):
-            axes.scatter(*places[part].T, c=colours[part], marker=marker, s=14 / len(models), linewidths=0.25,
-                         edgecolors="black")
+        for images, chosen, marker, xy in zip(sides, rows, "o^", np.split(places, [len(rows[0])])):
+            pids = images.pids[chosen]
+            axes.scatter(*xy.T, c=colormaps["tab20"](np.searchsorted(persons, pids) % 20), marker=marker,
+                         s=14 / len(models), linewidths=0.25, edgecolors="black")
             axes.scatter([], [], c="0.6", marker=marker, s=14, label=images.modality)
-        named = persons if len(persons) <= 10 else ()
-        for pid, part in itertools.product(named, (slice(cut), slice(cut, None))):
-            axes.text(*np.median(places[part][pids[part] == pid], axis=0), str(pid), fontsize=6, ha="center",
-                      va="center", path_effects=[withStroke(linewidth=1.5, foreground="white")])
+            for pid in persons if len(persons) <= 10 else ():
+                axes.text(*np.median(xy[pids == pid], axis=0), str(pid), fontsize=6, ha="center", va="center",
+                          path_effects=[withStroke(linewidth=1.5, foreground="white")])
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         axes.set_title(tested.label if len(models) > 1 else "", fontsize=8)

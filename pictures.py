@@ -5,6 +5,7 @@ Every number is a cosine similarity.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from PIL import Image
 
 from datasets.images import read_image
 from datasets.types import Images, ImageSpec
+from eval_metrics import rank_queries
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -63,21 +65,15 @@ class Searched:
         """Which pairs show one person, (Q, G) bool."""
         return self.query.pids[:, None] == self.gallery.pids
 
-
-# --------------------------------------------------------------------------------------------------- rankings
-def first_match(order: np.ndarray, seen: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Rank, from 1, of the first image of the right person for each query, (Q,) int64; 0 where there is none.
-
-    order (Q, G), smaller first; seen, same (Q, G) bool: see `Searched`.
-    """
-    nearest = np.where(seen & same, order, np.inf).argmin(1)[:, None]
-    least = np.take_along_axis(order, nearest, 1)
-    before = (order < least) | ((order == least) & (np.arange(order.shape[1]) < nearest))
-    return np.where((seen & same).any(1), (before & seen).sum(1) + 1, 0)
+    @cached_property
+    def first_match(self) -> np.ndarray:
+        """Rank, from 1, of each query's first image of the right person, (Q,); 0 where there is none."""
+        return rank_queries(self.order, self.query.pids, self.gallery.pids, self.seen).first
 
 
-def choose_queries(ranks: np.ndarray, pids: np.ndarray, count: int = QUERIES) -> list[int]:
-    """Queries of different persons, evenly from best to worst rank of the first match (0: left out)."""
+def spread_queries(tested: Searched, count: int = QUERIES) -> list[int]:
+    """Queries of different persons with a match, evenly from the best found to the worst."""
+    ranks, pids = tested.first_match, tested.query.pids
     order = np.argsort(ranks, kind="stable")[(ranks == 0).sum():]
     chosen: dict[int, int] = {}
     for part in np.array_split(order, count):
@@ -85,11 +81,6 @@ def choose_queries(ranks: np.ndarray, pids: np.ndarray, count: int = QUERIES) ->
         if query is not None:
             chosen[pids[query]] = query
     return list(chosen.values())
-
-
-def spread_queries(tested: Searched, count: int = QUERIES) -> list[int]:
-    """Queries of different persons, evenly from the best found to the worst."""
-    return choose_queries(first_match(tested.order, tested.seen, tested.same), tested.query.pids, count)
 
 
 def choose_pairs(tested: Searched, queries: Sequence[int]) -> list[tuple[str, tuple[str, str]]]:
@@ -119,24 +110,20 @@ def draw_ranking(title: str, models: Sequence[Searched], queries: Sequence[int],
 
     Several models have a row each for each query. queries: rows of the search; scale: see `draw_sheet`.
     """
-    ranks = [first_match(tested.order, tested.seen, tested.same) for tested in models]
-    rows, labels = [], []
-    for query in queries:
-        for tested, rank in zip(models, ranks):
-            images = tested.query
-            row = [Tile(images.paths[query], f"person {images.pids[query]}, camera {images.camids[query]}\n"
-                        f"first match: rank {rank[query]}")]
-            seen = np.flatnonzero(tested.seen[query])
-            for index in seen[np.argsort(tested.order[query, seen], kind="stable")[:count]]:
-                sign, colour, style = MATCH if tested.same[query, index] else MISS
-                caption = (f"{sign} camera {tested.gallery.camids[index]}\n"
-                           f"{tested.similarity[query, index]:.3f}")
-                row.append(Tile(tested.gallery.paths[index], caption, colour, style))
-            rows.append(row)
-            labels.append(tested.label if len(models) > 1 else "")
+    rows = []
+    for query, tested in itertools.product(queries, models):
+        images, gallery = tested.query, tested.gallery
+        row = [Tile(images.paths[query], f"person {images.pids[query]}, camera {images.camids[query]}\n"
+                    f"first match: rank {tested.first_match[query]}")]
+        seen = np.flatnonzero(tested.seen[query])
+        for index in seen[np.argsort(tested.order[query, seen], kind="stable")[:count]]:
+            sign, colour, style = MATCH if tested.same[query, index] else MISS
+            caption = f"{sign} camera {gallery.camids[index]}\n{tested.similarity[query, index]:.3f}"
+            row.append(Tile(gallery.paths[index], caption, colour, style))
+        rows.append(row)
+    labels = [tested.label for tested in models] * len(queries) if len(models) > 1 else ()
     heading = f"{title}\nbelow each image: its camera and its cosine similarity to the query"
-    return draw_sheet(heading, rows, min(count, len(models[0].gallery)), spec, labels=labels,
-                      scale=scale)
+    return draw_sheet(heading, rows, min(count, len(models[0].gallery)), spec, labels=labels, scale=scale)
 
 
 def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, spec: ImageSpec, lenient: bool = False,
@@ -177,7 +164,6 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Tile]], count: int, spec: Ima
     return figure
 
 
-# --------------------------------------------------------------------------------------------------- evidence
 def draw_evidence(title: str, rows: Sequence[tuple[str, Sequence[Evidence]]], spec: ImageSpec,
                   labels: Sequence[str] = ("",)) -> Figure:
     """Pairs of images with what speaks for them and against them, a row a pair, two maps a model.
@@ -187,34 +173,32 @@ def draw_evidence(title: str, rows: Sequence[tuple[str, Sequence[Evidence]]], sp
     """
     heads = ["query", "found", *["on query", "on found"] * len(labels)]
     size = ImageSpec(DPI, max(1, round(DPI * spec.width / spec.height)), spec.range)
-    width = (COLUMN - 0.6) / len(heads)
-    tall = min(1.2, width * spec.height / spec.width)
-    figure = Figure(figsize=(COLUMN, 1.25 + (tall + 0.16) * len(rows)), dpi=DPI)
-    height = figure.get_figheight()
+    tall = min(1.2, (COLUMN - 0.6) / len(heads) * spec.height / spec.width)
+    height = 1.25 + (tall + 0.16) * len(rows)
+    figure = Figure(figsize=(COLUMN, height), dpi=DPI)
     grid = figure.subplots(len(rows), len(heads), squeeze=False, gridspec_kw={
         "left": 0.6 / COLUMN, "right": 0.99, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.05,
         "hspace": 0.2})
     for line, (caption, found) in zip(grid, rows):
-        first, second = (read_image(path, size) for path in found[0].paths)
+        images = [read_image(path, size) for path in found[0].paths]
         limit = max(np.abs(values).max() for pair in found for values in pair.maps)
-        line[0].imshow(first, aspect="auto")
-        line[1].imshow(second, aspect="auto")
+        for axes, pixels in zip(line, images):
+            axes.imshow(pixels, aspect="auto")
         line[0].text(-0.1, 0.5, caption, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
-        for number, pair in enumerate(found):
-            for axes, pixels, values in zip(line[2 + 2 * number:], (first, second), pair.maps):
+        for pair, places in zip(found, line[2:].reshape(-1, 2)):
+            for axes, pixels, values in zip(places, images, pair.maps):
                 show_evidence(axes, pixels, values, limit)
-            line[2 + 2 * number].set_title(f"{pair.similarity:.3f}", x=1.02, fontsize=6.5, pad=1.5)
-    for axes, head in zip(grid[0], heads):
-        axes.text(0.5, 1 + 0.2 / tall, head, transform=axes.transAxes, ha="center", fontsize=7)
-    for number, label in enumerate(labels):
-        grid[0, 2 + 2 * number].text(1.02, 1 + 0.34 / tall, label, ha="center", fontsize=7,
-                                     transform=grid[0, 2 + 2 * number].transAxes)
+            places[0].set_title(f"{pair.similarity:.3f}", x=1.02, fontsize=6.5, pad=1.5)
+    words = [*((axes, 0.5, 0.2, head) for axes, head in zip(grid[0], heads)),
+             *((axes, 1.02, 0.34, label) for axes, label in zip(grid[0, 2::2], labels))]
+    for axes, x, y, word in words:
+        axes.text(x, 1 + y / tall, word, transform=axes.transAxes, ha="center", fontsize=7)
     for axes in grid.flat:
         axes.set_axis_off()
     draw_scale(figure)
     names = " / ".join(dict.fromkeys(pair.name for _, found in rows for pair in found))
     heading = f"{title}; " if title else ""
-    heading = f"{heading}{names} (solid: for, dashed: against), above it the cosine similarity"
+    heading += f"{names} (solid: for, dashed: against), above it the cosine similarity"
     figure.suptitle(textwrap.fill(heading, 66), fontsize=7, y=0.995, va="top")
     return figure
 
@@ -229,26 +213,22 @@ def draw_scale(figure: Figure) -> None:
 
 
 def show_evidence(axes: Axes, pixels: np.ndarray, values: np.ndarray, limit: float) -> None:
-    """An image under its evidence, with contours at a third of the limit."""
-    axes.imshow(overlay(pixels, values, limit), aspect="auto")
+    """An image under its evidence, a map (rows, columns) float32, with contours at a third of the limit."""
+    large = np.asarray(Image.fromarray(values).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
+    axes.imshow(overlay(pixels, large, limit), aspect="auto")
     levels = [level for level in (-limit / 3, limit / 3) if values.min() < level < values.max()]
     if levels:
-        axes.contour(enlarge(values, pixels.shape), levels, colors="black", linewidths=0.7,
+        axes.contour(large, levels, colors="black", linewidths=0.7,
                      linestyles=["dashed" if level < 0 else "solid" for level in levels])
-
-
-def enlarge(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map (rows, columns) float32 in the size of an image (height, width, ...)."""
-    return np.asarray(Image.fromarray(values).resize(shape[1::-1], Image.Resampling.BICUBIC))
 
 
 def overlay(pixels: np.ndarray, evidence: np.ndarray, limit: float) -> np.ndarray:
     """A grey image (height, width, 3) uint8 with what speaks for a pair in blue, and against it in orange.
 
-    evidence: (rows, columns) float32; limit: the evidence that has the full colour. The grey is stretched and
+    evidence: (height, width) float32; limit: the evidence that has the full colour. The grey is stretched and
     light, so that colours show on dark images too.
     """
-    strength = (enlarge(evidence, pixels.shape) / max(limit, 1e-12)).clip(-1, 1)[..., None]
+    strength = (evidence / max(limit, 1e-12)).clip(-1, 1)[..., None]
     grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)[..., None]
     low, high = np.percentile(grey, (1, 99))
     grey = 90 + 150 * ((grey - low) / max(high - low, 1)).clip(0, 1)

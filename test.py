@@ -214,7 +214,7 @@ def draw(args: argparse.Namespace, record: results.Record, net: TwoStream, featu
     modalities = search.query.modality, search.gallery.modality
 
     def explain(paths: tuple[str, str]) -> Evidence:
-        return find_evidence(net, paths, modalities, record.spec, figures.evidence_of(kind))
+        return find_evidence(net, paths, modalities, record.spec, kind)
 
     figures.draw(Path(args.out), record, tested, pairs, explain)
 

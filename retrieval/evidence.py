@@ -55,8 +55,8 @@ def find_all(net: TwoStream, pairs: Sequence[tuple[str, str]], modalities: tuple
              kind: str = "bnneck", bf16: bool = False, workers: int = 4) -> Iterator[Evidence]:
     """The evidence of pairs of image files; of pairs that are near each other, each image is embedded once.
 
-    kind: the feature, one of FEATURES. bf16: compute the last maps in bfloat16, to look at. Raises
-    `UserError` naming an image that cannot be read.
+    kind: the feature; BNNeck's stands for the sum of both. bf16: compute the last maps in bfloat16, to look
+    at. Raises `UserError` naming an image that cannot be read.
     """
     net, exact = folded(net), net.linear and net.method.pooling == "average"
     for start in range(0, len(pairs), PAIRS):
@@ -97,7 +97,7 @@ def pair_maps(net: TwoStream, x: Tensor, y: Tensor, kind: str) -> tuple[np.ndarr
 def feature(net: TwoStream, x: Tensor, kind: str) -> Tensor:
     """The features (P, D') of images' last maps (P, copies, D, rows, columns), not normalised."""
     output = net.embed(x.transpose(0, 1).flatten(0, 1))
-    return output.neck if kind == "bnneck" else output.feats
+    return output.feats if kind == "pool" else output.neck
 
 
 @torch.enable_grad()

@@ -151,7 +151,7 @@ def test_panels_of_several_models_share_their_axes_and_persons(tmp_path):
     assert panels[0].get_xlim() == panels[1].get_xlim() and panels[0].get_ylim() == panels[1].get_ylim()
     assert {axes.get_xlabel() for axes in panels} == {"cosine similarity"}
     panels = figures.draw_embedding("", models, np.array([2, 4])).axes
-    assert [[text.get_text() for text in axes.texts] for axes in panels] == [["2", "2", "4", "4"]] * 2
+    assert [[text.get_text() for text in axes.texts] for axes in panels] == [["2", "4"] * 2] * 2
 
 
 @pytest.mark.parametrize("persons, images", [(30, 3), (2, 20)])
@@ -169,4 +169,4 @@ def test_the_embedding_shows_persons_by_colour_and_modalities_by_marker(persons,
     assert np.array_equal(*(each.get_facecolors() for each in shown))
     assert len({each.get_paths()[0].vertices.shape for each in shown}) == 2
     assert [text.get_text() for text in figure.axes[0].texts] == (
-        [str(pid) for pid in np.repeat(np.unique(pids), 2)] if persons <= 10 else [])
+        [str(pid) for pid in np.unique(pids)] * 2 if persons <= 10 else [])

@@ -9,7 +9,8 @@ from test_figures import explain, make_tested
 
 import pictures
 from datasets.images import read_image
-from datasets.types import ImageSpec
+from datasets.types import Images, ImageSpec
+from pictures import Searched
 from retrieval.evidence import Evidence
 
 SPEC = ImageSpec(64, 32)
@@ -43,28 +44,37 @@ def test_several_models_have_a_row_each_and_excluded_images_and_other_orders_are
     assert shown[2:4] == pytest.approx(models[1].similarity[1, [2, 1]].tolist(), abs=1e-3)
 
 
+def searched(order, seen, q_pids, g_pids) -> Searched:
+    """A search without images and features."""
+    sides = [Images((), pids, pids, name) for pids, name in ((q_pids, "infrared"), (g_pids, "visible"))]
+    return Searched("", *sides, seen, (None, None), distances=order)
+
+
 def test_first_match_equals_a_loop_with_ties_and_exclusions():
     rng = np.random.default_rng(1)
-    order = rng.integers(0, 6, (40, 25)).astype(np.float32)
-    same, seen = rng.random((40, 25)) < 0.1, rng.random((40, 25)) < 0.7
+    tested = searched(rng.integers(0, 6, (40, 25)).astype(np.float32), rng.random((40, 25)) < 0.7,
+                      rng.integers(0, 10, 40), rng.integers(0, 10, 25))
     expected = []
-    for row in range(40):
-        shown = np.flatnonzero(seen[row])
-        hits = np.flatnonzero(same[row, shown[np.argsort(order[row, shown], kind="stable")]])
+    for order, same, seen in zip(tested.order, tested.same, tested.seen):
+        shown = np.flatnonzero(seen)
+        hits = np.flatnonzero(same[shown[np.argsort(order[shown], kind="stable")]])
         expected.append(hits[0] + 1 if len(hits) else 0)
-    assert 0 in expected
-    assert pictures.first_match(order, seen, same).tolist() == expected
+    assert 0 in expected and tested.first_match.tolist() == expected
 
 
 def test_queries_spread_from_best_to_worst_over_different_persons():
+    def chosen(ranks, pids):
+        tested = searched(None, None, pids, pids)
+        vars(tested)["first_match"] = ranks
+        return pictures.spread_queries(tested)
+
     ranks = np.array([0, 1, 1, 1, 1, 2, 2, 3, 5, 9, 12, 30, 99, 0])
     pids = np.arange(len(ranks)) // 2 * 2 % 12 + np.arange(len(ranks)) % 2
-    chosen = pictures.choose_queries(ranks, pids)
-    assert len(chosen) == pictures.QUERIES == len(set(pids[chosen]))
-    assert ranks[chosen].tolist() == sorted(ranks[chosen]) and ranks[chosen[0]] == 1
-    assert ranks[chosen[-1]] == 99
-    assert pictures.choose_queries(np.array([0, 0]), np.array([1, 2])) == []
-    assert pictures.choose_queries(np.array([0, 4]), np.array([1, 2])) == [1]
+    rows = chosen(ranks, pids)
+    assert len(rows) == pictures.QUERIES == len(set(pids[rows]))
+    assert ranks[rows].tolist() == sorted(ranks[rows]) and (ranks[rows[0]], ranks[rows[-1]]) == (1, 99)
+    assert chosen(np.array([0, 0]), np.array([1, 2])) == []
+    assert chosen(np.array([0, 4]), np.array([1, 2])) == [1]
 
 
 def test_pairs_are_the_nearest_of_the_same_and_of_another_person(tmp_path):
@@ -78,9 +88,9 @@ def test_pairs_are_the_nearest_of_the_same_and_of_another_person(tmp_path):
 def test_blue_is_for_and_orange_against_and_dark_images_become_light():
     pixels = np.full((8, 4, 3), 10, np.uint8)
     for value, channel in ((1.0, 2), (-1.0, 0)):
-        shown = pictures.overlay(pixels, np.full((2, 1), value, np.float32), 1.0)
+        shown = pictures.overlay(pixels, np.full((8, 4), value, np.float32), 1.0)
         assert shown.shape == pixels.shape and shown[0, 0].argmax() == channel
-    assert (pictures.overlay(pixels, np.zeros((2, 1), np.float32), 0.0) >= 90).all()
+    assert (pictures.overlay(pixels, np.zeros((8, 4), np.float32), 0.0) >= 90).all()
 
 
 def test_evidence_has_headed_columns_of_each_model_and_a_colour_bar(tmp_path):

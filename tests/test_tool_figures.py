@@ -119,5 +119,8 @@ def test_curves_are_any_column_against_epochs_or_minutes(tmp_path, monkeypatch):
     assert curves[0].x.tolist() == [1, 2] and curves[0].y.tolist() == [[4, 3], [5, 4]]
     assert (minutes, per_cent) == ("minutes of training", "mAP (%), after pooling")
     assert one[0].x.tolist() == [2] and one[0].y.tolist() == [[10], [10]]
-    with pytest.raises(UserError, match="--column lost: .*seed_0.jsonl holds loss, pool/mAP, seconds"):
+    with pytest.raises(UserError, match="--column lost: .*seed_0.jsonl holds loss, pool/mAP, seconds; name"):
         tool.main(["curves", *logs, "--column", "lost"])
+    lines = save_log(tmp_path / "lines.jsonl", [{"row": "base", "seed": 0, "pool/mAP": 10.0}])
+    with pytest.raises(UserError, match="lines.jsonl holds no epochs; name one of these, or a log"):
+        tool.main(["curves", lines, "--column", "pool/mAP"])
