@@ -5,15 +5,13 @@ of METHODS. A class is a module made with (classes, feature size, **parameters) 
 labels); the optimiser holds its parameters, the checkpoint its buffers too, and a method `end_epoch` of it is
 called with the mean weighted sum of the other losses over each epoch.
 
-Labels are those of all maps of an output. A batch has equally many images of each person in each view
-(data_loader.IdentitySampler), so that what all images of a person share has the same mean over images as over
-persons.
+Labels are those of all maps of an output. A batch has equally many images of each person in each view: a
+mean over images is one over persons.
 """
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +20,6 @@ from torch.nn import functional as F
 
 from datasets.types import INFRARED, MODALITIES, VISIBLE
 from two_stream import Loss, Output
-from utils import UserError
 
 
 class Criterion(nn.Module):
@@ -31,8 +28,11 @@ class Criterion(nn.Module):
     def __init__(self, losses: Mapping[str, Loss], num_classes: int, dim: int) -> None:
         super().__init__()
         self.weights = {name: loss.weight for name, loss in losses.items()}
-        self.terms = {name: build_loss(name, loss.parameters, num_classes, dim)
-                      for name, loss in losses.items()}
+        self.terms = {}
+        for name, loss in losses.items():
+            entry = LOSSES[name]
+            self.terms[name] = (entry(num_classes, dim, **loss.parameters) if isinstance(entry, type)
+                                else functools.partial(entry, **loss.parameters))
         self.learnt = nn.ModuleDict({name: term for name, term in self.terms.items()
                                      if isinstance(term, nn.Module)})
 
@@ -51,35 +51,15 @@ class Criterion(nn.Module):
                                    if other != name))
 
 
-def build_loss(name: str, parameters: Mapping[str, Any], num_classes: int, dim: int) -> Callable[..., Tensor]:
-    """One entry of `LOSSES`, ready to be called with (output, labels)."""
-    entry = LOSSES[name]
-    return entry(num_classes, dim, **parameters) if isinstance(entry, type) else partial(entry, **parameters)
-
-
-def identity_loss(output: Output, labels: Tensor) -> Tensor:
-    """Cross entropy of each classifier behind BNNeck (see `over_parts`)."""
-    return over_parts([F.cross_entropy(logits, labels) for logits in (output.logits, *output.stripes)])
-
-
-def triplet_loss(output: Output, labels: Tensor, margin: float = 0.3) -> Tensor:
-    """`batch_hard_triplet` of the features after pooling (see `over_parts`)."""
-    return over_parts([batch_hard_triplet(feats, labels, margin) for feats in parts_of(output)])
-
-
-def weighted_triplet_loss(output: Output, labels: Tensor, constant_weights: bool = False) -> Tensor:
-    """`weighted_triplet` of the features after pooling (see `over_parts`)."""
-    return over_parts([weighted_triplet(feats, labels, constant_weights) for feats in parts_of(output)])
-
-
-def squared_triplet_loss(output: Output, labels: Tensor, constant_weights: bool = False) -> Tensor:
-    """`squared_triplet` of the features after pooling (see `over_parts`)."""
-    return over_parts([squared_triplet(feats, labels, constant_weights) for feats in parts_of(output)])
-
-
-def parts_of(output: Output) -> tuple[Tensor, ...]:
-    """The features (B, D) after pooling of the whole map and of each stripe."""
-    return output.feats.chunk(1 + len(output.stripes), 1)
+def of_parts(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of features (B, D) as one of an output: that of its features after pooling, of the whole map or,
+    where there are stripes, the mean of that and of the stripes' mean.
+    """
+    @functools.wraps(loss)  # it keeps the parameters
+    def of_output(output: Output, labels: Tensor, **parameters: Any) -> Tensor:
+        parts = output.feats.chunk(1 + len(output.stripes), 1)
+        return over_parts([loss(feats, labels, **parameters) for feats in parts])
+    return of_output
 
 
 def over_parts(losses: list[Tensor]) -> Tensor:
@@ -88,10 +68,20 @@ def over_parts(losses: list[Tensor]) -> Tensor:
     return (whole + torch.stack(stripes).mean()) / 2 if stripes else whole
 
 
+def identity_loss(output: Output, labels: Tensor) -> Tensor:
+    """Cross entropy of each classifier behind BNNeck (see `over_parts`)."""
+    return over_parts([F.cross_entropy(logits, labels) for logits in (output.logits, *output.stripes)])
+
+
 def similarity_loss(output: Output, labels: Tensor) -> Tensor:
-    """`modality_similarity` of the views `visible` and `infrared`."""
+    """Mean absolute difference of the channel affinities (B, C, C) of the views `visible` and `infrared`,
+    whose images show the same persons.
+
+    Rows of an affinity sum to 1, so that the loss is at most 2 / C: 0.008 for the 256 channels of ResNet-50's
+    stage 1.
+    """
     affinities = output.extra("affinities", "similarity")
-    return modality_similarity(affinities["visible"], affinities["infrared"])
+    return (affinities["visible"].float() - affinities["infrared"].float()).abs().mean()
 
 
 def part_identity_loss(output: Output, labels: Tensor) -> Tensor:
@@ -101,7 +91,8 @@ def part_identity_loss(output: Output, labels: Tensor) -> Tensor:
 
 def hetero_center_loss(output: Output, labels: Tensor, margin: float = 0.3) -> Tensor:
     """`hetero_center_triplet` of the features after pooling (see `over_parts`)."""
-    return over_parts([hetero_center_triplet(output, feats, labels, margin) for feats in parts_of(output)])
+    return over_parts([hetero_center_triplet(output, feats, labels, margin)
+                       for feats in output.feats.chunk(1 + len(output.stripes), 1)])
 
 
 def part_hetero_center_loss(output: Output, labels: Tensor, margin: float = 0.3) -> Tensor:
@@ -112,29 +103,21 @@ def part_hetero_center_loss(output: Output, labels: Tensor, margin: float = 0.3)
 
 def centre_pair_loss(output: Output, labels: Tensor, margin: float = 0.2) -> Tensor:
     """`centre_pairs` of the first map of each image with each of the others, summed."""
-    require_copies(output, "centre_pairs")
+    maps = output.extra("copies", "centre_pairs")
     single = output._replace(copies=1)
-    first, *others = map(single.by_modality, output.feats.chunk(output.copies))
-    own = single.by_modality(labels.chunk(output.copies)[0])
+    first, *others = map(single.by_modality, maps)
+    own = single.by_modality(labels[:len(maps[0])])
     return sum(centre_pairs(first, other, own, margin) for other in others)
 
 
 def orthogonality_loss(output: Output, labels: Tensor) -> Tensor:
     """The sum over images of the products of an image's further features, over the number of maps (DEEN)."""
-    require_copies(output, "orthogonality")
-    _, *others = output.feats.chunk(output.copies)
-    return sum((one * two).sum() for one, two in itertools.combinations(others, 2)) / len(output.feats)
-
-
-def require_copies(output: Output, loss: str) -> None:
-    """Raise `UserError` unless the network gives several maps of an image."""
-    if output.copies < 3:
-        raise UserError(f"losses.{loss}: this method's network gives {output.copies} map(s) of an image, "
-                        f"3 are needed; leave the loss out (--set losses.{loss}=None)")
+    _, one, two = output.extra("copies", "orthogonality")
+    return (one * two).sum() / len(output.feats)
 
 
 def circle_loss(output: Output, labels: Tensor, margin: float = 0.45, gamma: float = 64.0) -> Tensor:
-    """`circle` of the features after BNNeck, over the number of features once more, as DNS's code has it."""
+    """`circle` of the features after BNNeck, over their number once more, as DNS's code has it."""
     return circle(output.neck, labels, margin, gamma) / len(labels)
 
 
@@ -152,9 +135,8 @@ def alignment_loss(output: Output, labels: Tensor) -> Tensor:
 class BatchGraph(nn.Module):
     """DDAG's graph attention over the images of a batch (Ye et al., ECCV 2020), which sees labels.
 
-    Nodes are features after pooling; each attends to the images of its person, of either modality and itself
-    among them; the last head gives logits. The loss is weighted by 1 / (1 + the mean of the other losses in
-    the epoch before), by 0 in the first epoch; `weight` is part of the checkpoint.
+    Nodes are features after pooling; each attends to all images of its person; the last head gives logits.
+    The loss is weighted by 1 / (1 + the mean of the other losses in the epoch before), by 0 in the first.
     """
 
     def __init__(self, num_classes: int, dim: int, heads: int = 4, dropout: float = 0.2) -> None:
@@ -198,9 +180,9 @@ class GraphHead(nn.Module):
 class Distillation(nn.Module):
     """Domain distillation (DNS): a classifier of each modality, which imitates a slow copy of the other's.
 
-    For the features after BNNeck and for those in the common space: the KL divergence of the own classifier's
-    answer from that of the other's slow copy, summed over classes, mean over images, + a quarter of the
-    modalities' cross entropies. At each step a slow copy first moves by `rate` towards its classifier.
+    For the features after BNNeck and for those in the common space: the KL divergence (mean over images) of
+    the own classifier's answer from that of the other's slow copy, + a quarter of the modalities' cross
+    entropies. At each step a slow copy first moves by `rate` towards its classifier.
     """
 
     def __init__(self, num_classes: int, dim: int, rate: float = 0.2) -> None:
@@ -232,24 +214,6 @@ class Distillation(nn.Module):
         return divergence + 0.25 * entropies
 
 
-LOSSES: dict[str, Callable[..., Any]] = {
-    "id": identity_loss,
-    "triplet": triplet_loss,
-    "weighted_triplet": weighted_triplet_loss,
-    "squared_triplet": squared_triplet_loss,
-    "similarity": similarity_loss,
-    "hetero_center": hetero_center_loss,
-    "part_id": part_identity_loss,
-    "part_hetero_center": part_hetero_center_loss,
-    "graph": BatchGraph,
-    "centre_pairs": centre_pair_loss,
-    "orthogonality": orthogonality_loss,
-    "circle": circle_loss,
-    "alignment": alignment_loss,
-    "distillation": Distillation,
-}
-
-
 def euclidean_distances(feats: Tensor) -> Tensor:
     """Pairwise Euclidean distances (B, B) float32 of feats (B, D); the diagonal, without a gradient, is 1e-6.
 
@@ -264,11 +228,10 @@ def euclidean_distances(feats: Tensor) -> Tensor:
     return squared.masked_fill(diagonal, 0).clamp_min(1e-12).sqrt()
 
 
-def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
+def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
     """Triplet loss with the farthest positive and the nearest negative of each anchor (Hermans et al., 2017).
 
-    feats (B, D), labels (B,), margin in units of distance; returns the mean over anchors, a scalar. Needs two
-    persons.
+    feats (B, D), labels (B,) of two persons at least; returns the mean over anchors, a scalar.
     """
     distances = euclidean_distances(feats)
     same = labels[:, None] == labels[None, :]
@@ -280,9 +243,8 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float) -> Tensor:
 def weighted_triplet(feats: Tensor, labels: Tensor, constant_weights: bool = False) -> Tensor:
     """Weighted regularised triplet loss (Ye et al., TPAMI 2021): mean softplus(sum w_p d_p - sum w_n d_n).
 
-    Far positives and near negatives weigh most. The weights are those of the published code
-    (`published_weights`), which for negatives are far from the softmax of the paper. An anchor is a positive
-    of itself. feats (B, D), labels (B,); constant_weights: see `weighted_distances`.
+    Far positives and near negatives weigh most; an anchor is a positive of itself. feats (B, D), labels (B,);
+    constant_weights: see `weighted_distances`.
     """
     positive, negative = weighted_distances(feats, labels, constant_weights)
     return F.softplus(positive - negative).mean()
@@ -292,11 +254,9 @@ def squared_triplet(feats: Tensor, labels: Tensor, constant_weights: bool = Fals
     """Squared difference form of the weighted triplet (CAJ, Ye et al., ICCV 2021): softplus(s |s|) with
     s = sum w_p d_p - sum w_n d_n, mean over anchors.
 
-    s^2 keeps the sign of s and is cut at 88, as in the published code, where exp would overflow float32. The
-    gradient, 2 |s| sigmoid(s |s|), vanishes at s = 0, where positives and negatives are equally far, and
-    beyond |s| = 9.4, where the cut is: also for anchors whose positives are that much farther than their
-    negatives, as those of a random network are. feats (B, D), labels (B,); constant_weights: see
-    `weighted_distances`.
+    s^2 is cut at 88, as in the published code, where exp would overflow float32. The gradient, 2 |s|
+    sigmoid(s |s|), vanishes at s = 0 and beyond |s| = 9.4: also for anchors whose positives are that much
+    farther than their negatives, as those of a random network are.
     """
     positive, negative = weighted_distances(feats, labels, constant_weights)
     difference = positive - negative
@@ -308,38 +268,27 @@ def weighted_distances(feats: Tensor, labels: Tensor,
     """The weighted sums (B,) of each anchor's distances to its positives and to its negatives.
 
     The gradient goes through the weights too, as in the published code, unless they are `constant_weights`:
-    that of a distance d is then w (1 + d - sum) among positives and w (1 - d + sum) among negatives, not w.
-    So the loss pushes away a positive that is nearer than their weighted sum by more than 1, and draws near
-    a negative that is farther by more than 1 (docs/experiments.md).
+    that of a distance d is then w (1 + d - sum) among positives and w (1 - d + sum) among negatives, not w,
+    and changes its sign where d and the sum are more than 1 apart (docs/experiments.md).
     """
     distances = euclidean_distances(feats)
     same = (labels[:, None] == labels[None, :]).to(distances.dtype)
-    weights = published_weights(distances, same), published_weights(-distances, 1 - same)
+    positive, negative = published_weights(distances, same), published_weights(-distances, 1 - same)
     if constant_weights:
-        weights = tuple(each.detach() for each in weights)
-    positive, negative = ((each * distances).sum(1) for each in weights)
-    return positive, negative
+        positive, negative = positive.detach(), negative.detach()
+    return (positive * distances).sum(1), (negative * distances).sum(1)
 
 
 def published_weights(values: Tensor, mask: Tensor) -> Tensor:
     """Weights (B, B) of the entries of `values` where `mask` (B, B) is 1, as AGW's published code takes them.
 
     exp(v - m) / (sum exp(v - m) + 1e-6), where m is the largest entry of each row with the others' entries
-    set to 0. For negated distances m is 0, so that 56 negatives at a distance of 20 have weights of a sum of
-    0.1, not 1.
+    set to 0. For negated distances m is 0: the weights of 56 negatives at a distance of 20 sum to 0.1, where
+    the paper's softmax sums to 1.
     """
     largest = (values * mask).amax(1, keepdim=True)
     weights = torch.exp((values - largest).masked_fill(mask == 0, -torch.inf))
     return weights / (weights.sum(1, keepdim=True) + 1e-6)
-
-
-def modality_similarity(visible: Tensor, infrared: Tensor) -> Tensor:
-    """Mean absolute difference of the channel affinities (B, C, C) of image pairs that show the same persons.
-
-    Rows of an affinity sum to 1, so that the loss is at most 2 / C: 0.008 for the 256 channels of ResNet-50's
-    stage 1.
-    """
-    return (visible.float() - infrared.float()).abs().mean()
 
 
 def centres(feats: Tensor, labels: Tensor) -> Tensor:
@@ -365,8 +314,7 @@ def centre_pairs(first: Mapping[str, Tensor], other: Mapping[str, Tensor], label
 
     With the centres a (visible) and b (infrared) of a person's first maps, and a', b' of its others: b is to
     be nearer to a' than a is, than a' is to other persons' a', and than a to other persons' a, each by the
-    margin; and the same with the modalities exchanged. The published code sums three hinges, of which the
-    first has weight 1 and the others 1/2, in place of the paper's one with three terms.
+    margin; and the same with the modalities exchanged. The paper has one hinge of these three terms.
     """
     visible, infrared = ((centres(first[modality], labels[modality]),
                           centres(other[modality], labels[modality])) for modality in (VISIBLE, INFRARED))
@@ -376,8 +324,8 @@ def centre_pairs(first: Mapping[str, Tensor], other: Mapping[str, Tensor], label
 
 
 def pair_hinges(opposite: Tensor, own: Tensor, copied: Tensor, different: Tensor, margin: float) -> Tensor:
-    """The three hinges of `centre_pairs` for the centres (B, D) of one modality, their copies', and the
-    opposite modality's; different (B, B): which are of different persons.
+    """The three hinges of `centre_pairs`, weighted as in the published code, of the centres (B, D) of one
+    modality, its copies, and the opposite modality; different (B, B): which are of different persons.
     """
     reach = (opposite - copied).norm(dim=1)
     stays = F.relu(reach - (own - copied).norm(dim=1).detach() + margin)
@@ -412,3 +360,21 @@ def discrepancy(one: Tensor, two: Tensor) -> Tensor:
     count = len(one)
     return (kernels[:count, :count].mean() + kernels[count:, count:].mean()
             - kernels[:count, count:].mean() - kernels[count:, :count].mean())
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "id": identity_loss,
+    "triplet": of_parts(batch_hard_triplet),
+    "weighted_triplet": of_parts(weighted_triplet),
+    "squared_triplet": of_parts(squared_triplet),
+    "similarity": similarity_loss,
+    "hetero_center": hetero_center_loss,
+    "part_id": part_identity_loss,
+    "part_hetero_center": part_hetero_center_loss,
+    "graph": BatchGraph,
+    "centre_pairs": centre_pair_loss,
+    "orthogonality": orthogonality_loss,
+    "circle": circle_loss,
+    "alignment": alignment_loss,
+    "distillation": Distillation,
+}

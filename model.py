@@ -1,8 +1,9 @@
 """CGRNet's two modules, and METHODS: a row for each method that can be trained."""
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -21,7 +22,7 @@ from methods.deen import DEEN
 from methods.dns import DNS
 from methods.hct import HCT
 from methods.strong import Striped
-from two_stream import Loss, Method, Output, TwoStream, folded, pool
+from two_stream import Loss, Method, Output, TwoStream, folded, pool, require_known
 from utils import UserError
 
 __all__ = ["METHODS", "MODALITIES", "CGRNet", "GraphReasoning", "Loss", "Method", "ModalitySimilarity",
@@ -32,18 +33,16 @@ __all__ = ["METHODS", "MODALITIES", "CGRNet", "GraphReasoning", "Loss", "Method"
 class ModalitySimilarity(nn.Module):
     """Channel attention of a modality: X + gamma A X; A (B, C, C) compares the channels of X (B, C, H, W).
 
-    A is the row-wise softmax of max(E) - E (the channel attention of DANet, Fu et al., CVPR 2019), in float32
-    also under autocast. `energy` takes E = X X^T as the paper does; a sum over thousands of positions, it
-    saturates to one-hot rows that carry next to no gradient. `cosine`, the default, divides by the norms of
-    both channels and by a temperature of 0.1. gamma starts at 0.
+    A is the row-wise softmax of max(E) - E (DANet, Fu et al., CVPR 2019), in float32 also under autocast.
+    `energy` takes E = X X^T as the paper does; a sum over thousands of positions, it saturates to one-hot
+    rows that carry next to no gradient. `cosine` divides by the norms of both channels and by 0.1.
     """
 
     TEMPERATURE = 0.1
 
     def __init__(self, affinity: str = "cosine") -> None:
         super().__init__()
-        if affinity not in ("cosine", "energy"):
-            raise UserError(f"similarity: {affinity!r} found, 'cosine', 'energy' or None expected")
+        require_known("similarity: ", [affinity], ("cosine", "energy", None))
         self.affinity = affinity
         self.gamma = nn.Parameter(torch.zeros(1))
 
@@ -68,19 +67,17 @@ class GraphReasoning(nn.Module):
     """Messages between N = H W local nodes and their mean, the global node: X + g1 LL + g2 GL + g3 LG.
 
     local -> local is dot-product attention; since its weights sum to one, g (affine) is applied to the
-    weighted mean of the nodes. global -> local has one key, so that its attention is 1 and needs neither
-    theta nor phi; local -> global has one query, whose answer every local node receives. Both cost O(N) and
-    equal N x N attention over a broadcast mean. The gammas start at 0.
+    weighted mean of the nodes. global -> local has one key, so that its attention is 1; local -> global has
+    one query, whose answer every node receives. Both equal N x N attention over a broadcast mean, in O(N).
 
-    Two deviations keep it stable (docs/experiments.md): products are divided by the square root of theta's
-    width, and each message is normalised over its channels (to mean 0, variance 1), so that a gamma is the
-    size of its message. `plain` leaves both out, as the paper does.
+    Two deviations from the paper, which `plain` leaves out, keep it stable (docs/experiments.md): products
+    are divided by the square root of theta's width, and each message is normalised over its channels, so
+    that a gamma is the size of its message.
     """
 
     def __init__(self, channels: int, messages: str = "normalised", reduction: int = 16) -> None:
         super().__init__()
-        if messages not in ("normalised", "plain"):
-            raise UserError(f"graph: {messages!r} found, 'normalised', 'plain' or None expected")
+        require_known("graph: ", [messages], ("normalised", "plain", None))
         inner = channels // reduction
         self.plain = messages == "plain"
         self.scale = 1.0 if self.plain else inner ** -0.5
@@ -113,8 +110,8 @@ class GraphReasoning(nn.Module):
 
     def local_to_local(self, nodes: Tensor) -> Tensor:
         """(B, N, C) -> y_i = sum_j softmax_j(scale theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
-        queries, keys, values = self.local_theta(nodes), self.local_phi(nodes), nodes
-        heads = (each[:, None] for each in (queries, keys, values))  # fused kernels want one: (B, 1, N, ...)
+        # fused kernels want a dimension of heads: (B, 1, N, ...)
+        heads = (each[:, None] for each in (self.local_theta(nodes), self.local_phi(nodes), nodes))
         return self.local_g(F.scaled_dot_product_attention(*heads, scale=self.scale)[:, 0])
 
     def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
@@ -224,6 +221,8 @@ def build_network(method: str | Method, arch: str, num_classes: int,
 # ---------------------------------------------------------------------------------------- changes and checks
 # fields that `--set` may change beside parts and losses, and their values
 FIELDS = {"own_stages": tuple(range(len(STAGES) + 1)), "pooling": ("average", "gem")}
+READERS = {int: int, float: float, bool: {"True": True, "False": False}.__getitem__,
+           NoneType: {"None": None}.__getitem__, str: str}  # the last, as any text is one
 
 
 def override(method: Method, assignments: Sequence[str]) -> Method:
@@ -234,69 +233,59 @@ def override(method: Method, assignments: Sequence[str]) -> Method:
     `losses.NAME.PARAMETER`, of which `weight` is one. Raises `UserError` for what there is not.
     """
     for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        parts = keywords(method.network.add_parts)
+        name, where = assignment.partition("=")[0], f"--set {assignment}: "
         if name.startswith("losses."):
             method = replace(method, losses=override_losses(method.losses, assignment))
-        elif name in FIELDS:
+            continue
+        parts = keywords(method.network.add_parts)
+        require_known(where, [name], [*FIELDS, *parts, "losses.NAME"])
+        if name in FIELDS:
             value = parse(assignment, type(FIELDS[name][0]))
-            require_known(f"--set {assignment}", "", [value], FIELDS[name])
+            require_known(where, [value], FIELDS[name])
             method = replace(method, **{name: value})
         else:
-            require_known(f"--set {assignment}", "", [name], [*FIELDS, *parts, "losses.NAME"])
             method = replace(method, parts={**method.parts, name: parse(assignment, parts[name])})
     return method
 
 
 def override_losses(losses: Mapping[str, Loss], assignment: str) -> dict[str, Loss]:
     """The losses of a row as one assignment to `losses.NAME` or `losses.NAME.PARAMETER` changes them."""
-    path, _, text = assignment.partition("=")
-    _, name, *parameter = path.split(".", 2)
-    adds = not parameter and is_number(text)
-    require_known(f"--set {assignment}", "losses.", [name], LOSSES if adds else losses)
+    where = f"--set {assignment}: "
+    _, name, *parameter = assignment.partition("=")[0].split(".", 2)
+    value = None if parameter else parse(assignment, float | None | str)
+    adds = isinstance(value, float)
+    require_known(f"{where}losses.", [name], LOSSES if adds else losses)
     loss = losses.get(name, Loss())
-    if adds or parameter == ["weight"]:
-        return {**losses, name: replace(loss, weight=parse(assignment, float))}
     if parameter:
-        known = keywords(LOSSES[name])
-        require_known(f"--set {assignment}", f"losses.{name}.", parameter, ["weight", *known])
-        value = parse(assignment, known[parameter[0]])
+        kinds = {"weight": float, **keywords(LOSSES[name])}
+        require_known(f"{where}losses.{name}.", parameter, kinds)
+        value = parse(assignment, kinds[parameter[0]])
+    if adds or parameter == ["weight"]:
+        return {**losses, name: replace(loss, weight=value)}
+    if parameter:
         return {**losses, name: replace(loss, parameters={**loss.parameters, parameter[0]: value})}
-    if text == "None":
-        others = {other: value for other, value in losses.items() if other != name}
-        if not others:
-            raise UserError(f"--set {assignment}: no other loss is left; one expected")
-        return others
-    require_known(f"--set {assignment}", "", [text], LOSSES)
-    shared = {word: value for word, value in loss.parameters.items() if word in keywords(LOSSES[text])}
-    return {text if other == name else other: Loss(loss.weight, shared) if other == name else value
-            for other, value in losses.items()}
+    if value is None:
+        if len(losses) == 1:
+            raise UserError(f"{where}no other loss is left; one expected")
+        return {other: own for other, own in losses.items() if other != name}
+    require_known(where, [value], LOSSES)
+    shared = {word: own for word, own in loss.parameters.items() if word in keywords(LOSSES[value])}
+    return {value if other == name else other: Loss(loss.weight, shared) if other == name else own
+            for other, own in losses.items()}
 
 
 def check_method(name: str, method: Method) -> None:
-    """Raise `UserError` for a word in a row that nobody knows, or a loss that lacks a parameter."""
-    where = f"method {name}"
-    require_known(where, "losses: ", method.losses, LOSSES)
+    """Raise `UserError` for a word in a row that nobody knows."""
+    where = f"method {name}: "
+    require_known(f"{where}losses: ", method.losses, LOSSES)
     for loss_name, loss in method.losses.items():
-        entry = inspect.signature(LOSSES[loss_name])
-        require_known(where, f"losses.{loss_name}: ", loss.parameters, keywords(LOSSES[loss_name]))
-        try:
-            entry.bind(None, None, **loss.parameters)
-        except TypeError as error:
-            raise UserError(f"{where}: losses.{loss_name}: {error}") from None
+        require_known(f"{where}losses.{loss_name}: ", loss.parameters, keywords(LOSSES[loss_name]))
     for field, known in FIELDS.items():
-        require_known(where, f"{field}: ", [getattr(method, field)], known)
-    require_known(where, "parts: ", method.parts, keywords(method.network.add_parts))
+        require_known(f"{where}{field}: ", [getattr(method, field)], known)
+    require_known(f"{where}parts: ", method.parts, keywords(method.network.add_parts))
     for view_name, view in method.views.items():
-        require_known(where, f"views.{view_name}: ", [view.modality], MODALITIES)
-        require_known(where, f"views.{view_name}: ", view.augment, [*AUGMENTATIONS, *COMBINED])
-
-
-def require_known(where: str, prefix: str, words: Iterable[Any], known: Iterable[Any]) -> None:
-    """Raise `UserError` that names the first of some words that is not among the known ones."""
-    for word in words:
-        if word not in known:
-            raise UserError(f"{where}: {prefix}{word} found, one of {', '.join(map(str, known))} expected")
+        require_known(f"{where}views.{view_name}: ", [view.modality], MODALITIES)
+        require_known(f"{where}views.{view_name}: ", view.augment, [*AUGMENTATIONS, *COMBINED])
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:
@@ -308,25 +297,11 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
 
 def parse(assignment: str, kind: Any) -> Any:
     """The value of FIELD=VALUE as a type, or as one of a union of types; `UserError` where it is none."""
-    _, _, text = assignment.partition("=")
+    text = assignment.partition("=")[2]
     kinds = get_args(kind) or (kind,)
-    if text == "None" and NoneType in kinds:
-        return None
-    if bool in kinds and text in ("True", "False"):
-        return text == "True"
-    for number in (int, float):
-        if number in kinds and is_number(text, number):
-            return number(text)
-    if str in kinds and text:
-        return text
+    for each in READERS if text else ():
+        if each in kinds:
+            with contextlib.suppress(KeyError, ValueError):
+                return READERS[each](text)
     expected = " or ".join(each.__name__.replace("NoneType", "None") for each in kinds)
     raise UserError(f"--set {assignment}: {text!r} found, {expected} expected")
-
-
-def is_number(text: str, kind: type = float) -> bool:
-    """Whether a text is a number of this type."""
-    try:
-        kind(text)
-    except ValueError:
-        return False
-    return True

@@ -4,19 +4,19 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones import BACKBONES, STAGES, Backbone, build_backbone
 from datasets.types import MODALITIES, View
 from utils import UserError
 
-GAMMA_RATES = {"sgd": 0.02, "adam": 1.0}  # see `TwoStream.rates`
 BACKBONE = r"streams\.|shared\."  # names of the backbone's parameters
 
 
@@ -30,11 +30,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Method:
-    """What one method trains: the network, the losses, and the views that the network is given.
+    """A row of METHODS: the network, the losses, and the views that the network is given.
 
-    own_stages: number of stages that each modality has for itself, behind the stem. pooling: "average" or
-    "gem". views: the inputs by name; test images go through the view of their modality's name. parts: keyword
-    arguments of `network.add_parts`. recipe: defaults of train.py's flags, as the authors trained.
+    own_stages: stages that each modality has for itself, behind the stem. pooling: "average" or "gem". views:
+    the inputs by name; test images go through the view of their modality's name. parts: keyword arguments of
+    `network.add_parts`. recipe: defaults of train.py's flags, as the authors trained.
     """
 
     network: type[TwoStream]
@@ -54,12 +54,11 @@ class Method:
 class Output(NamedTuple):
     """What the network gives for B maps of its images, view after view.
 
-    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32.
-    stripes: the logits of each stripe. Where there are S stripes, feats and neck hold the D / (1 + S)
-    features of the whole map, then those of each stripe, and `logits` are those of the whole map.
-    extras: by name, what single losses of a method read beside these.
-    views: the modality of each view, in the order of the images. copies: maps of one image (1 but for a
-    method that makes more); maps of all views come first, then their second copies, and so on.
+    feats: (B, D) float32 after pooling; neck: (B, D) float32 after BNNeck; logits: (B, C) float32. Where
+    there are S stripes, feats and neck hold the D / (1 + S) features of the whole map, then those of each
+    stripe; `logits` are those of the whole map, `stripes` those of each stripe. extras: by name, what single
+    losses read beside these. views: the modality of each view, in the order of the images. copies: maps of
+    one image; maps of all views come first, then their second copies, and so on.
     """
 
     feats: Tensor
@@ -71,7 +70,12 @@ class Output(NamedTuple):
     copies: int = 1
 
     def extra(self, name: str, loss: str) -> Any:
-        """One of the extras; raises `UserError` where the network of a loss does not give it."""
+        """One of the extras, or `copies`: the features of each copy of the images.
+
+        Raises `UserError` where the network does not give what a loss reads.
+        """
+        if name == "copies" and self.copies > 1:
+            return self.feats.chunk(self.copies)
         if name not in self.extras:
             raise UserError(f"losses.{loss}: the network of this method gives no {name}; leave the loss out "
                             f"(--set losses.{loss}=None)")
@@ -93,14 +97,13 @@ class TwoStream(nn.Module):
     """A backbone with first layers for each modality, and BNNeck (Luo et al., TMM 2020) behind the pooling.
 
     A method overrides `after` (what follows a stage) and `embed` (maps -> features, neck, logits), and makes
-    its modules in `add_parts`, whose keyword arguments are the `parts` of its row. Where these do not reach,
-    it may override `add_head`, `run_stage`, `join` and `rates`. dim: size of either feature in training, in
-    testing `copies` times that. linear: whether the features are affine in the last maps if the pooling is
-    (retrieval/evidence.py).
+    its modules in `add_parts`, whose keyword arguments are the `parts` of its row; where these do not reach,
+    `add_head`, `run_stage`, `join` and `rates`. dim: size of either feature, in testing `copies` times that.
     """
 
-    linear = True
+    linear = True  # are features affine in the last maps if the pooling is? (retrieval/evidence.py)
     copies = 1
+    neck_shift = False  # does BNNeck learn a shift?
     head = ("bottleneck", "classifier")  # the modules of `embed`, which computes in float32
 
     def __init__(self, method: Method, arch: str, num_classes: int,
@@ -117,20 +120,18 @@ class TwoStream(nn.Module):
                                       for modality in MODALITIES})
         self.shared = nn.ModuleDict({stage: stages[stage] for stage in STAGES[method.own_stages:]})
         self.add_parts(backbone, **method.parts)
-        self.add_head(backbone.width("layer4"), num_classes)
+        self.add_head(backbone.width(["layer4", *self.shared][-1]), num_classes)
 
     def add_parts(self, backbone: Backbone) -> None:
         """Make a method's own modules; the random numbers of a seed go to them before the head."""
 
     def add_head(self, width: int, num_classes: int, parts: int = 1) -> None:
-        """Make BNNeck and a classifier without bias, for each of some parts of a feature.
-
-        BatchNorm treats each feature by itself, so that one `bottleneck` is the BNNeck of all parts;
-        `classifier` holds their classifiers one after another.
+        """Make BNNeck and a classifier without bias; `classifier` holds those of all parts of a feature, one
+        after another.
         """
         self.dim = parts * width
         self.bottleneck = nn.BatchNorm1d(self.dim)
-        self.bottleneck.bias.requires_grad_(False)
+        self.bottleneck.bias.requires_grad_(self.neck_shift)
         self.classifier = nn.Linear(width, parts * num_classes, bias=False)
         nn.init.normal_(self.bottleneck.weight, 1.0, 0.01)
         nn.init.normal_(self.classifier.weight, 0, 0.001)
@@ -171,9 +172,8 @@ class TwoStream(nn.Module):
         return blocks(x)
 
     def after(self, stage: str, x: Tensor, before: Tensor) -> Tensor:
-        """What follows a stage: its maps -> the next stage's input. before: the stage's own input.
-
-        It may return more maps than images: whole copies of the batch, one behind the other.
+        """The maps of a stage -> the next stage's input, perhaps several copies of the batch, one behind the
+        other. before: the stage's own input.
         """
         return x
 
@@ -184,15 +184,13 @@ class TwoStream(nn.Module):
         return Output(feats, neck, self.classifier(neck))
 
     def rates(self, pretrained: bool, optim: str) -> dict[str, float]:
-        """Factors on the learning rate by the beginning of a parameter's name, a regular expression; the
-        first that fits counts.
+        """Factors on the learning rate by patterns of a parameter's name; the first that fits counts.
 
-        A pretrained backbone learns at a tenth of the rate, a random one at all of it. A gamma's gradient is
-        a sum over all of its message, so that SGD at the full rate takes it from 0 to 0.6 within two epochs;
-        it learns at a fiftieth (docs/experiments.md). Adam, whose steps do not grow with the gradient, needs
-        no less.
+        A gamma's gradient is a sum over all of its message: SGD at the full rate takes it from 0 to 0.6
+        within two epochs (docs/experiments.md). Adam's steps do not grow with the gradient.
         """
-        return {BACKBONE: 0.1 if pretrained else 1.0, r".*gamma$": GAMMA_RATES[optim], "": 1.0}
+        gamma = 0.02 if optim == "sgd" else 1.0
+        return {BACKBONE: 0.1 if pretrained else 1.0, r".*gamma$": gamma, "": 1.0}
 
     def parameter_groups(self, lr: float, pretrained: bool, optim: str = "sgd") -> list[dict]:
         """Optimiser groups, one for each of `rates` that any parameter has."""
@@ -217,9 +215,22 @@ def folded(net: nn.Module) -> nn.Module:
     return net
 
 
-def pool(x: Tensor, kind: str, power: float = 3.0) -> Tensor:
-    """(B, C, H, W) float32 -> (B, C): mean, or generalised mean (GeM, Radenovic et al., TPAMI 2019).
+def pool(x: Tensor, kind: str, stripes: int = 0, power: float = 3.0) -> Tensor:
+    """(B, C, H, W) float32 -> (B, (1 + stripes) C): mean, or generalised mean (GeM, Radenovic et al., TPAMI
+    2019), of the whole map, then of each horizontal stripe from the top.
 
-    The constant of 1e-12 within the root is that of AGW.
+    Stripes overlap by a row where they do not divide the map. The 1e-12 within the root is AGW's.
     """
-    return x.mean((2, 3)) if kind == "average" else (x.pow(power).mean((2, 3)) + 1e-12).pow(1 / power)
+    powers = x if kind == "average" else x.pow(power)
+    means = powers.mean((2, 3))
+    if stripes:
+        rows = F.adaptive_avg_pool2d(powers, (stripes, 1)).squeeze(3)  # (B, C, stripes)
+        means = torch.cat([means, rows.transpose(1, 2).flatten(1)], 1)
+    return means if kind == "average" else (means + 1e-12).pow(1 / power)
+
+
+def require_known(where: str, words: Iterable[Any], known: Iterable[Any]) -> None:
+    """Raise `UserError` that names the first of some words that is not among the known ones."""
+    for word in words:
+        if word not in known:
+            raise UserError(f"{where}{word} found, one of {', '.join(map(str, known))} expected")

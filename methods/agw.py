@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from backbones import STAGES, Backbone
-from two_stream import BACKBONE, TwoStream
-from utils import UserError
+from two_stream import BACKBONE, TwoStream, require_known
+
+
+def projection(channels: int, outputs: int) -> nn.Sequential:
+    """A 1 x 1 convolution and a BatchNorm that starts at zero."""
+    layers = nn.Sequential(nn.Conv2d(channels, outputs, 1), nn.BatchNorm2d(outputs))
+    nn.init.zeros_(layers[1].weight)
+    nn.init.zeros_(layers[1].bias)
+    return layers
 
 
 class NonLocal(nn.Module):
@@ -20,9 +27,7 @@ class NonLocal(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.theta, self.phi, self.g = (nn.Conv2d(channels, 1, 1) for _ in range(3))
-        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W[1].weight)
-        nn.init.zeros_(self.W[1].bias)
+        self.W = projection(1, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
@@ -35,13 +40,12 @@ class AGW(TwoStream):
 
     def add_parts(self, backbone: Backbone, non_local: Mapping[str, int] | None = None) -> None:
         """non_local: how many of a stage's last blocks are each followed by a non-local block, by stage."""
+        non_local = non_local or {}
+        require_known("non_local: ", non_local, STAGES)
         blocks = {**dict(self.streams["visible"].named_children()), **self.shared}
-        for stage in non_local or {}:
-            if stage not in STAGES:
-                raise UserError(f"non_local: {stage} found, one of {', '.join(STAGES)} expected")
         self.non_local = nn.ModuleDict({stage: nn.ModuleList(
             NonLocal(backbone.width(stage)) for _ in range(min(count, len(blocks[stage]))))
-            for stage, count in (non_local or {}).items()})
+            for stage, count in non_local.items()})
 
     def run_stage(self, stage: str, blocks: nn.Module, x: Tensor) -> Tensor:
         """Run the blocks of one stage, its last ones with a non-local block behind each."""
@@ -60,6 +64,4 @@ class AGW(TwoStream):
         statistics behind them within an epoch, and features overflow in testing.
         """
         others = super().rates(pretrained, optim)
-        if pretrained:
-            return {rf"{BACKBONE}|non_local\.": 0.1, **others}
-        return {BACKBONE: 1.0, r"non_local\.": 0.1, **others}
+        return {BACKBONE: others[BACKBONE], r"non_local\.": 0.1, **others}

@@ -13,11 +13,10 @@ from two_stream import Output, TwoStream, pool
 
 
 class PartAttention(nn.Module):
-    """Intra-modality weighted-part aggregation: a feature (B, C), to which attention among P horizontal
-    stripes of the map is added, behind a BNNeck of its own.
+    """Intra-modality weighted-part aggregation: attention among P horizontal stripes of the map is added to a
+    feature (B, C), behind a BNNeck of its own.
 
-    The paper relates the parts of all images of a modality; its published code, as here, those of one image.
-    Products are not scaled.
+    The paper relates the parts of all images of a modality; its code, as here, those of one image.
     """
 
     def __init__(self, channels: int, parts: int) -> None:

@@ -8,16 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from backbones import STAGES, Backbone
-from two_stream import BACKBONE, Output, TwoStream
+from methods.agw import projection
+from two_stream import BACKBONE, Output, TwoStream, require_known
 from utils import UserError
-
-
-def projection(channels: int, outputs: int) -> nn.Sequential:
-    """A 1 x 1 convolution and a BatchNorm that starts at zero."""
-    layers = nn.Sequential(nn.Conv2d(channels, outputs, 1), nn.BatchNorm2d(outputs))
-    nn.init.zeros_(layers[1].weight)
-    nn.init.zeros_(layers[1].bias)
-    return layers
 
 
 def thinned(x: Tensor, other: Tensor) -> Tensor:
@@ -58,8 +51,7 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         """x (B, high, H, W), before (B, low, H', W') -> the shape of x; numbers of places must be even."""
-        queries, keys, values = (self.halves(each) for each in (self.theta(x), self.phi(before),
-                                                                 self.g(before)))
+        queries, keys, values = map(self.halves, (self.theta(x), self.phi(before), self.g(before)))
         y = values @ keys.transpose(1, 2) / keys.shape[2] @ queries  # (B, low, N / 2)
         return self.W(y.reshape(len(x), -1, *x.shape[2:])) + x
 
@@ -103,26 +95,19 @@ class DEEN(TwoStream):
     copies = 3
 
     def add_parts(self, backbone: Backbone, expand_after: int = 3) -> None:
-        """expand_after: the stage that the expansion follows; one more stage follows it. RegDB's is 2, and
-        there is no stage 4 then.
-        """
-        if expand_after not in (2, 3):
-            raise UserError(f"expand_after: {expand_after} found, 2 (RegDB) or 3 expected")
+        """expand_after: the stage, 3 or for RegDB 2, behind which maps are expanded; one more follows."""
+        require_known("expand_after: ", [expand_after], (2, 3))
         if self.method.own_stages >= expand_after:
             raise UserError(f"own_stages: {self.method.own_stages} found, less than {expand_after} expected: "
                             "the modalities' maps are copied together")
         if expand_after == 2:
             self.shared.pop("layer4")
         widths = (backbone.stem_width, *backbone.widths)
-        self.expanded, self.width = STAGES[expand_after - 1], widths[expand_after + 1]
+        self.expanded = STAGES[expand_after - 1]
         self.channels, self.positions = (nn.ModuleDict({
             stage: kind(high, low) for stage, low, high in zip(STAGES[:expand_after], widths, widths[1:])})
             for kind in (ChannelAttention, PositionAttention))
         self.expansion = Expansion(widths[expand_after])
-
-    def add_head(self, width: int, num_classes: int, parts: int = 1) -> None:
-        """Make BNNeck and classifier for the width of the last stage that there is."""
-        super().add_head(self.width, num_classes, parts)
 
     def after(self, stage: str, x: Tensor, before: Tensor) -> Tensor:
         """Attention to the stage's input, over channels, then over positions; then the expansion."""
@@ -131,7 +116,7 @@ class DEEN(TwoStream):
         return self.expansion(x) if stage == self.expanded else x
 
     def embed(self, maps: Tensor) -> Output:
-        """The last maps -> in training the features of each; in testing those of each image."""
+        """The last maps -> in training the features of each map, in testing those of each image."""
         output = super().embed(maps)
         if self.training:
             return output
@@ -140,12 +125,13 @@ class DEEN(TwoStream):
 
     def rates(self, pretrained: bool, optim: str) -> dict[str, float]:
         """All but BNNeck and classifier learns as the backbone does, as published."""
-        modules = rf"{BACKBONE}|channels\.|positions\.|expansion\."
-        return {modules: 0.1 if pretrained else 1.0, **super().rates(pretrained, optim)}
+        others = super().rates(pretrained, optim)
+        return {rf"{BACKBONE}|channels\.|positions\.|expansion\.": others[BACKBONE], **others}
 
 
 def side_by_side(feats: Tensor) -> Tensor:
-    """Three copies (3 B, D) of B images -> (B, 3 D), each copy of unit length, which is held fast in a
-    gradient (retrieval/evidence.py)."""
+    """Three copies (3 B, D) of B images -> (B, 3 D), each of unit length; lengths have no gradient
+    (retrieval/evidence.py).
+    """
     lengths = feats.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
     return torch.cat((feats / lengths).chunk(3), 1)

@@ -45,16 +45,13 @@ class CommonSpace(nn.Module):
 class DNS(TwoStream):
     """Space shifts behind stages 3 and 4, GeM, and in training the features of the common space."""
 
+    neck_shift = True
+
     def add_parts(self, backbone: Backbone) -> None:
         """Make the shifts and the common space."""
         self.shifts = nn.ModuleDict({stage: SpaceShift(backbone.width(stage))
                                      for stage in ("layer3", "layer4")})
         self.common = CommonSpace(backbone.width("layer4"))
-
-    def add_head(self, width: int, num_classes: int, parts: int = 1) -> None:
-        """Make a BNNeck whose shift learns, and a classifier."""
-        super().add_head(width, num_classes, parts)
-        self.bottleneck.bias.requires_grad_(True)
 
     def after(self, stage: str, x: Tensor, before: Tensor) -> Tensor:
         """Shifts follow stages 3 and 4."""
@@ -67,8 +64,5 @@ class DNS(TwoStream):
 
     def rates(self, pretrained: bool, optim: str) -> dict[str, float]:
         """The published factors beside a pretrained backbone."""
-        others = super().rates(pretrained, optim)
-        if not pretrained:
-            return others
-        return {r"streams\.|shifts\.|common\.": 0.1, r"shared\.layer3\.": 0.2, r"shared\.layer4\.": 0.25,
-                **others}
+        own = {r"streams\.|shifts\.|common\.": 0.1, r"shared\.layer3\.": 0.2, r"shared\.layer4\.": 0.25}
+        return {**(own if pretrained else {}), **super().rates(pretrained, optim)}

@@ -6,14 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones import Backbone
-from methods.strong import pool_stripes
-from two_stream import Output, TwoStream
+from two_stream import Output, TwoStream, pool
 
 
 class HCT(TwoStream):
-    """Each stripe has a feature of its own width and a classifier; no BNNeck: both features are the stripes'
-    side by side.
-    """
+    """Each stripe has a small feature and a classifier; both features are the stripes' side by side."""
 
     linear = False
     head = ("local", "classifier")
@@ -22,7 +19,7 @@ class HCT(TwoStream):
         """stripes of the map; width of each one's feature; power of the generalised mean (RegDB's is 10)."""
         self.stripes, self.width, self.power = stripes, width, power
 
-    def add_head(self, width: int, num_classes: int, parts: int = 1) -> None:
+    def add_head(self, width: int, num_classes: int) -> None:
         """Make a layer and a classifier for each stripe."""
         self.dim = self.stripes * self.width
         self.local = nn.ModuleList(nn.Sequential(nn.Linear(width, self.width), nn.BatchNorm1d(self.width),
@@ -35,10 +32,9 @@ class HCT(TwoStream):
 
     def embed(self, maps: Tensor) -> Output:
         """The last maps -> features side by side, the sum of the stripes' logits, and those of each."""
-        whole_and_stripes = pool_stripes(maps, self.method.pooling, self.stripes, self.power)
-        stripes = whole_and_stripes.chunk(1 + self.stripes, 1)[1:]
+        _, *stripes = pool(maps, self.method.pooling, self.stripes, self.power).chunk(1 + self.stripes, 1)
         parts = [layer(stripe) for layer, stripe in zip(self.local, stripes)]
-        logits = [F.linear(*each) for each in zip(parts, self.classifier.weight.chunk(self.stripes),
-                                                  self.classifier.bias.chunk(self.stripes))]
+        layer = self.classifier
+        logits = list(map(F.linear, parts, layer.weight.chunk(self.stripes), layer.bias.chunk(self.stripes)))
         feats = torch.cat(parts, 1)
         return Output(feats, feats, sum(logits), extras={"part_feats": parts, "part_logits": logits})

@@ -109,19 +109,6 @@ def test_a_training_step_of_each_method_and_on_each_backbone(method, arch):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
-def test_deen_tests_the_three_embeddings_of_an_image_as_one_feature():
-    torch.manual_seed(1)
-    net = build_network("deen", "resnet18", 4).eval()
-    images = torch.randn(2, 3, 32, 16)
-    with torch.no_grad():
-        output, maps = net(visible=images), net.feature_maps({"visible": images})[0]
-    assert maps.shape[0] == 6
-    for found, feats in ((output.feats, maps.mean((2, 3))), (output.neck, net.bottleneck(maps.mean((2, 3))))):
-        copies = F.normalize(feats).view(3, 2, -1)
-        cosine = F.cosine_similarity(found[:1], found[1:])
-        torch.testing.assert_close(cosine, (copies[:, 0] * copies[:, 1]).sum().view(1) / 3)
-
-
 def test_deen_refuses_maps_of_an_odd_number_of_places():
     with pytest.raises(UserError, match="^deen: a map of 3 x 1 places found, an even number expected"):
         build_network("deen", "resnet18", 4).eval()(visible=torch.randn(1, 3, 48, 16))

@@ -7,9 +7,8 @@ from torch import nn
 
 from loss import Criterion
 from methods.agw import NonLocal
-from methods.strong import pool_stripes
 from model import (METHODS, GraphReasoning, Loss, ModalitySimilarity, Output, View, build_network,
-                   check_method, folded, override)
+                   check_method, folded, override, pool)
 from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("short")
@@ -114,7 +113,8 @@ def test_pooling_of_the_map_and_of_stripes(kind, power, height):
     parts = [x, *(x[:, :, i * height // 3:-(-(i + 1) * height // 3)] for i in range(3))]
     expected = torch.cat([((part ** power).flatten(2).mean(2) + 1e-12 * (power > 1)) ** (1 / power)
                           for part in parts], 1)
-    torch.testing.assert_close(pool_stripes(x, kind, 3), expected)
+    torch.testing.assert_close(pool(x, kind, 3), expected)
+    torch.testing.assert_close(pool(x, kind), expected[:, :4])
 
 
 def test_each_part_has_a_bnneck_and_a_classifier_of_its_own():
@@ -186,9 +186,10 @@ def test_a_pretrained_backbone_and_non_local_blocks_learn_at_a_tenth():
     assert any(p is net.classifier.weight for p in new["params"])
     assert net.parameter_groups(0.1, pretrained=False)[0]["lr"] == 0.1
     net = build_network("agw", "resnet18", 3)
-    backbone, new = net.parameter_groups(0.1, pretrained=True)
-    assert {id(p) for p in net.non_local.parameters()} <= {id(p) for p in backbone["params"]}
-    assert [group["lr"] for group in (backbone, new)] == pytest.approx([0.01, 0.1])
+    for pretrained, rates in ((True, [0.01, 0.01, 0.1]), (False, [0.1, 0.01, 0.1])):
+        groups = net.parameter_groups(0.1, pretrained)
+        assert [group["lr"] for group in groups] == pytest.approx(rates)
+        assert {id(p) for p in net.non_local.parameters()} == {id(p) for p in groups[1]["params"]}
 
 
 @pytest.mark.parametrize("method", ["agw", "cgrnet", "dns"])
@@ -249,12 +250,13 @@ def test_a_typo_in_a_row_is_one_line(changes, message):
 
 
 def test_what_a_network_cannot_make_is_one_line():
-    for assignment, message in (("similarity=cosnie", "similarity: 'cosnie' found"),
-                                ("graph=flat", "graph: 'flat' found")):
-        with pytest.raises(UserError, match=message):
-            build_network(override(METHODS["cgrnet"], [assignment]), "resnet18", 3)
-    with pytest.raises(UserError, match="non_local: layer5 found, one of layer1,"):
-        build_network(dataclasses.replace(METHODS["agw"], parts={"non_local": {"layer5": 1}}), "resnet18", 3)
+    for method, part, value, message in (
+            ("cgrnet", "similarity", "cosnie", "cosnie found, one of cosine, energy, None expected"),
+            ("cgrnet", "graph", "flat", "flat found, one of normalised, plain, None expected"),
+            ("agw", "non_local", {"layer5": 1}, "layer5 found, one of layer1, layer2, "),
+            ("deen", "expand_after", 4, "4 found, one of 2, 3 expected")):
+        with pytest.raises(UserError, match=f"^{part}: {message}"):
+            build_network(dataclasses.replace(METHODS[method], parts={part: value}), "resnet18", 3)
 
 
 def test_an_output_knows_its_views():
