@@ -33,26 +33,20 @@ from utils import UserError, atomic_path, make_folder, write_json
 
 @dataclass(frozen=True)
 class Course:
-    """What is rendered and trained.
+    """What is rendered and trained."""
 
-    ids: persons in SYSU-MM01's layout, of whom at most `tests` are for testing; images: of each in a camera;
-    scale: of the size of rendered images; identities: in a batch; flags: of every training; trainings: data
-    set, method, epochs and rate of each; crops, steps: rendered and trained in all, to estimate the time;
-    chained: a training begins with the weights of the one before, the first with random ones.
-    """
-
-    ids: int
-    tests: int
-    images: int
-    scale: float
+    ids: int  # persons in SYSU-MM01's layout
+    tests: int  # of them for testing, at most
+    images: int  # of each person in a camera
+    scale: float  # of the size of rendered images
     spec: ImageSpec
     arch: str
-    identities: int
-    flags: tuple
-    trainings: tuple[tuple[str, str, int, float], ...]
-    crops: int
-    steps: int
-    chained: bool = False
+    identities: int  # in a batch
+    flags: tuple  # of every training
+    trainings: tuple[tuple[str, str, int, float], ...]  # data set, method, epochs and rate of each
+    crops: int  # rendered in all, to estimate the time
+    steps: int  # trained in all
+    chained: bool = False  # a training begins with the weights of the one before, the first with random ones
 
 
 # docs/experiments.md says how the recipes came to be. From random weights `base` goes first: two copies of a
@@ -107,15 +101,15 @@ def main(words: Sequence[str] | None = None) -> None:
         if data := DATASETS[name].arrays:
             script(data.script, "--data-path", root, *size)
     rows = [(name, "chance", chance(name, root)) for name, root in roots.items()]
-    newest: dict[str, Path] = {}  # checkpoint of each data set
+    checkpoints: dict[str, Path] = {}  # the newest of each data set
     start = ("--pretrained", "none" if course.chained else "imagenet")
     for name, method, epochs, lr in course.trainings:
         flags = (*course.flags, *size, "--epochs", epochs, "--lr", lr, "--seed", args.seed, *start)
-        newest[name], scores = train_and_test(name, method, course, flags, roots[name], out, args.gpu)
+        checkpoints[name], scores = train_and_test(name, method, course, flags, roots[name], out, args.gpu)
         rows.append((name, method, scores))
-        start = ("--init", newest[name]) if course.chained else start
-    page = search_page(roots["sysu"], newest["sysu"], out)
-    show(rows, out, page, newest["sysu"], roots["sysu"])
+        start = ("--init", checkpoints[name]) if course.chained else start
+    page = search_page(roots["sysu"], checkpoints["sysu"], out)
+    show(rows, out, page, checkpoints["sysu"], roots["sysu"])
     print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
 
 
@@ -145,11 +139,12 @@ def announce(course: Course, args: argparse.Namespace, out: Path) -> None:
                        for name, method, *_ in course.trainings)
     print(f"Renders {course.ids} persons into {out}"
           + ("." if args.data_only else f", trains {models}, tests, and searches."), flush=True)
-    if not args.data_only:
-        image, step = seconds_of_an_image(course), seconds_of_a_step(course, args.gpu)
-        total = course.crops * image / (os.cpu_count() or 1) + 1.15 * course.steps * step + 30
-        print(f"This machine takes {1000 * image:.0f} ms to render an image and {step:.2f} s for each of "
-              f"{course.steps} steps of training: about {total / 60:.1f} minutes in all.", flush=True)
+    if args.data_only:
+        return
+    image, step = seconds_of_an_image(course), seconds_of_a_step(course, args.gpu)
+    total = course.crops * image / (os.cpu_count() or 1) + 1.15 * course.steps * step + 30
+    print(f"This machine takes {1000 * image:.0f} ms to render an image and {step:.2f} s for each of "
+          f"{course.steps} steps of training: about {total / 60:.1f} minutes in all.", flush=True)
 
 
 def seconds_of_an_image(course: Course) -> float:
@@ -199,16 +194,14 @@ def render(course: Course, seed: int, roots: dict[str, Path], out: Path) -> None
 
 def contact_sheet(roots: dict[str, Path], persons: int = 10) -> Image.Image:
     """Some persons of each data set, one a column: two visible images above two infrared ones."""
-    spec, gap = ImageSpec(168, 84), 4
+    spec, gap, top = ImageSpec(168, 84), 4, 0
     sheet = Image.new("RGB", (persons * (spec.width + gap), len(roots) * 4 * (spec.height + gap)), "white")
-    top = 0
     for name, root in roots.items():
-        split = DATASETS[name].train_split(str(root), 1)
-        sides = (split.visible, split.infrared)
-        shown = [pid for pid in split.pids if all(np.count_nonzero(side.pids == pid) > 1 for side in sides)]
-        for side, place in itertools.product(sides, (0, -1)):
+        split = DATASETS[name].train_split(root)
+        shown = [pid for pid in split.pids if all((side.pids == pid).sum() > 1 for side in split.sides)]
+        for side, place in itertools.product(split.sides, (0, -1)):
             for column, pid in enumerate(shown[:persons]):
-                path = [path for path, other in zip(side.paths, side.pids) if other == pid][place]
+                path = side.paths[np.flatnonzero(side.pids == pid)[place]]
                 sheet.paste(Image.fromarray(read_image(path, spec)), (column * (spec.width + gap), top))
             top += spec.height + gap
     return sheet
@@ -218,11 +211,11 @@ def chance(name: str, root: Path) -> dict[str, float]:
     """Scores of random distances in a data set's first search, the mean of twenty draws."""
     data, rng = DATASETS[name], np.random.default_rng(0)
     search = data.searches(root, direction=data.direction, trials=data.trials(1)[:1])[0]
-    drawn = [evaluate(rng.random((len(search.query), len(search.gallery))), search.query.pids,
-                      search.gallery.pids, search.seen(), count_persons=search.count_persons)
-             for _ in range(20)]
-    cmc = np.mean([each for each, *_ in drawn], 0)
-    return {"rank-1": cmc[0], "rank-10": cmc[9], "mAP": np.mean([mean_ap for _, mean_ap, _ in drawn])}
+    cmcs, mean_aps, _ = zip(*(evaluate(
+        rng.random((len(search.query), len(search.gallery))), search.query.pids, search.gallery.pids,
+        search.seen(), count_persons=search.count_persons) for _ in range(20)))
+    cmc = np.mean(cmcs, 0)
+    return {"rank-1": cmc[0], "rank-10": cmc[9], "mAP": np.mean(mean_aps)}
 
 
 def script(name: str, *words: object) -> None:
@@ -236,7 +229,7 @@ def train_and_test(name: str, method: str, course: Course, flags: tuple, root: P
                    gpu: str) -> tuple[Path, dict[str, float]]:
     """Train and test a method on a data set; the checkpoint, and its scores after pooling."""
     where, models = ("--data-path", root, "--gpu", gpu, "--workers", 2), out / "models" / f"{name}_{method}"
-    identities = min(course.identities, len(DATASETS[name].train_split(str(root), 1).pids))
+    identities = min(course.identities, len(DATASETS[name].train_split(root).pids))
     script("train.py", "--dataset", name, "--method", method, "--arch", course.arch, *flags, *where,
            "--batch-size", identities, "--eval-every", 100, "--resume", "auto", "--model_path", models,
            "--log_path", out / "log", "--vis_log_path", out / "log" / "vis_log")
@@ -248,7 +241,7 @@ def train_and_test(name: str, method: str, course: Course, flags: tuple, root: P
 
 def search_page(root: Path, checkpoint: Path, out: Path) -> Path:
     """Embed the test images of SYSU-MM01's first search and search one side in the other; the page of it."""
-    search, folder = DATASETS["sysu"].searches(root, direction="i2v", trials=[0])[0], out / "search"
+    search, folder = DATASETS["sysu"].searches(root, trials=[0])[0], out / "search"
     folder.mkdir(exist_ok=True)
     for side in (search.query, search.gallery):
         names = folder / f"{side.modality}.txt"
@@ -285,9 +278,9 @@ def show(rows: Sequence[tuple[str, str, dict[str, float]]], out: Path, page: Pat
     records = [out / f"{name}_{method}" / "results.json" for name, method, _ in rows if method != "chance"]
     for record in records:
         print(f"queries and what was found: {record.with_name('ranking.png')}")
-    print(f"a search to open in a browser: {page}\n\nNext:")
-    print(f"  python test.py --resume {checkpoint} --data-path {root} --gpu cpu --direction v2i")
-    print(f"  python export.py {checkpoint} --out {out / 'onnx'}")
+    print(f"a search to open in a browser: {page}\n\nNext:\n"
+          f"  python test.py --resume {checkpoint} --data-path {root} --gpu cpu --direction v2i\n"
+          f"  python export.py {checkpoint} --out {out / 'onnx'}")
     print(f"  python test.py --compare {records[0]} {records[1]}" if records[1:] else
           "  python demo.py --full")
 
