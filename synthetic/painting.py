@@ -19,6 +19,7 @@ from synthetic.persons import Camera, Person, Piece
 Point = Sequence[float]  # x, y and, where something is sorted by it, nearness
 Texture = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # azimuth, along, half-width -> tone
 HEMMED, BOX = (False, True), (True, True)  # which ends of a strip are straight
+BULK = {"coat": 1.12, "open jacket": 1.08, "long sleeves": 1.03}  # how much thicker than the body it is
 
 
 @dataclass
@@ -216,9 +217,6 @@ def face(person: Person, canvas: Canvas) -> Texture:
     return texture
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
 @dataclass
 class Figure:
     """A person in a pose: the skeleton's projection, and the strips to paint with their nearness."""
@@ -289,8 +287,8 @@ def add_leg(figure: Figure, side: int) -> None:
     add(near + 0.001, knee, ankle, (0.035 * girth, 0.04 * girth, 0.028, 0.02), skin)
     add(near + 0.002, hip, knee, (0.058 * girth, 0.05 * girth, 0.036 * girth), skin)
     if person.shoes.cut == "boots":
-        add(near + 0.003, between(knee, ankle, 0.3), ankle, (0.043 * girth, 0.036, 0.027), shoe,
-            flat=(True, False))
+        boot = 0.043 * girth, 0.036, 0.027
+        add(near + 0.003, between(knee, ankle, 0.3), ankle, boot, shoe, flat=(True, False))
     if person.bottom.cut == "shorts":
         add(near + 0.004, hip, between(hip, knee, 0.82), (0.062 * girth, 0.063 * girth), cloth,
             flat=HEMMED, cloth=0.6)
@@ -318,16 +316,11 @@ def add_trunk(figure: Figure) -> None:
     profile = 0.03, 0.042, 0.052, 0.062, 0.07, 0.072 * girth**0.5, 0.07 * girth, 0.075 * girth, 0.077 * girth
     widths = np.hypot(np.interp(depth, marks, front) * math.cos(yaw),
                       np.interp(depth, marks, profile) * math.sin(yaw))
-    widths *= bulk(top) * (1 + (0.5 if top.cut == "coat" else 0.0) * np.maximum(0, depth - 0.26))
+    widths *= BULK.get(top.cut, 1.0) * (1 + (0.5 if top.cut == "coat" else 0.0) * np.maximum(0, depth - 0.26))
     inner = person.inner if top.cut == "open jacket" else None
     dress = garment(figure.canvas, top, printed=None if inner else person.print, inner=inner)
     neck, base = project(0, 0.158, 0), project(0, hem, 0)
     figure.add(0, neck, base, widths.tolist(), dress, flat=BOX, corner=0.012, cloth=0.7)
-
-
-def bulk(top: Piece) -> float:
-    """How much thicker than the body a garment is."""
-    return {"coat": 1.12, "open jacket": 1.08, "long sleeves": 1.03}.get(top.cut, 1.0)
 
 
 def add_arm(figure: Figure, side: int, rng: np.random.Generator) -> None:
@@ -340,7 +333,7 @@ def add_arm(figure: Figure, side: int, rng: np.random.Generator) -> None:
     shoulder, elbow = project(side * 0.094 * person.shoulders, 0.219, 0), project(reach, elbow_y, elbow_z)
     wrist = project(reach * 0.97, elbow_y + 0.145 * math.cos(lower), elbow_z + 0.145 * math.sin(lower))
     near, thick = 0.012 + shoulder[2] + 0.5 * elbow[2], 0.031 * girth**0.6
-    wear = thick * bulk(person.top)
+    wear = thick * BULK.get(person.top.cut, 1.0)
     skin, sleeve = person.skin[figure.canvas.camera.spectrum], garment(figure.canvas, person.top, sleeve=True)
     add(near, wrist, between(elbow, wrist, 1.28), (0.016, 0.019, 0.011), skin, dome=0.7)
     if person.top.cut == "shirt":
