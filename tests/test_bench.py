@@ -14,7 +14,7 @@ TINY = ("--arch", "resnet18", "--img_h", "32", "--img_w", "16", "--batch-size", 
 def small(short, monkeypatch):
     for name, value in (("STEPS", {"cpu": 1}), ("BATCHES", {"cpu": 2}), ("TEST_IMAGES", {"cpu": 6}),
                         ("QUERIES", 40), ("GALLERY", 80), ("ROWS", 600), ("PERSONS", 24),
-                        ("PREPROCESSED", 40), ("DISTINCT", 4), ("PRODUCT", {"cpu": 64})):
+                        ("PREPROCESSED", 40), ("PRODUCT", {"cpu": 64})):
         monkeypatch.setattr(bench, name, value)
 
 
@@ -41,7 +41,7 @@ def test_benchmark_yields_finite_ratios(name, tmp_path, capsys):
 def test_a_plain_item_goes_through_the_augmentations_of_its_modality(monkeypatch):
     monkeypatch.setitem(bench.plain.AUGMENTATIONS, "mark",
                         lambda image, modality: image * 0 + (1 if modality == "visible" else 2))
-    images, sampler = bench.made_training(bench.parse_arguments(["input", *TINY]), 1)
+    images, sampler = bench.make_training(bench.parse_arguments(["input", *TINY]), 1)
     names = {"visible": ("standard", "mark"), "infrared": ("standard", "mark")}
     ((visible, infrared, _),) = bench.plain.training_loader(images, sampler, 0, names)
     assert (visible == 1).all() and (infrared == 2).all()
@@ -51,8 +51,8 @@ def test_both_sides_run_in_turn_and_medians_of_neighbours_are_taken(monkeypatch)
     calls, clock = [], iter([0, 0, 0, 0, 0, 4, 10, 12, 20, 26, 30, 33, 40, 49, 50, 51])
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
     case = bench.Case("x", lambda: calls.append("a"), lambda: calls.append("b"), images=12)
-    args = bench.parse_arguments(["step", "--repeats", "3", "--warmup", "1"])
-    found = bench.measure(case, args, bench.CPU)
+    args = bench.parse_arguments(["step", "--repeats", "3", "--warmup", "1", "--gpu", "cpu"])
+    found = bench.measure(case, args)
     assert calls == ["a", "b"] * 4
     assert (found["baseline"]["seconds"], found["variant"]["seconds"], found["ratio"]) == (6, 2, 2)
     assert (found["ratio_min"], found["ratio_max"], found["variant"]["images_per_s"]) == (2, 9, 6)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import io
+import itertools
 import os
 import platform
+import re
 import shlex
 import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,16 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the matrices whose product tell
 QUERIES, GALLERY, PERSONS = 3803, 301, 96  # SYSU-MM01's test, all-search
 ROWS, WIDTH, TOP = 1_000_000, 2048, 10  # of the gallery that is searched
 PREPROCESSED = 4000  # images; SYSU-MM01 has 34,167
-DISTINCT = 64  # image files that differ; the others are links to them
-CPU = torch.device("cpu")
 LR, TEST_BATCH = 0.001, 64
 Piece = Callable[[], Any]  # what is timed
 
 
 @dataclass(frozen=True)
 class Case:
-    """Two ways of doing the same work; without them, a note alone.
+    """Two ways of doing the same work; without them, a note alone. images: of one run of either.
 
-    images: of one run of either; flops, bf16: the variant's arithmetic and its precision, if that is its
-    floor. plain_memory: on the CPU, the baseline runs with glibc's own ways with freed memory, as scripts of
-    others do.
+    flops, bf16: the variant's arithmetic and its precision, if that is its floor. plain_memory: on the CPU,
+    the baseline runs with glibc's own ways with freed memory, as scripts of others do.
     """
 
     name: str
@@ -79,80 +78,73 @@ class Case:
     note: str = ""
 
 
-Cases = Iterator[Case]
-
-
 # --------------------------------------------------------------------------------------------- the benchmarks
-def bench_step(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_step(args: argparse.Namespace) -> Iterator[Case]:
     """Training steps with all their input: train.py's epoch against the plain recipe's."""
-    images, sampler = made_training(args, STEPS[device.type])
+    images, sampler = make_training(args, STEPS[args.device.type])
     method = METHODS[args.method]
     loader = plain.training_loader(images, sampler, args.workers,
-                                   {modality: method.views[modality].augment for modality in MODALITIES})
-    net, criterion = made_network(method, args, device, torch.contiguous_format)
+                                   {name: method.views[name].augment for name in MODALITIES})
+    net, criterion = make_network(method, args, torch.contiguous_format)
     optimiser = torch.optim.SGD(net.parameter_groups(LR, True), momentum=0.9, nesterov=True,
                                 weight_decay=5e-4)
-    baseline = functools.partial(plain.train_epoch, net, criterion, loader, optimiser, device)
-    flops = count_flops(forward_and_backward(method, args, device, False)) * sampler.steps
-    for name, bf16 in precisions(device):
-        net, criterion = made_network(method, args, device)
-        batches = TrainBatches(images, sampler, method.views, device, device.type == "cuda", 0)
+    baseline = partial(plain.train_epoch, net, criterion, loader, optimiser, args.device)
+    flops = count_flops(forward_and_backward(method, args, False)) * sampler.steps
+
+    def ours(*state: Any, bf16: bool) -> None:
+        figures = list(train_steps(*state, epoch=0, bf16=bf16))  # read at the end, as train.py does
+        torch.stack([value for values in figures for value in values.values()]).tolist()
+
+    for name, bf16 in args.precisions:
+        net, criterion = make_network(method, args)
+        batches = TrainBatches(images, sampler, method.views, args.device, args.device.type == "cuda", 0)
         optimiser = build_optimiser(net, criterion, LR, True, "sgd")
-
-        def ours(bf16=bf16, state=(net, criterion, batches, optimiser)) -> None:
-            figures = list(train_steps(*state, 0, bf16=bf16))  # read at the end, as train.py does
-            torch.stack([value for values in figures for value in values.values()]).tolist()
-
-        yield Case(f"step {args.arch} {name}", baseline, ours, sampler.steps * args.step_images, flops, bf16,
-                   plain_memory=True)
+        yield Case(f"step {args.arch} {name}", baseline,
+                   partial(ours, net, criterion, batches, optimiser, bf16=bf16),
+                   sampler.steps * args.step_images, flops, bf16, plain_memory=True)
 
 
-def bench_input(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_input(args: argparse.Namespace) -> Iterator[Case]:
     """Training batches on the device and nothing else: `TrainBatches` against the plain recipe's."""
-    images, sampler = made_training(args, BATCHES[device.type])
+    images, sampler = make_training(args, BATCHES[args.device.type])
     names = single_names(("standard", *args.augment.split(",")))
     loader = plain.training_loader(images, sampler, args.workers, dict.fromkeys(MODALITIES, names))
     views = {modality: View(modality, names) for modality in MODALITIES}
-    ours = TrainBatches(images, sampler, views, device, device.type == "cuda", 0)
+    ours = TrainBatches(images, sampler, views, args.device, args.device.type == "cuda", 0)
     yield Case("input" if args.augment == "standard" else f"input {args.augment}",
-               lambda: [all(part.to(device) is not None for part in batch) for batch in loader],
+               lambda: sum(part.to(args.device).ndim for batch in loader for part in batch),
                lambda: sum(1 for _ in ours.epoch(0)), sampler.steps * args.step_images, plain_memory=True)
 
 
-def bench_extract(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_extract(args: argparse.Namespace) -> Iterator[Case]:
     """Features of image files: `features.extract` against PIL transforms and a contiguous float32 network."""
-    count = TEST_IMAGES[device.type]
-    plain_net, _ = made_network(METHODS[args.method], args, device, torch.contiguous_format)
-    net, _ = made_network(METHODS[args.method], args, device)
-    flops = count * flops_of_pair(net, args, device) // 2
-    with tempfile.TemporaryDirectory() as folder:
-        paths = made_files(Path(folder), [f"{number}.jpg" for number in range(count)])
-        loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
-        for name, bf16 in precisions(device):
-            ours = functools.partial(extract, torch_network(net, VISIBLE, bf16), paths, settings(args))
-            yield Case(f"extract {args.arch} {name}", lambda: plain.features(plain_net, loader, device), ours,
-                       count, flops, bf16, plain_memory=True)
+    method, paths = METHODS[args.method], make_files(args, range(TEST_IMAGES[args.device.type]))
+    plain_net, net = make_network(method, args, torch.contiguous_format)[0], make_network(method, args)[0]
+    flops = len(paths) * flops_of_pair(net, args) // 2
+    loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
+    for name, bf16 in args.precisions:
+        yield Case(f"extract {args.arch} {name}", partial(plain.features, plain_net, loader, args.device),
+                   partial(extract, torch_network(net, VISIBLE, bf16), paths, args.extraction), len(paths),
+                   flops, bf16, plain_memory=True)
 
 
-def bench_onnx(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_onnx(args: argparse.Namespace) -> Iterator[Case]:
     """Features of image files on the CPU: export.py's network in onnxruntime against torch's own."""
-    net, _ = made_network(METHODS[args.method], args, CPU)
+    net = make_network(METHODS[args.method], args)[0].cpu()
     for module in net.modules():
         module.momentum = 1.0  # of BatchNorms: they learn one batch's statistics, else all features are alike
     with torch.no_grad():
         net.train()(*torch.randn(2, 8, 3, args.img_h, args.img_w))
     facts = {name: getattr(args, name) for name in ("method", "arch", "img_h", "img_w")}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = made_files(Path(folder), [f"{number}.jpg" for number in range(TEST_IMAGES["cpu"])])
-        save_checkpoint(Path(folder) / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
-        call(export.main, f"{folder}/x.t", "--out", folder)
-        path = Path(folder) / f"{VISIBLE}.onnx"
-        networks = torch_network(net, VISIBLE), onnx_model.load(path, args.threads or 0).features
-        sides = [functools.partial(extract, network, paths, settings(args)) for network in networks]
-        yield Case("onnx float32", *sides, len(paths), note=f"{path.stat().st_size / 1e6:.0f} MB a file")
+    save_checkpoint(args.folder / "x.t", Checkpoint(net.state_dict(), facts, CLASSES))
+    call(export.main, args.folder / "x.t", "--out", args.folder)
+    file, paths = args.folder / f"{VISIBLE}.onnx", make_files(args, range(TEST_IMAGES["cpu"]))
+    networks = torch_network(net, VISIBLE), onnx_model.load(file, args.threads or 0).features
+    yield Case("onnx float32", *(partial(extract, network, paths, args.extraction) for network in networks),
+               len(paths), note=f"{file.stat().st_size / 1e6:.0f} MB a file")
 
 
-def bench_metrics(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_metrics(args: argparse.Namespace) -> Iterator[Case]:
     """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory it adds."""
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(4 * PERSONS)[:GALLERY])  # (person, visible camera)
@@ -162,62 +154,64 @@ def bench_metrics(args: argparse.Namespace, device: torch.device) -> Cases:
         dist_mat = rng.normal(1, 0.1, (QUERIES, len(g_pids))).astype(np.float32)
         dist_mat -= np.float32(0.2) * (q_pids[:, None] == g_pids)
         search = (dist_mat, q_pids, g_pids, q_camids, g_camids)
-        ours = functools.partial(eval_sysu, *search)
+        ours = partial(eval_sysu, *search)
         scores, memory = memory_of(ours)
         for found, expected in zip(scores, plain.scores(*search, arrays=True)):
             np.testing.assert_allclose(found, expected, rtol=1e-3)  # sorts differ where distances are equal
         for loop, arrays in (("", False), (" of arrays", True)):
-            yield Case(f"metrics {shots}-shot{loop}", functools.partial(plain.scores, *search, arrays), ours,
+            yield Case(f"metrics {shots}-shot{loop}", partial(plain.scores, *search, arrays), ours,
                        note=f"{dist_mat.shape}, {memory / dist_mat.nbytes:.2f} times its memory on top")
 
 
-def bench_search(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_search(args: argparse.Namespace) -> Iterator[Case]:
     """`find_nearest` in a mapped gallery against a product and a full stable sort, and the memory it adds."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        gallery = np.lib.format.open_memmap(Path(folder) / "gallery.npy", "w+", np.float32, (ROWS, WIDTH))
-        for start in range(0, ROWS, BLOCK):
-            gallery[start:start + BLOCK] = unit_rows(rng, len(gallery[start:start + BLOCK]))
-        for count in (1, 64):
-            query = unit_rows(rng, count)
-            sides = (lambda query=query: np.argsort(-(query @ gallery.T), 1, "stable")[:, :TOP],
-                     lambda query=query: find_nearest(query, gallery, TOP).rows)
-            found, memory = memory_of(sides[1])
-            np.testing.assert_array_equal(found, sides[0]())
-            yield Case(f"search {count}", *sides, flops=2 * count * gallery.size,
-                       note=f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery")
+
+    def unit_rows(count: int) -> np.ndarray:
+        rows = rng.standard_normal((count, WIDTH), np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    gallery = np.lib.format.open_memmap(args.folder / "gallery.npy", "w+", np.float32, (ROWS, WIDTH))
+    for start in range(0, ROWS, BLOCK):
+        gallery[start:start + BLOCK] = unit_rows(min(BLOCK, ROWS - start))
+    for query in map(unit_rows, (1, 64)):
+        sides = (lambda query=query: np.argsort(-(query @ gallery.T), 1, "stable")[:, :TOP],
+                 lambda query=query: find_nearest(query, gallery, TOP).rows)
+        found, memory = memory_of(sides[1])
+        np.testing.assert_array_equal(found, sides[0]())
+        yield Case(f"search {len(query)}", *sides, flops=2 * len(query) * gallery.size,
+                   note=f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery")
 
 
-def bench_preprocess(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_preprocess(args: argparse.Namespace) -> Iterator[Case]:
     """pre_process_sysu.py with a worker on each core against one worker."""
     cores, persons = os.cpu_count() or 1, -(-PREPROCESSED // 24)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = made_files(Path(folder), [f"cam{camera}/{pid:04d}/{number:04d}.jpg" for camera in range(1, 7)
-                                          for pid in range(1, persons + 1) for number in range(1, 5)])
-        (Path(folder) / "exp").mkdir()
-        for name, pids in (("train", range(1, persons)), ("val", [persons]), ("test", [persons + 1])):
-            (Path(folder) / "exp" / f"{name}_id.txt").write_text(",".join(map(str, pids)))
-        flags = ("--data-path", folder, "--img_h", args.img_h, "--img_w", args.img_w, "--workers")
-        yield Case("preprocess", *(functools.partial(call, pre_process_sysu.main, *flags, workers)
-                                   for workers in (1, cores)), len(paths),
-                   note=f"{cores} workers against 1; {cores} cores at once would be {cores} times")
+    images = itertools.product(range(1, 7), range(1, persons + 1), range(1, 5))
+    paths = make_files(args, [f"cam{camera}/{pid:04d}/{number:04d}" for camera, pid, number in images])
+    (args.folder / "exp").mkdir()
+    for name, pids in (("train", range(1, persons)), ("val", [persons]), ("test", [persons + 1])):
+        (args.folder / "exp" / f"{name}_id.txt").write_text(",".join(map(str, pids)))
+    flags = ("--data-path", args.folder, "--img_h", args.img_h, "--img_w", args.img_w, "--workers")
+    one, all_cores = (partial(call, pre_process_sysu.main, *flags, workers) for workers in (1, cores))
+    yield Case("preprocess", one, all_cores, len(paths),
+               note=f"{cores} workers against 1; {cores} cores at once would be {cores} times")
 
 
-def bench_graph(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_graph(args: argparse.Namespace) -> Iterator[Case]:
     """Forward, loss and backward of cgrnet without and with graph reasoning and similarity module."""
     methods = override(METHODS["base"], ["own_stages=1"]), METHODS["cgrnet"]
-    for name, bf16 in precisions(device):
-        pieces = [forward_and_backward(method, args, device, bf16) for method in methods]
+    for name, bf16 in args.precisions:
+        pieces = [forward_and_backward(method, args, bf16) for method in methods]
         yield Case(f"graph {args.arch} {name}", *pieces, args.step_images, count_flops(pieces[1]), bf16)
 
 
-def bench_params(args: argparse.Namespace, device: torch.device) -> Cases:
+def bench_params(args: argparse.Namespace) -> Iterator[Case]:
     """Parameters without classifier, and the arithmetic of a forward pass of one image of either modality."""
     for name, method in METHODS.items():
-        net = made_network(method, args, device)[0].eval()
+        net = make_network(method, args)[0].eval()
         count = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
         yield Case(f"params {args.arch} {name}", note=f"{count / 1e6:.2f} M parameters, "
-                   f"{flops_of_pair(net, args, device) / 1e9:.1f} GFLOP a pair of images")
+                   f"{flops_of_pair(net, args) / 1e9:.1f} GFLOP a pair of images")
 
 
 BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
@@ -226,7 +220,7 @@ BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract
 
 
 # -------------------------------------------------------------------------------------------------- measuring
-def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """Run both sides alternately; median seconds, images a second, ratios of neighbouring runs.
 
     Where the floor is arithmetic, also the time that it takes as one large product, as a share of ours.
@@ -236,21 +230,21 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
         return result
 
     def timed(piece: Piece) -> float:
-        if case.plain_memory and device.type == "cpu":
+        if case.plain_memory and args.device.type == "cpu":
             keep_freed_memory(piece is case.variant)
             if piece is case.variant:
                 piece()  # it has the memory of a run that is under way then
-        return seconds(piece, device)
+        return seconds(piece, args.device)
 
     times = np.array([(timed(case.baseline), timed(case.variant))
                       for _ in range(args.warmup + args.repeats)])[args.warmup:]
     ratios, medians = times[:, 0] / times[:, 1], np.median(times, 0).tolist()
     result |= {"ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
-               "ratio_max": float(ratios.max()), "repeats": args.repeats}
-    for side, median in zip(("baseline", "variant"), medians):
-        result[side] = {"seconds": median, "images_per_s": case.images / median}
+               "ratio_max": float(ratios.max()), "repeats": args.repeats,
+               **{side: {"seconds": median, "images_per_s": case.images / median}
+                  for side, median in zip(("baseline", "variant"), medians)}}
     if case.flops:
-        rate = peak(device, case.bf16)
+        rate = peak(args.device, case.bf16)
         result |= {"FLOP": case.flops, "FLOP/s": rate, "share_of_floor": case.flops / rate / medians[1]}
     return result
 
@@ -288,30 +282,21 @@ def count_flops(piece: Piece) -> int:
     return counter.get_total_flops()
 
 
+@torch.inference_mode()
+def flops_of_pair(net: TwoStream, args: argparse.Namespace) -> int:
+    """Operations of one visible and one infrared image's forward pass."""
+    images = torch.zeros(1, 3, args.img_h, args.img_w, device=args.device)
+    return count_flops(lambda: net(images, images))
+
+
 # ----------------------------------------------------------------------------------------------------- pieces
-def unit_rows(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Random features of unit length (count, WIDTH) float32."""
-    rows = rng.standard_normal((count, WIDTH), np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def precisions(device: torch.device) -> list[tuple[str, bool]]:
-    """The precisions to report: float32, and bf16 where the device multiplies it."""
-    return [("float32", False), ("bf16", True)][:1 + has_bf16(device)]
-
-
-def settings(args: argparse.Namespace) -> Extraction:
-    """How files become features."""
-    return Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers)
-
-
 def call(main: Callable[[Sequence[str]], None], *words: object) -> None:
     """Run a script in this process, without what it prints."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(list(map(str, words)))
 
 
-def made_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, TrainImages], IdentitySampler]:
+def make_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, TrainImages], IdentitySampler]:
     """Noise in the form of training images, and a sampler whose epoch has this many steps."""
     labels = np.repeat(np.arange(steps * args.batch_size), args.num_pos)
     shape = (len(labels), args.img_h, args.img_w, 3)
@@ -320,38 +305,34 @@ def made_training(args: argparse.Namespace, steps: int) -> tuple[dict[str, Train
     return images, IdentitySampler(dict.fromkeys(MODALITIES, labels), args.batch_size, args.num_pos, 0)
 
 
-def made_files(root: Path, names: list[str]) -> list[str]:
-    """JPEG files of smooth noise, 300 x 120 pixels, under these names: a few, and links to them."""
-    rng = np.random.default_rng(0)
-    paths = [root / name for name in names]
-    for index, path in enumerate(paths):
+def make_files(args: argparse.Namespace, names: Iterable[object]) -> list[str]:
+    """A JPEG file of smooth noise, 300 x 120 pixels, under each of these names."""
+    noise, file = np.random.default_rng(0).integers(256, size=(30, 12, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).resize((120, 300), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    paths = [args.folder / f"{name}.jpg" for name in names]
+    for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if index < DISTINCT:
-            small = Image.fromarray(rng.integers(256, size=(30, 12, 3), dtype=np.uint8))
-            small.resize((120, 300), Image.Resampling.BICUBIC).save(path, quality=90)
-        else:
-            os.link(paths[index % DISTINCT], path)
+        path.write_bytes(file.getvalue())
     return list(map(str, paths))
 
 
-def made_network(method: Method, args: argparse.Namespace, device: torch.device,
+def make_network(method: Method, args: argparse.Namespace,
                  memory_format: torch.memory_format = torch.channels_last) -> tuple[TwoStream, Criterion]:
     """A network with random weights, and its losses."""
-    net = build_network(method, args.arch, CLASSES).to(device, memory_format=memory_format)
-    return net, Criterion(method.losses, CLASSES, net.dim).to(device)
+    net = build_network(method, args.arch, CLASSES).to(args.device, memory_format=memory_format)
+    return net, Criterion(method.losses, CLASSES, net.dim).to(args.device)
 
 
-def forward_and_backward(method: Method, args: argparse.Namespace, device: torch.device,
-                         bf16: bool) -> Piece:
+def forward_and_backward(method: Method, args: argparse.Namespace, bf16: bool) -> Piece:
     """A step without input and optimiser, on noise."""
-    net, criterion = made_network(method, args, device)
+    net, criterion = make_network(method, args)
     shape = (2, args.batch_size * args.num_pos, 3, args.img_h, args.img_w)
     images = [half.contiguous(memory_format=torch.channels_last)
-              for half in torch.randn(shape, device=device)]
-    labels = torch.arange(args.batch_size, device=device).repeat_interleave(args.num_pos)
+              for half in torch.randn(shape, device=args.device)]
+    labels = torch.arange(args.batch_size, device=args.device).repeat_interleave(args.num_pos)
 
     def piece() -> None:
-        with precision(device, bf16):
+        with precision(args.device, bf16):
             output = net.train()(*images)
         net.zero_grad()
         criterion(output, labels)[0].backward()
@@ -359,16 +340,9 @@ def forward_and_backward(method: Method, args: argparse.Namespace, device: torch
     return piece
 
 
-@torch.inference_mode()
-def flops_of_pair(net: TwoStream, args: argparse.Namespace, device: torch.device) -> int:
-    """Operations of one visible and one infrared image's forward pass."""
-    images = torch.zeros(1, 3, args.img_h, args.img_w, device=device)
-    return count_flops(lambda: net(images, images))
-
-
 # ----------------------------------------------------------------------------------------------- command line
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, and how many images a step of them has."""
+    """The arguments, the device, and what follows from them."""
     parser = Parser(description="Time this repository's ways against the plain ones.")
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), help="what to time")
     add_data_arguments(parser)
@@ -389,6 +363,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     args.workers = min(args.workers, os.cpu_count() or 1)
     args.step_images = 2 * args.batch_size * args.num_pos
+    args.device = choose_device(args.gpu)
+    args.precisions = [("float32", False), ("bf16", True)][:1 + has_bf16(args.device)]
+    args.extraction = Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers)
     return args
 
 
@@ -397,9 +374,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    model = re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8") if info.exists() else "")
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def show(result: dict[str, Any]) -> str:
@@ -420,19 +396,20 @@ def show(result: dict[str, Any]) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks asked for, print a line for each result, and write them all where asked."""
     args = parse_arguments(words)
-    device = choose_device(args.gpu)
-    prepare(device)
+    prepare(args.device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     command = shlex.join(map(str, sys.argv[1:] if words is None else words))
-    report = {"command": f"python -m tools.bench {command}", "device": device_name(device),
+    report = {"command": f"python -m tools.bench {command}", "device": device_name(args.device),
               "cores": os.cpu_count(), "threads": torch.get_num_threads(),
               "versions": versions(), "results": []}
     print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; "
           "baseline -> variant")
     for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
-        for case in BENCHMARKS[name](args, device):
-            report["results"].append(measure(case, args, device))
-            print(show(report["results"][-1]), flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            args.folder = Path(folder)
+            for case in BENCHMARKS[name](args):
+                report["results"].append(measure(case, args))
+                print(show(report["results"][-1]), flush=True)
     if args.json:
         write_json(Path(args.json), report)
 

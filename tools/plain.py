@@ -38,7 +38,8 @@ class PlainImages(Dataset):
         images = list(map(self.transform, images))
         for place, (modality, names) in enumerate(self.further):
             for name in names:
-                images[place] = AUGMENTATIONS[name](images[place], modality)
+                if name != "standard":
+                    images[place] = AUGMENTATIONS[name](images[place], modality)
         return *images, label
 
 
@@ -51,18 +52,15 @@ def training_loader(images: dict[str, TrainImages], sampler: IdentitySampler, wo
     visible, infrared = (images[modality].pixels.numpy() for modality in MODALITIES)
     items = [(visible[i], infrared[j], int(images["visible"].labels[i]))
              for i, j in sampler.epoch(0).transpose(0, 2, 1).reshape(-1, 2)]
-    further = [(modality, [name for name in names[modality] if name != "standard"])
-               for modality in MODALITIES]
     data = PlainImages(items, transforms.ToPILImage(), transforms.Pad(PADDING),
                        transforms.RandomCrop(visible.shape[1:3]), transforms.RandomHorizontalFlip(),
-                       further=further)
+                       further=[(modality, names[modality]) for modality in MODALITIES])
     return DataLoader(data, sampler.identities * sampler.images, num_workers=workers,
                       persistent_workers=workers > 0)
 
 
-# ------------------------------------------------------------ augmentations of one normalised image (3, H, W)
 def erase(image: Tensor, modality: str) -> Tensor:
-    """A rectangle of zeros, half of the time."""
+    """A rectangle of zeros in a normalised image (3, H, W), half of the time."""
     if random.random() < 0.5 and (place := rectangle(image)):
         top, left, tall, wide = place
         image[:, top:top + tall, left:left + wide] = 0
