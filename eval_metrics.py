@@ -4,6 +4,7 @@ Distances are (Q, G), smaller is closer; every result is a fraction.
 """
 from __future__ import annotations
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,10 +24,8 @@ THREADS = min(4, os.cpu_count() or 1)
 def distance_matrix(query_feats: np.ndarray, gallery_feats: np.ndarray) -> np.ndarray:
     """Cosine distances 1 - q · g of L2-normalised features, half of their squared Euclidean distances.
 
-    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32 from 0 to 2, smaller is closer; rounding below
-    0 is cut.
-
-    Raises ValueError for wrong shapes, and for NaN or infinite features.
+    query_feats (Q, D), gallery_feats (G, D) -> (Q, G) float32 from 0 to 2; rounding below 0 is cut. Raises
+    ValueError for wrong shapes, and for NaN or infinite features.
     """
     query_feats, gallery_feats = _check_feats(query_feats, gallery_feats)
     dist_mat = query_feats @ gallery_feats.T
@@ -53,8 +52,8 @@ def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
               g_camids: ArrayLike, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
     """SYSU-MM01's scores: queries of camera 3 do not see camera 2 (one room), CMC counts each person once.
 
-    Arguments, results and errors are those of `evaluate`; q_camids (Q,), g_camids (G,): integers. The
-    protocol is that of Wu et al., ICCV 2017.
+    Arguments, results and errors are those of `evaluate`; q_camids (Q,), g_camids (G,): integers. Protocol:
+    Wu et al., ICCV 2017.
     """
     cameras = _check_ids("q_camids", q_camids, len(q_pids)), _check_ids("g_camids", g_camids, len(g_pids))
     return evaluate(distmat, q_pids, g_pids, sysu_seen(*cameras), count_persons=True, max_rank=max_rank)
@@ -62,10 +61,7 @@ def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
 
 def eval_regdb(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
                max_rank: int = 20) -> tuple[np.ndarray, float, float]:
-    """RegDB's scores: nothing is excluded, CMC counts images.
-
-    Arguments, results and errors are those of `evaluate`.
-    """
+    """RegDB's scores: nothing is excluded, CMC counts images; else as `evaluate`."""
     return evaluate(distmat, q_pids, g_pids, max_rank=max_rank)
 
 
@@ -73,11 +69,10 @@ def eval_llcm(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids
               g_camids: ArrayLike, max_rank: int = 20) -> tuple[np.ndarray, float, float]:
     """LLCM's scores: no query sees its own person by its own camera, CMC counts each person once.
 
-    Arguments, results and errors are those of `eval_sysu`. The protocol is that of Zhang and Wang, CVPR 2023.
+    Arguments, results and errors are those of `eval_sysu`. Protocol: Zhang and Wang, CVPR 2023.
     """
-    n_queries, n_gallery = len(q_pids), len(g_pids)
-    seen = llcm_seen(_check_ids("q_pids", q_pids, n_queries), _check_ids("g_pids", g_pids, n_gallery),
-                     _check_ids("q_camids", q_camids, n_queries), _check_ids("g_camids", g_camids, n_gallery))
+    ids = {"q_pids": q_pids, "g_pids": g_pids, "q_camids": q_camids, "g_camids": g_camids}
+    seen = llcm_seen(*(_check_ids(name, values, len(ids[f"{name[0]}_pids"])) for name, values in ids.items()))
     return evaluate(distmat, q_pids, g_pids, seen, count_persons=True, max_rank=max_rank)
 
 
@@ -93,9 +88,8 @@ def evaluate(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen: Ar
     Returns cmc (max_rank,) float64 with Rank-k in cmc[k - 1], mAP and mINP. A query whose n matches are at
     the image ranks r_1 < ... < r_n has AP = mean(i / r_i) and INP = n / r_n (Ye et al., TPAMI 2021), whatever
     CMC counts. Queries without a match are left out of the means. After the last rank of a short gallery the
-    curve keeps its value.
-
-    Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query has a match.
+    curve keeps its value. Raises ValueError for wrong shapes, for NaN or infinite distances, and if no query
+    has a match.
     """
     if max_rank < 1:
         raise ValueError(f"max_rank: found {max_rank}, expected at least 1")
@@ -126,8 +120,8 @@ def rank_queries(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, seen
     blocks = [slice(start, start + step) for start in range(0, len(q_pids), step)]
 
     def rank_block(rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        match, shown = q_pids[rows, None] == g_pids, None if seen is None else seen[rows]
-        return _rank_rows(dist_mat[rows], match, shown, persons)
+        shown = None if seen is None else seen[rows]
+        return _rank_rows(dist_mat[rows], q_pids[rows, None] == g_pids, shown, persons)
 
     with ThreadPoolExecutor(min(THREADS, len(blocks))) as pool:
         ranking = Ranking(*map(np.concatenate, zip(*pool.map(rank_block, blocks))))
@@ -143,14 +137,6 @@ def _images_of_each(pids: np.ndarray) -> np.ndarray:
     _, starts, counts = np.unique(pids[order], return_index=True, return_counts=True)
     nth = np.arange(counts.max())[:, None]
     return order[starts + np.where(nth < counts, nth, 0)]
-
-
-def _nearest_of_each(keys: np.ndarray, persons: np.ndarray) -> np.ndarray:
-    """The least key (n, P) of each person's images, of keys (n, G)."""
-    nearest = keys[:, persons[0]]
-    for images in persons[1:]:
-        np.minimum(nearest, keys[:, images], out=nearest)
-    return nearest
 
 
 def _rank_rows(dist: np.ndarray, match: np.ndarray, shown: np.ndarray | None,
@@ -169,7 +155,8 @@ def _rank_rows(dist: np.ndarray, match: np.ndarray, shown: np.ndarray | None,
         np.copyto(keys, np.iinfo(keys.dtype).max - 1, where=~shown)
         match = match & shown
     keys |= match
-    nearest = None if persons is None else _nearest_of_each(keys, persons)
+    if persons is not None:  # the least key of each person's images, (n, P)
+        nearest = functools.reduce(np.minimum, (keys[:, images] for images in persons))
     keys.sort(axis=1)
     marked = np.flatnonzero((keys.astype(np.uint8) & 1).view(bool))
     queries, ranks = marked // keys.shape[1], marked % keys.shape[1] + 1
@@ -179,7 +166,7 @@ def _rank_rows(dist: np.ndarray, match: np.ndarray, shown: np.ndarray | None,
     ap[found] = np.bincount(queries, nth / ranks, len(keys))[found] / counts
     inp[found] = counts / ranks[heads + counts - 1]
     flat = keys.reshape(-1)
-    first[found] = (ranks[heads] if nearest is None
+    first[found] = (ranks[heads] if persons is None
                     else (nearest[found] < flat[marked[heads], None]).sum(axis=1) + 1)
     tied = np.unique(queries[(ranks > 1) & (flat[marked - 1] == flat[marked] - 1)])
     if len(tied):
@@ -233,9 +220,8 @@ def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1
                          "lam from 0 to 1")
     n_queries = len(query_feats)
     dist = _relative_distances(np.concatenate((query_feats, gallery_feats)))
-    half = int(np.around(k1 / 2))
     nearest = _nearest(dist, max(k1 + 1, k2))
-    weights = _weights(dist, _reciprocal(nearest[:, :k1 + 1]), _reciprocal(nearest[:, :half + 1]))
+    weights = _weights(dist, *(_reciprocal(nearest[:, :k + 1]) for k in (k1, int(np.around(k1 / 2)))))
     if k2 > 1:
         weights = _rows_of_ones(nearest[:, :k2]) @ weights / min(k2, len(dist))
     result = _jaccard_distance(weights[:n_queries], weights[n_queries:])
@@ -345,8 +331,8 @@ def _check_ranking(dist_mat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike,
         if seen.shape != dist_mat.shape or seen.dtype != bool:
             raise ValueError(f"seen: found {seen.dtype} of shape {seen.shape}, expected bool of shape "
                              f"{dist_mat.shape}")
-    n_queries, n_gallery = dist_mat.shape
-    return dist_mat, _check_ids("q_pids", q_pids, n_queries), _check_ids("g_pids", g_pids, n_gallery), seen
+    pids = _check_ids("q_pids", q_pids, len(dist_mat)), _check_ids("g_pids", g_pids, dist_mat.shape[1])
+    return dist_mat, *pids, seen
 
 
 def _check_ids(name: str, ids: ArrayLike, length: int) -> np.ndarray:
