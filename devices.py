@@ -96,15 +96,13 @@ def keep_freed_memory(keep: bool = True) -> None:
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
     """Products and convolutions in full float32."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
         yield
     finally:
-        for backend, allowed in zip(backends, before):
-            backend.allow_tf32 = allowed
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def require_compiler(device: torch.device) -> None:

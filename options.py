@@ -43,7 +43,7 @@ OWN = frozenset(("resume", "overwrite", "dry_run", "gpu", "workers", "test_batch
 SETTINGS = ("recipe", "lr", "optim", "epochs", "schedule", "batch_size", "num_pos", "margin", "augment",
             "set", "pretrained", "img_h", "img_w", "amp", "sync_bn")
 # What the name of a run tells where it is not the default, and how.
-TOLD = {"arch": "{}", "img_h": "{}x{}", "schedule": "{}", "epochs": "epochs_{}", "augment": "{}",
+TOLD = {"arch": "{}", "size": "{}", "schedule": "{}", "epochs": "epochs_{}", "augment": "{}",
         "optim": "{}", "margin": "margin_{}", "pretrained": "pretrained_{}", "init": "init_{}",
         "amp": "amp_{}", "sync_bn": "sync_bn", "set": "{}", "range": "range_{}", "name": "{}"}
 
@@ -238,12 +238,10 @@ def method_of(args: argparse.Namespace) -> Method:
 def run_name(args: argparse.Namespace) -> str:
     """The name of a run, which tells every flag that makes the model what it is and is not the default."""
     words = [args.dataset, args.method, f"p{args.num_pos}_n{args.batch_size}_lr_{args.lr}_seed_{args.seed}"]
-    default = train_parser().parse_args([])
-    for name, form in TOLD.items():
-        names = ("img_h", "img_w") if name == "img_h" else (name,)
-        values = [getattr(args, each) for each in names]
-        if values != [getattr(default, each) for each in names]:
-            words.append(form.format(*(as_word(name, value) for value in values)))
+    told, usual = ({**vars(values), "size": f"{values.img_h}x{values.img_w}"}
+                   for values in (args, train_parser().parse_args([])))
+    words += [form.format(as_word(name, told[name])) for name, form in TOLD.items()
+              if told[name] != usual[name]]
     return "_".join(words + ([f"trial_{args.trial}"] if DATASETS[args.dataset].splits > 1 else []))
 
 

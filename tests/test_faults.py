@@ -91,16 +91,6 @@ def remove(*names: str) -> Callable:
                                  else (place / name).unlink() for name in names]
 
 
-def empty(name: str) -> Callable:
-    """A new, empty folder in the place of a file or folder."""
-    return both(remove(name), lambda place, world: (place / name).mkdir())
-
-
-def copy(name: str, other: str) -> Callable:
-    """A file also under another's name."""
-    return lambda place, world: shutil.copy(place / name, place / other)
-
-
 def line(name: str, old: str, new: str) -> Callable:
     """Replace one piece of a text file."""
     def change(place: Path, world: SimpleNamespace) -> None:
@@ -121,9 +111,9 @@ def truncate(name: str, keep: float = 0.5) -> Callable:
     return lambda place, world: os.truncate(place / name, int(keep * (place / name).stat().st_size))
 
 
-def image(name: str, mode: str = "RGB", kind: str | None = None) -> Callable:
-    """Another image in the place of one, in the format that its name says unless told otherwise."""
-    return lambda place, world: Image.new(mode, (24, 48)).save(place / name, kind)
+def gif(name: str) -> Callable:
+    """A GIF in the place of an image."""
+    return lambda place, world: Image.new("RGB", (24, 48)).save(place / name, "GIF")
 
 
 def checkpoint(**changes: object) -> Callable:
@@ -132,11 +122,9 @@ def checkpoint(**changes: object) -> Callable:
 
 
 def weights(**changes: object) -> Callable:
-    """The weights of a run with some of them changed (None: taken out)."""
-    def change(place: Path, world: SimpleNamespace) -> None:
-        changed = world.content["net"] | {name.replace("__", "."): value for name, value in changes.items()}
-        checkpoint(net={name: value for name, value in changed.items() if value is not None})(place, world)
-    return change
+    """The weights of a run with some of them changed."""
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    return lambda place, world: checkpoint(net=world.content["net"] | changed)(place, world)
 
 
 def arguments(**changes: object) -> Callable:
@@ -180,9 +168,6 @@ TEST_SYSU = "test.py --gpu cpu --data-path {sysu} --resume {t} --out found"
 DATA = [
     Case("pre: no such folder", "pre_process_sysu.py --data-path {place}/nowhere",
          r"--data-path \S*nowhere: no such file or folder found, SYSU-MM01 \(cam1, .*\) expected; put it"),
-    Case("pre: a file", "pre_process_sysu.py --data-path {place}/f",
-         r"--data-path \S*/f: a file found, SYSU", write("f", "")),
-    Case("pre: an empty folder", "pre_process_sysu.py --data-path {place}/cwd", "no folder in it found, S"),
     Case("pre: an empty name", "pre_process_sysu.py --data-path ''", "--data-path: an empty name found"),
     Case("train: the other data set", "train.py --dataset regdb --data-path {sysu}",
          "--data-path .*: the folders cam1, .*, exp found, RegDB .* expected; .*, or change --dataset"),
@@ -202,9 +187,6 @@ DATA = [
     Case("test: official gallery without its file", TEST_SYSU + " --gallery official",
          r"rand_perm_cam.mat: does not give the gallery of trial 0 \(no such file.*, or use --gallery random",
          both(arguments(dataset="sysu"), remove("SYSU-MM01/exp/rand_perm_cam.mat"))),
-    Case("train: official gallery out of a damaged file", TRAIN_SYSU + " --gallery official",
-         "rand_perm_cam.mat: does not give the gallery of trial 0",
-         truncate("SYSU-MM01/exp/rand_perm_cam.mat")),
     Case("train: no query with a match", TRAIN_SYSU, "exp/test_id.txt, all-search: no query has a match in "
          r"the gallery: none of the \d+ infrared queries is compared with an image of the same person",
          remove(*(f"SYSU-MM01/cam{c}/0005" for c in (3, 6)),
@@ -214,20 +196,15 @@ DATA = [
 ID_LISTS = [Case(f"pre: id list: {what}", PRE, "exp/train_id.txt: " + expected, change)
             for what, expected, change in (
     ("missing", "no such file or folder, a text file expected", remove("SYSU-MM01/exp/train_id.txt")),
-    ("a folder", "a folder, a text file expected", empty("SYSU-MM01/exp/train_id.txt")),
     ("blank", "nothing found, positive identity numbers separated by commas expected; restore the file",
      write("SYSU-MM01/exp/train_id.txt", "\r\n , ,\n")),
-    ("spaces", "'1 2 3' found, positive identity", write("SYSU-MM01/exp/train_id.txt", "1 2 3")),
     ("zero", "'0' found", write("SYSU-MM01/exp/train_id.txt", "0,2,3")),
-    ("endless digits", "'9{40}' found", write("SYSU-MM01/exp/train_id.txt", "9" * 5000)),
-    ("not text", "cannot be read as text", write("SYSU-MM01/exp/train_id.txt", b"1,\xff\xfe,3")),
     ("control characters", r"'\\x1b\[2J' found", write("SYSU-MM01/exp/train_id.txt", "\x1b[2J,1")),
 )] + [Case("pre: id list: training and test", PRE, "exp: identity 5 is in train_id.txt and in test_id.txt",
            write("SYSU-MM01/exp/train_id.txt", "5,1"))]
 
 INDEX = [Case(f"train: list: {what}", TRAIN_REGDB, expected, change) for what, expected, change in (
     ("missing", "idx/train_thermal_1.txt: no such file or folder, a text file expected", remove(OTHER)),
-    ("empty", "train_visible_1.txt: nothing found, lines 'relative/path label' expected", write(LIST, "")),
     ("no label", r"train_visible_1.txt, line 1: '\S*v_\d_1.bmp' found, .* expected", line(LIST, " 0", "")),
     ("one image twice", r"train_visible_1.txt, line 2: '\S*_1.bmp 0' found, .*each image once",
      both(line(LIST, "_2.bmp", "_1.bmp"), line(LIST, "Visible/", "Visible/./"))),
@@ -236,33 +213,22 @@ INDEX = [Case(f"train: list: {what}", TRAIN_REGDB, expected, change) for what, e
      line(LIST, "_1.bmp", "_9.bmp")),
     ("no infrared image of a person", "training lists of trial 1: person 0 has no infrared image",
      keep_lines(OTHER, " 1")),
-    ("the lists of two trials", r"Thermal/\d is in the training and the test list of trial 1 \(thermal\)",
-     copy("RegDB/idx/train_thermal_2.txt", OTHER)),
-    ("that of the other modality", r"train_thermal_1.txt: names Visible/\S+, which is not a thermal image "
-     "by its folder; a list of thermal images expected; restore the list", copy(LIST, OTHER)),
-    ("no query with a match", "idx: test lists of trial 1: no query has a match in the gallery: ", both(
-        keep_lines("RegDB/idx/test_visible_1.txt", " 0"), keep_lines("RegDB/idx/test_thermal_1.txt", " 1"))),
 )]
 
 IMAGES = [Case(f"pre: image: {what}", PRE, "SYSU-MM01/cam1/0001/" + expected, change)
           for what, expected, change in (
     ("truncated", r"0001.jpg: cannot be decoded as an image \(.*[Tt]runcated.*\); remove or replace the file",
      truncate(FIRST, 0.9)),
-    ("zero bytes", r"0001.jpg: cannot be decoded .*\(JPEG, .* expected, 0 bytes", write(FIRST, b"")),
     ("a GIF", r"0001.jpg: .*JPEG, PNG, BMP, TIFF, WEBP expected, \d+ bytes that begin with b'GIF8",
-     image(FIRST, kind="GIF")),
-    ("16-bit grey", r"0001.png: an image of mode I;16 \(more than 8 bits a channel\) found, 8 bits expected",
-     image("SYSU-MM01/cam1/0001/0001.png", "I;16")),
+     gif(FIRST)),
     ("16-bit colour", r"0001.png: an image of mode RGB \(more than 8 bits",
      png_16_bit("SYSU-MM01/cam1/0001/0001.png")),
     ("a folder", "0003.jpg: a folder found among the images of a person, only .jpg, .*; restore it, convert",
      lambda place, world: (place / "SYSU-MM01/cam1/0001/0003.jpg").mkdir()),
-    ("another suffix", "0003.gif: a file found among", image("SYSU-MM01/cam1/0001/0003.gif")),
+    ("another suffix", "0003.gif: a file found among", gif("SYSU-MM01/cam1/0001/0003.gif")),
 )] + [
     Case("train: a truncated image", TRAIN_REGDB, r"RegDB/Visible/\d/v_\d_1.bmp: cannot be decoded as an ima",
          both(*(truncate(f"RegDB/Visible/{pid}/v_{pid}_1.bmp") for pid in range(1, 9))), logs=True),
-    Case("test: an empty image", TEST + " {last}", r"RegDB/Thermal/\d/t_\d_2.bmp: cannot be decoded",
-         both(*(write(f"RegDB/Thermal/{pid}/t_{pid}_2.bmp", b"") for pid in range(1, 9)))),
 ]
 
 ARRAYS = [Case(f"train: array: {what}", TRAIN_SYSU.replace("sysu", "arrays"), "arrays/" + expected, change,
@@ -270,18 +236,12 @@ ARRAYS = [Case(f"train: array: {what}", TRAIN_SYSU.replace("sysu", "arrays"), "a
     ("truncated", r"train_rgb_resized_img.npy: not the expected array of uint8 \(32, 32, 16, 3\) .*; run: "
      r"python pre_process_sysu.py --data-path \S+ --img_w 16 --img_h 32",
      truncate("arrays/train_rgb_resized_img.npy")),
-    ("another shape", r"train_rgb_resized_img.npy: .* \(uint8 \(32, 32, 16, 1\) found\); run",
-     array("train_rgb_resized_img.npy", lambda old: old[..., :1])),
     ("objects", r"train_rgb_resized_img.npy: not the expected array .*[Oo]bject",
      array("train_rgb_resized_img.npy", lambda old: np.array([Bomb()], object))),
     ("other labels", "train_ir_resized_label.npy: labels found that are not those of the lists; run",
      array("train_ir_resized_label.npy", lambda old: old[::-1])),
-    ("missing", r"train_ir_resized_img.npy: .* \(no such file or folder\); run",
-     remove("arrays/train_ir_resized_img.npy")),
     ("no manifest", "train_rgb_resized_img.npy: no train_resized_img.json with it",
      remove("arrays/train_resized_img.json")),
-    ("a damaged manifest", "train_resized_img.json: arrays of format None found, 1 expected; run",
-     truncate("arrays/train_resized_img.json")),
     ("another size", "train_resized_img.json: arrays of height 64 found, 32 expected; run",
      line("arrays/train_resized_img.json", '"height": 32', '"height": 64')),
 )]
@@ -289,15 +249,12 @@ ARRAYS = [Case(f"train: array: {what}", TRAIN_SYSU.replace("sysu", "arrays"), "a
 CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*/x.t: " + expected, change)
                for what, expected, change in (
     ("missing", "no such file; name a checkpoint", None),
-    ("truncated", r"\d+ bytes that begin with b'PK.* found, a whole checkpoint .* expected",
-     both(checkpoint(), truncate("x.t"))),
     ("one that runs code", EVIL, checkpoint(bomb=Bomb())),
     ("a bare state dict", r"a bare state dict of \d+ tensors found, a checkpoint of train.py expected; use",
      lambda place, world: torch.save(world.content["net"], place / "x.t")),
     ("of a later version", "format 2 found, a checkpoint of train.py expected", checkpoint(format=2)),
     ("NaN", "bottleneck.running_var holds NaN or infinite values",
      weights(bottleneck__running_var=torch.full((512,), float("nan")))),
-    ("a weight missing", r"lacks bottleneck.weight \(1 such\)", weights(bottleneck__weight=None)),
     ("other classes", r"classifier.weight has shape \(4, 512\), \(5, 512\)", checkpoint(num_classes=5)),
     ("of another method than it says", r"(lacks|has an unexpected) \S+ \(\d+ such\); the weights of agw on",
      arguments(method="agw")),
@@ -308,32 +265,20 @@ CHECKPOINTS = [Case(f"test: checkpoint: {what}", f"{TEST} {{t}}", r"--resume \S*
          "--img_w 32: the checkpoint .* was trained with --img_w 16; leave the flag out"),
     Case("test: another trial", TEST + " {last} --trial 2",
          "--trial 2: the checkpoint .* was trained on trial 1, .*--force-trial"),
-    Case("train: goes on with code", TRAIN_REGDB + " --resume {t}", r"--resume \S*x.t: " + EVIL,
-         checkpoint(bomb=Bomb())),
-    Case("train: goes on to an earlier epoch",
-         "train.py --gpu cpu --data-path {regdb} --resume {t} --epochs 1",
-         r"--epochs 1: the checkpoint \S*x.t has 3 epochs behind it; give at least as many",
-         lambda place, world: torch.save({**torch.load(world.last, weights_only=True), "epoch": 3},
-                                         place / "x.t")),
     Case("train: begins with nothing that fits", TRAIN_REGDB + " --init {t}",
          r"--init \S*x.t: a dict with the keys conv, other lacks \S+ \(\d+ such\); the whole backbone",
          lambda place, world: torch.save({"conv": torch.ones(1), "other": 1}, place / "x.t")),
-    Case("train: backbone missing", TRAIN_REGDB + " --pretrained {t}", r"--pretrained \S*x.t: no such file"),
     Case("train: backbone of another kind", TRAIN_REGDB + " --pretrained {t}",
          r"--pretrained \S*x.t.* lacks conv1.weight; torchvision's state dict",
          lambda place, world: torch.save(world.content["net"], place / "x.t")),
 ]
 
 FLAGS = [
-    *(Case(f"{script.split('.')[0]}: unknown flag", f"{script} --colour 1",
-           r"unrecognized arguments: --colour 1 \(see \S+ --help\)")
-      for script in ("pre_process_sysu.py", "demo.py")),
-    *(Case(f"{script.split('.')[0]}: {flag} {value}", f"{script} {flag} {value}",
+    Case("demo: unknown flag", "demo.py --colour 1", r"unrecognized arguments: --colour 1 \(see \S+ --h"),
+    *(Case(f"{script}: {flag} {value}", f"{script} {flag} {value}",
            rf"argument {flag}: '{value}' found, .* expected")
-      for script, flag, value in (
-          ("pre_process_sysu.py", "--img_h", "1e3"), ("demo.py", "--ids", "11"), ("train.py", "--lr", "nan"),
-          ("train.py", "--batch-size", "1"), ("test.py", "--trial", "11"))),
-    Case("train: abbreviated flag", "train.py --epoch 1", "unrecognized arguments: --epoch 1"),
+      for script, flag, value in (("demo.py", "--ids", "11"), ("train.py", "--lr", "nan"),
+                                  ("test.py", "--trial", "11"))),
     Case("train: a flag of another data set", "train.py --trial 2",
          "--trial 2 belongs to RegDB, but the data set is sysu; leave it out"),
     Case("train: folders without a path", "train.py --dataset folders",
@@ -346,10 +291,6 @@ FLAGS = [
          "--init b.t: the checkpoint .* was trained with --init None"),
     Case("train: two first weights", "train.py --pretrained a.t --init b.t",
          "--pretrained a.t and --init b.t both say"),
-    Case("train: an empty name", "train.py --resume ''",
-         "--resume/-r: an empty name found; name one, or leave the flag out"),
-    Case("train: no such device", "train.py --gpu 0,1",
-         "--gpu 0,1: N or cuda:N .*, mps or cpu expected; for several GPUs: torchrun --nproc-per-node"),
     Case("test: nothing to test", "test.py", "--resume: no checkpoint given; name one"),
     Case("test: features under another name", "test.py --resume {last} --save-features f.npy",
          "--save-features f.npy: .*ends in .npz"),

@@ -109,13 +109,6 @@ def test_a_trial_that_need_not_be_forced_leaves_no_trace(tested, world):
     assert done.stdout.splitlines()[-1] == "results: results/regdb_trial_1_last_regdb-v2i-trial-1.json"
 
 
-def test_sysu_has_no_trial_to_force(script, world):
-    done = script("test.py", "--data-path", world.sysu, "--gpu", "cpu", "--resume", world.of_sysu,
-                  "--force-trial")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--force-trial belongs to RegDB, but the data set is sysu; leave it out" in done.stderr
-
-
 def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested, script, tmp_path):
     for trial in range(1, 11):
         checkpoint(tmp_path / f"ten_{trial}.t", "regdb", {2: 5, 5: 2}.get(trial, trial), best=trial in (4, 7))
@@ -178,8 +171,7 @@ def test_queries_keep_their_average_precision_and_first_rank(script, world):
 
 # -------------------------------------------------------------------------------------------------- comparing
 @pytest.mark.parametrize("words, flag", [(["--flip", "--rerank", "k-reciprocal"], "--flip"),
-                                         (["--mode=indoor"], "--mode"), (["--force-trial"], "--force-trial"),
-                                         (["-r", "a.t"], "-r"), (["--out", "found"], "--out")])
+                                         (["--mode=indoor"], "--mode"), (["-r", "a.t"], "-r")])
 def test_compare_goes_with_no_other_flag(words, flag, script):
     for both in (["--compare", "a.json", "b.json", *words], [*words, "--compare", "a.json", "b.json"]):
         done = script("test.py", *both)
@@ -188,8 +180,6 @@ def test_compare_goes_with_no_other_flag(words, flag, script):
 
 
 # ------------------------------------------------------------------------------------------- what else is met
-
-
 def test_queries_that_see_no_match_are_counted(script, world, tmp_path):
     root = shutil.copytree(world.sysu, tmp_path / "SYSU-MM01")
     for pid in ("0004", "0005"):  # whom only camera 2 shows indoors, which queries of camera 3 do not see

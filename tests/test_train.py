@@ -235,7 +235,6 @@ def test_resume_refuses_another_run(stopped, script, regdb):
     whole = (script.cwd / LAST).read_bytes()
     for words, changes, expected in (
             (("--data-path", regdb), {}, "on data"),
-            (("--method", "agw"), {}, "--method agw: the checkpoint"),
             ((), {"processes": 2}, "a run of 2 process(es) found, 1 started; go on with torchrun"),
             ((), {"optimiser": {"state": {}, "param_groups": []}}, "its optimiser does not fit this run")):
         (script.cwd / LAST).write_bytes(whole)
@@ -287,9 +286,6 @@ def test_pretrained_file(train, script, tmp_path):
     done = train("--lr", "1e-30", "--pretrained", tmp_path / "resnet18.pth")
     assert done.returncode == 0, done.stderr
     assert torch.equal(weights(script.cwd)["net"]["streams.visible.conv1.weight"], state["conv1.weight"])
-    torch.save({"conv1.weight": state["conv1.weight"]}, tmp_path / "part.pth")
-    refused = train("--pretrained", tmp_path / "part.pth")
-    assert refused.returncode == 2 and "bn1.weight" in refused.stderr and refused.stderr.count("\n") <= 2
 
 
 # --------------------------------------------------------------------------------------- refused or warned of
