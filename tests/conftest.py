@@ -139,32 +139,18 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
     return call
 
 
-@pytest.fixture
-def sysu(once: Callable, tmp_path: Path) -> Path:
-    """A small SYSU-MM01."""
-    made = once("sysu", lambda folder: make_sysu(folder / "SYSU-MM01"))
-    return shutil.copytree(made / "SYSU-MM01", tmp_path / "SYSU-MM01")
+def layout(make: Callable[[Path], Path], where: str) -> Callable:
+    """A fixture: a small copy of a data set, made once, in a folder of this name below the test's own."""
+    @pytest.fixture
+    def copy(once: Callable, tmp_path: Path) -> Path:
+        made = once(make.__name__, lambda folder: make(folder / "data"))
+        return shutil.copytree(made / "data", tmp_path / where)
+
+    return copy
 
 
-@pytest.fixture
-def regdb(once: Callable, tmp_path: Path) -> Path:
-    """A small RegDB."""
-    made = once("regdb", lambda folder: make_regdb(folder / "RegDB"))
-    return shutil.copytree(made / "RegDB", tmp_path / "RegDB")
-
-
-@pytest.fixture
-def llcm(once: Callable, tmp_path: Path) -> Path:
-    """A small LLCM."""
-    made = once("llcm", lambda folder: make_llcm(folder / "LLCM"))
-    return shutil.copytree(made / "LLCM", tmp_path / "cam3 7 größe 数" / "LLCM")
-
-
-@pytest.fixture
-def folders(once: Callable, tmp_path: Path) -> Path:
-    """Folders of one's own images."""
-    made = once("folders", lambda folder: make_folders(folder / "own"))
-    return shutil.copytree(made / "own", tmp_path / "cam1 c2_ größe 数")
+sysu, regdb = layout(make_sysu, "SYSU-MM01"), layout(make_regdb, "RegDB")
+llcm, folders = layout(make_llcm, "cam3 7 größe 数/LLCM"), layout(make_folders, "cam1 c2_ größe 数")
 
 
 @pytest.fixture
@@ -214,19 +200,20 @@ def make_network(method: str, arch: str = "resnet18"):
     return net.eval()
 
 
-def make_checkpoint(path: Path, seed: int = 0, method: str = "base", height: int = 32,
-                    width: int = 16) -> Path:
+def make_checkpoint(path: Path, seed: int = 0, best: bool = False, noise: float = 0.1,
+                    **facts: object) -> Path:
     """A file as train.py writes it, of an untrained network whose BatchNorms tell images apart; its path."""
     import torch
 
     from model import build_network
+    facts = {"dataset": "regdb", "method": "base", "arch": "resnet18", "img_w": 16, "img_h": 32, "trial": 1,
+             "seed": seed, **facts}
     torch.manual_seed(seed)
-    net = build_network(method, "resnet18", 4)
+    net = build_network(facts["method"], facts["arch"], 4)
     for name, value in net.state_dict().items():
         if name.endswith("running_mean"):
-            value.normal_(0, 0.1)
-    facts = {"dataset": "regdb", "method": method, "arch": "resnet18", "img_w": width,
-             "img_h": height, "trial": 1}
-    torch.save({"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": 1, "args": facts,
-                "optimiser": {}}, path)
+            value.normal_(0, noise)
+    content = {"format": 1, "net": net.state_dict(), "num_classes": 4, "epoch": 1, "trial": facts["trial"],
+               "args": facts}
+    torch.save(content if best else {**content, "optimiser": {}}, path)
     return path

@@ -70,10 +70,11 @@ def test_every_flag_that_makes_a_model_what_it_is_is_told():
     assert name("--dataset", "regdb", "--trial", 3) == "regdb_cgrnet_p4_n8_lr_0.1_seed_0_trial_3"
     for words, end in (
             ("--arch resnet18 --img_w 16", "resnet18_288x16"), ("--schedule cosine", "cosine"),
-            ("--epochs 3", "epochs_3"), ("--augment standard,grey", "standard-grey"), ("--optim adam", "adam"),
-            ("--margin 0.5", "margin_0.5"), ("--pretrained none", "pretrained_none"),
-            ("--pretrained x/mine.pth", "pretrained_mine"), ("--init x/base_last.t", "init_base_last"),
-            ("--amp off", "amp_off"), ("--sync-bn", "sync_bn"), ("--name mine", "mine"),
+            ("--epochs 3", "epochs_3"), ("--augment standard,grey", "standard-grey"),
+            ("--optim adam", "adam"), ("--margin 0.5", "margin_0.5"),
+            ("--pretrained none", "pretrained_none"), ("--pretrained x/mine.pth", "pretrained_mine"),
+            ("--init x/base_last.t", "init_base_last"), ("--amp off", "amp_off"), ("--sync-bn", "sync_bn"),
+            ("--name mine", "mine"),
             ("--set graph=None losses.triplet.weight=3", "graph-None_losses.triplet.weight-3")):
         assert name(*words.split()) == f"{plain}_{end}"
     assert name("--recipe", "strong") == f"{plain}_384x192_cosine_epochs_120_strong"
@@ -89,7 +90,7 @@ def test_a_method_whose_row_is_changed_by_set():
 
 
 def test_a_checkpoint_fills_in_and_fixes(tmp_path):
-    path = make_checkpoint(tmp_path / "run_last.t", method="base")
+    path = make_checkpoint(tmp_path / "run_last.t")
     content = torch.load(path, weights_only=True)
     content["args"] |= {"epochs": 7, "keep": 2, "workers": 9, "model_path": "elsewhere", "test_only": True}
     torch.save(content, path)
@@ -110,7 +111,7 @@ def test_auto_goes_on_with_the_run_of_these_flags_or_begins_it(tmp_path):
              "--model_path", str(tmp_path), "--resume", "auto"]
     args, saved = options.parse_train(words)
     assert args.resume is None and args.overwrite and saved is None
-    path = make_checkpoint(tmp_path / f"{options.run_name(args)}_last.t", method="base")
+    path = make_checkpoint(tmp_path / f"{options.run_name(args)}_last.t")
     args, saved = options.parse_train(words)
     assert args.resume == str(path) and saved.epoch == 1
 

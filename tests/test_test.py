@@ -1,6 +1,7 @@
 """test.py on the real command line: where its record goes, what it says of forced trials, what it refuses."""
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from types import SimpleNamespace
@@ -12,20 +13,8 @@ from conftest import make_checkpoint, make_regdb, make_sysu
 
 import results
 from eval_metrics import eval_sysu
-from model import build_network
 
-METHOD, ARCH = "base", "mobilenet_v2"  # the smallest file
-
-
-def checkpoint(path, dataset, trial=1, best=False, seed=0):
-    """A file as train.py writes it, of an untrained network; returns its path."""
-    torch.manual_seed(0)
-    facts = {"dataset": dataset, "method": METHOD, "arch": ARCH, "img_w": 16, "img_h": 32, "trial": trial,
-             "seed": seed}
-    content = {"format": 1, "net": build_network(METHOD, ARCH, 4).state_dict(), "num_classes": 4, "epoch": 1,
-               "trial": trial, "args": facts}
-    torch.save(content if best else {**content, "optimiser": {}}, path)
-    return path
+checkpoint = functools.partial(make_checkpoint, arch="mobilenet_v2", noise=0)  # the smallest file
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +23,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     return SimpleNamespace(regdb=make_regdb(folder / "RegDB", images=2),
                            sysu=make_sysu(folder / "SYSU-MM01", 2, 1, 2, 1),
-                           last=checkpoint(folder / "regdb_trial_1_last.t", "regdb"),
-                           of_sysu=checkpoint(folder / "s.t", "sysu"))
+                           last=checkpoint(folder / "regdb_trial_1_last.t"),
+                           of_sysu=checkpoint(folder / "s.t", dataset="sysu"))
 
 
 @pytest.fixture
@@ -88,7 +77,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_network_runs(tes
 
 # ---------------------------------------------------------------------------------------------- forced trials
 def test_a_forced_trial_is_named_wherever_its_scores_are(tested, script):
-    wide = make_checkpoint(script.cwd / "regdb_trial_1_last.t", height=64, width=32)  # see use_bf16
+    wide = make_checkpoint(script.cwd / "regdb_trial_1_last.t", img_h=64, img_w=32)  # see use_bf16
     done = tested("--resume", wide, "--trial", 2, "--force-trial", "--flip", "--amp", "bf16")
     assert done.returncode == 0, done.stderr
     (line,) = warnings(done, "--force-trial")
@@ -111,7 +100,7 @@ def test_a_trial_that_need_not_be_forced_leaves_no_trace(tested, world):
 
 def test_ten_models_two_of_them_in_each_others_place_and_late_best_files(tested, script, tmp_path):
     for trial in range(1, 11):
-        checkpoint(tmp_path / f"ten_{trial}.t", "regdb", {2: 5, 5: 2}.get(trial, trial), best=trial in (4, 7))
+        checkpoint(tmp_path / f"ten_{trial}.t", trial={2: 5, 5: 2}.get(trial, trial), best=trial in (4, 7))
     ten = tmp_path / "ten_{}.t"
     assert "trained on trial 5, trial 2 expected by its place" in tested("--resume", ten).stderr
     done = tested("--resume", ten, "--force-trial")
@@ -205,7 +194,7 @@ def test_a_model_of_one_data_set_on_another(script, world, own, other):
 
 def test_every_seed_that_is_there(tested, script, tmp_path):
     for seed in (0, 3):
-        checkpoint(tmp_path / f"run_seed_{seed}_last.t", "regdb", seed=seed)
+        checkpoint(tmp_path / f"run_seed_{seed}_last.t", seed)
     (tmp_path / "run_seed_x_last.t").touch()
     done = tested("--resume", tmp_path / "run_seed_{}_last.t")
     assert done.returncode == 0, done.stderr
