@@ -22,7 +22,7 @@ from utils import UserError, warn
 PAPERS = Path(__file__).resolve().with_name("papers.json")
 SHOWN = ("rank-1", "rank-10", "rank-20", "mAP", "mINP")
 COMPARED = ("rank-1", "mAP")  # whose differences are shown
-TITLES = {"mAP": "mAP", "mINP": "mINP", **{f"rank-{k}": f"Rank-{k}" for k in results.RANKS}}
+TITLES = {name: name.replace("rank", "Rank") for name in MEASURES}
 Values = Mapping[str, Mapping[str, float]]  # fractions by feature and measure
 
 
@@ -111,15 +111,13 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 def record_run(path: str) -> Run:
     """The run of a record."""
     record = results.read(path)
-    model = record.model
-    size = f"{record.spec.height}x{record.spec.width}"
+    model, size = record.model, f"{record.spec.height}x{record.spec.width}"
     settings = {name: value for name, value in model.settings.items()
                 if name not in ("img_h", "img_w") and json.dumps(value) not in ("null", "false", "[]")}
     if "weights" in settings:  # earlier versions told the step too
         settings["weights"] = settings["weights"].removesuffix(", step 0")
     kind = {"": model.method, "arch": model.arch, **settings, "size": size, "+": " + ".join(record.extras)}
-    protocol = record.protocol
-    return Run(path, protocol.name, kind, model.seed, record.summary("mean"), record,
+    return Run(path, record.protocol.name, kind, model.seed, record.summary("mean"), record,
                results.read_queries(path, record))
 
 
@@ -156,11 +154,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Runs of one protocol, those together that differ by a known seed alone."""
     groups: list[list[Run]] = []
     for run in runs:
-        for group in groups:
-            seeds = {other.seed for other in group}
-            if run.seed is not None and not {run.seed, None} & seeds and group[0].kind == run.kind:
-                group.append(run)
-                break
+        fitting = [group for group in groups if group[0].kind == run.kind
+                   and None not in (run.seed, group[0].seed)
+                   and run.seed not in [each.seed for each in group]]
+        if fitting:
+            fitting[0].append(run)
         else:
             groups.append([run])
     return [Group(label, tuple(group)) for label, group in zip(label_groups(groups), groups)]
@@ -190,9 +188,7 @@ def shorten(names: Sequence[str]) -> list[str]:
     """Names of runs without the words that all of them have."""
     words = [name.split("_") for name in names]
     shared = set.intersection(*map(set, words))
-    labels = ["_".join(word for word in name if word not in shared) for name in words]
-    methods = [name[1] if len(name) > 1 else name[0] for name in words]
-    labels = [label or method for label, method in zip(labels, methods)]
+    labels = ["_".join(word for word in name if word not in shared) or name[:2][-1] for name in words]
     return labels if len(set(labels)) == len(names) > 1 else list(names)
 
 
@@ -213,6 +209,8 @@ def make_tables(runs: Sequence[Run], against: str | None = None, features: Seque
         if against and not named:
             raise UserError(f"--against {against}: {', '.join(group.label for group in groups)} found; name "
                             "one of these")
+        if against:
+            require_one_protocol([run for group in groups for run in group.runs if run.record])
         facts = published_rows(protocol, groups) if published else []
         for feature in features or (*FEATURES, SUM):
             rows = [make_row(group, feature, named[0] if named else None, error) for group in groups
@@ -296,17 +294,16 @@ def compare(paths: Sequence[str]) -> str:
 
 def require_one_protocol(runs: Sequence[Run]) -> None:
     """Raise `UserError` unless all records are of one search, its trials, images and queries."""
-    first = runs[0]
     for run, name in itertools.product(runs[1:], ("name", "trials", "images")):
-        mine, theirs = (getattr(each.record.protocol, name) for each in (first, run))
+        mine, theirs = (getattr(each.record.protocol, name) for each in (runs[0], run))
         if mine != theirs:
-            raise UserError(f"{first.path} has {name} {str(mine)[:40]}, {run.path} has {str(theirs)[:40]}; "
+            raise UserError(f"{runs[0].path} has {name} {str(mine)[:40]}, {run.path} has {str(theirs)[:40]}; "
                             "results of different protocols cannot be compared; test both in the same way")
-    first, *others = [run for run in runs if run.queries is not None] or [None]
-    for run, name in itertools.product(others, ("draws", "pids")):
-        if not np.array_equal(getattr(first.queries, name), getattr(run.queries, name)):
-            raise UserError(f"{results.queries_path(run.path)}: other queries than beside {first.path}; test "
-                            "both checkpoints again")
+    known = [run for run in runs if run.queries is not None]
+    for run, name in itertools.product(known[1:], ("draws", "pids")):
+        if not np.array_equal(getattr(known[0].queries, name), getattr(run.queries, name)):
+            raise UserError(f"{results.queries_path(run.path)}: other queries than beside {known[0].path}; "
+                            "test both checkpoints again")
 
 
 # ------------------------------------------------------------------------------------------------------ words

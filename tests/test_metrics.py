@@ -53,10 +53,7 @@ def draw(rng, n_queries, n_gallery, n_pids, steps):
     return dist_mat, q_pids, g_pids, rng.choice([3, 6], n_queries), rng.choice([1, 2, 4, 5], n_gallery)
 
 
-SHAPES = [(1, 1, 1), (1, 9, 3), (7, 1, 2), (9, 12, 4), (15, 60, 12)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 3), (7, 1, 2), (9, 12, 4), (15, 60, 12), (6, 700, 2)])
 @pytest.mark.parametrize("steps", [1, 5, 1 << 24])
 def test_random_searches(shape, steps):
     rng = np.random.default_rng(shape)
@@ -99,28 +96,13 @@ def test_wide_ranges(dtype, scale):
 
 def test_known_ranking():
     # Query 1 finds persons 2 2 1 3 1: matches at images 3 and 5, second person of three.
-    dist_mat = [[0.3, 0.1, 0.2, 0.5, 0.4]]
-    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1], [1, 2, 2, 1, 3], [6], [1, 1, 2, 4, 5], max_rank=4)
+    dist_mat, g_pids, g_camids = [[0.3, 0.1, 0.2, 0.5, 0.4]], [1, 2, 2, 1, 3], [1, 1, 2, 4, 5]
+    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1], g_pids, [6], g_camids, max_rank=4)
     assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == (1 / 3 + 2 / 5) / 2 and mean_inp == 2 / 5
-    assert eval_regdb(dist_mat, [1], [1, 2, 2, 1, 3], max_rank=4)[0].tolist() == [0, 0, 1, 1]
+    assert eval_regdb(dist_mat, [1], g_pids, max_rank=4)[0].tolist() == [0, 0, 1, 1]
     # Camera 3 does not see the third image: matches at 2 and 4 of four.
-    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1], [1, 2, 2, 1, 3], [3], [1, 1, 2, 4, 5], max_rank=4)
+    cmc, mean_ap, mean_inp = eval_sysu(dist_mat, [1], g_pids, [3], g_camids, max_rank=4)
     assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == (1 / 2 + 2 / 4) / 2 and mean_inp == 2 / 4
-
-
-def test_ties_rank_in_gallery_order():
-    for place in range(5):
-        g_pids = np.where(np.arange(5) == place, 7, -np.arange(5) - 1)
-        for score in (eval_regdb, lambda *a: eval_sysu(*a, [6], [1] * 5)):
-            cmc, mean_ap, mean_inp = score(np.full((1, 5), 0.5, np.float32), [7], g_pids)
-            assert cmc.tolist() == [0.0] * place + [1.0] * (20 - place)
-            assert mean_ap == mean_inp == 1 / (place + 1)
-
-
-def test_more_images_of_a_person_than_a_byte_counts():
-    search = draw(np.random.default_rng(0), 6, 700, 2, 1 << 24)
-    assert_same(eval_sysu(*search), by_sysu(*search))
-    assert_same(eval_regdb(*search[:3]), by_definition(*search[:3]))
 
 
 def test_blocks_and_threads_change_nothing(monkeypatch):
@@ -135,14 +117,12 @@ def test_blocks_and_threads_change_nothing(monkeypatch):
 def test_memory_of_a_search_as_large_as_sysu():
     rng = np.random.default_rng(0)
     dist_mat, q_pids, g_pids = rng.random((3803, 301), np.float32), np.arange(3803) % 96, np.arange(301) % 96
-    cameras = rng.choice([3, 6], 3803), rng.choice([1, 2, 4, 5], 301)
     tracemalloc.start()
     try:
-        eval_sysu(dist_mat, q_pids, g_pids, *cameras)
-        peak = tracemalloc.get_traced_memory()[1]
+        eval_sysu(dist_mat, q_pids, g_pids, rng.choice([3, 6], 3803), rng.choice([1, 2, 4, 5], 301))
+        assert tracemalloc.get_traced_memory()[1] < 2 * dist_mat.nbytes  # beside the matrix itself
     finally:
         tracemalloc.stop()
-    assert peak < 2 * dist_mat.nbytes  # beside the matrix itself
 
 
 GOOD = {"dist_mat": np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "q_pids": [1, 2], "g_pids": [1, 2, 2],

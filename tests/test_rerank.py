@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from eval_metrics import evaluate, k_reciprocal_distance
+from eval_metrics import k_reciprocal_distance
 
 
 def by_definition(query_feats, gallery_feats, k1=20, k2=6, lam=0.3):
@@ -39,20 +39,19 @@ def by_definition(query_feats, gallery_feats, k1=20, k2=6, lam=0.3):
     return result
 
 
-def people(rng, n_queries, n_gallery, n_pids=4, noise=0.7, width=8):
-    """L2-normalised features of a few persons."""
-    centres = rng.standard_normal((n_pids, width))
-    pids = rng.integers(0, n_pids, n_queries + n_gallery)
-    feats = centres[pids] + noise * rng.standard_normal((len(pids), width))
+def people(rng, n_queries, n_gallery):
+    """L2-normalised features of images of four persons."""
+    feats = rng.standard_normal((4, 8))[rng.integers(0, 4, n_queries + n_gallery)]
+    feats = feats + 0.7 * rng.standard_normal(feats.shape)
     feats = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).astype(np.float32)
-    return feats[:n_queries], feats[n_queries:], pids[:n_queries], pids[n_queries:]
+    return feats[:n_queries], feats[n_queries:]
 
 
 @pytest.mark.parametrize("sizes, k1, k2, lam", [
     ((12, 30), 20, 6, 0.3), ((12, 20), 7, 3, 0.3), ((20, 9), 5, 1, 0.5), ((10, 10), 1, 2, 0.0),
     ((10, 20), 6, 9, 1.0), ((4, 5), 20, 6, 0.3), ((1, 1), 20, 6, 0.3), ((7, 1), 4, 20, 0.9)])
 def test_random_features(sizes, k1, k2, lam):
-    query, gallery, *_ = people(np.random.default_rng(sizes), *sizes)
+    query, gallery = people(np.random.default_rng(sizes), *sizes)
     found = k_reciprocal_distance(query, gallery, k1, k2, lam)
     assert found.shape == sizes and found.dtype == np.float32
     np.testing.assert_allclose(found, by_definition(query, gallery, k1, k2, lam), atol=2e-6)
@@ -67,17 +66,11 @@ def test_equal_distances_and_duplicates(values):
 
 
 def test_blocks_change_nothing(monkeypatch):
-    query, gallery, *_ = people(np.random.default_rng(5), 40, 60)
+    query, gallery = people(np.random.default_rng(5), 40, 60)
     expected = k_reciprocal_distance(query, gallery)
     for block_bytes in (1, 1000):
         monkeypatch.setattr("eval_metrics.BLOCK_BYTES", block_bytes)
         np.testing.assert_array_equal(k_reciprocal_distance(query, gallery), expected)
-
-
-def test_it_helps():
-    query, gallery, q_pids, g_pids = people(np.random.default_rng(2), 80, 240, 12, 1.0, 16)
-    before = evaluate(1 - query @ gallery.T, q_pids, g_pids)[1]
-    assert evaluate(k_reciprocal_distance(query, gallery), q_pids, g_pids)[1] > before + 0.05
 
 
 def test_errors():

@@ -21,7 +21,7 @@ def call(capsys, *words):
     return capsys.readouterr().out
 
 
-def save_log(path, values, seed_line=None):
+def save_log(path, values):
     """The log of a run that is evaluated every second epoch."""
     lines = [{"epoch": epoch, "loss": 1.0,
               **({f"{feature}/{name}": values[epoch // 2] for feature in ("pool", "bnneck")
@@ -32,10 +32,11 @@ def save_log(path, values, seed_line=None):
 
 
 def test_seeds_of_one_method_and_its_settings_are_a_row(tmp_path, capsys):
+    earlier = {"weights": "epoch 2, step 0"}, {"weights": "epoch 2", "init": False}  # how versions told it
     paths = [save(tmp_path / f"{method}{augment}{seed}.json",
                   make_record((0.4 + 0.1 * seed,), method=method, seed=seed, settings={
                       "augment": augment, "lr": 0.1, "data": "ab" * 32, "sync_bn": bool(augment),
-                      "set": ["graph=None", "own=1"] if augment else []}))
+                      "set": ["graph=None", "own=1"] if augment else [], **earlier[seed]}))
              for method, augment in (("base", None), ("base", "erase"), ("agw", None)) for seed in (0, 1)]
     out = call(capsys, *paths).splitlines()
     assert out[0] == "SYSU-MM01 all-search, i2v, after pooling"
@@ -48,14 +49,6 @@ def test_seeds_of_one_method_and_its_settings_are_a_row(tmp_path, capsys):
     assert error[1:5] == ["2", "45.00", "±", "5.00"]
     one = call(capsys, paths[0])
     assert "±" not in one and one.splitlines()[2].split()[:3] == ["base", "1", "40.00"]
-
-
-def test_seeds_that_earlier_versions_tested_are_seeds_of_the_same_row(tmp_path):
-    settings = ({"lr": 0.1, "weights": "epoch 2, step 0"},
-                {"lr": 0.1, "weights": "epoch 2", "set": [], "init": False})
-    paths = [save(tmp_path / f"{seed}.json", make_record(seed=seed, settings=each))
-             for seed, each in enumerate(settings)]
-    assert len(tables.group_runs(tables.read_runs(paths))) == 1
 
 
 def test_each_protocol_and_feature_has_its_table(tmp_path, capsys):
@@ -111,22 +104,21 @@ def test_compare_prints_the_same_table_and_csv_holds_fractions(tmp_path, capsys)
     assert rows[0]["difference mAP"] == ""
 
 
-def test_different_protocols_are_not_compared(tmp_path):
-    other = make_record()
-    other = replace(other, protocol=replace(other.protocol, trials=(0,)))
-    paths = [save(tmp_path / "a.json", make_record()), save(tmp_path / "b.json", other)]
-    with pytest.raises(UserError, match="a.json has trials .*b.json has .*different protocols"):
-        tables.compare(paths)
-
-
-def test_other_queries_are_refused_and_missing_ones_a_warning(tmp_path, capsys):
-    paths = [save_with_queries(tmp_path / f"{name}.json", 0.5, settings={"lr": name}) for name in "ab"]
-    file = results.queries_path(paths[1])
+def test_different_tests_are_not_compared_and_missing_queries_are_a_warning(tmp_path, capsys):
+    a, b = (save_with_queries(tmp_path / f"{name}.json", 0.5, settings={"lr": name}) for name in "ab")
+    whole = results.read(b)
+    for changed in ({"trials": (0,)}, {"images": "cd" * 32}):
+        save(tmp_path / "c.json", replace(whole, protocol=replace(whole.protocol, **changed)))
+        for call_it in (lambda *paths: tables.compare(paths),
+                        lambda *paths: call(capsys, *paths, "--against", "agw lr a")):
+            with pytest.raises(UserError, match=f"a.json has {[*changed][0]} .*c.json .*different protocols"):
+                call_it(a, str(tmp_path / "c.json"))
+    file = results.queries_path(b)
     np.savez(file, **{**np.load(file), "pids": np.load(file)["pids"] + 1})
     with pytest.raises(UserError, match=r"b\.queries\.npz: other queries than beside .*a\.json; test both"):
-        tables.compare(paths)
+        tables.compare([a, b])
     file.unlink()
-    assert "Δ" not in tables.compare(paths)
+    assert "Δ" not in tables.compare([a, b])
     assert "b.queries.npz is not there" in capsys.readouterr().err
 
 
@@ -175,17 +167,17 @@ def test_published_rows_are_marked_and_another_test_is_a_warning(tmp_path, capsy
     assert "3803 queries published for SYSU-MM01 all-search, single-shot" in err and "80 found" in err
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    for folder in ("erase", "grey"):
+        (tmp_path / folder).mkdir()
+        save_log(tmp_path / folder / "sysu_base_seed_0.jsonl", [0.5])
+    out = call(capsys, *tmp_path.glob("*/*.jsonl"), "--feature", "pool").splitlines()
+    assert len([row for row in out if "erase" in row or "grey" in row]) == 2
+
+
 @pytest.mark.parametrize("text, words", [("{", "no JSON lines of a run"), ("[1]\n", "no JSON lines of a run"),
                                          ('{"epoch": 0}\n', "no evaluation in it")])
 def test_what_is_no_log_is_refused_in_one_line(tmp_path, capsys, text, words):
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(UserError, match=f"a.jsonl: {words}"):
         call(capsys, tmp_path / "a.jsonl")
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
-    for folder, value in (("erase", 0.5), ("grey", 0.25)):
-        (tmp_path / folder).mkdir()
-        save_log(tmp_path / folder / "sysu_base_seed_0.jsonl", [value])
-    out = call(capsys, *tmp_path.glob("*/*.jsonl"), "--feature", "pool").splitlines()
-    assert len([row for row in out if "erase" in row or "grey" in row]) == 2
