@@ -238,13 +238,17 @@ def last_line(args: argparse.Namespace, state: Checkpoint) -> str:
 @contextlib.contextmanager
 def saying_how_to_go_on(args: argparse.Namespace, state: Checkpoint,
                         words: Sequence[str] | None) -> Iterator[None]:
-    """Add the command that goes on with the run to the line of a signal that ends it."""
+    """Add the command that goes on with the run to the line of a signal that ends it.
+
+    Before the first checkpoint of this process, that is the same command: a last file may be another run's.
+    """
+    first = state.epoch
     try:
         yield
     except Interrupted as stop:
-        last = path_of(args, state, "last")
         program = ["python"] if state.processes == 1 else ["torchrun", "--nproc-per-node", state.processes]
-        again = ["--resume", last, "--gpu", args.gpu] if last.exists() else words or sys.argv[1:]
+        again = (["--resume", path_of(args, state, "last"), "--gpu", args.gpu] if state.epoch > first else
+                 words or sys.argv[1:])
         command = shlex.join(map(str, [*program, "train.py", *again]))
         raise Interrupted(stop.signum, f"stopped in epoch {state.epoch + 1}; go on with: {command}") from None
 

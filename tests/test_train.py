@@ -130,6 +130,8 @@ def test_a_run_whose_files_exist_is_refused(train, script):
     (script.cwd / f"save_model/.{path.name}.123.tmp").write_text("half")  # of a run that was killed
     others = script.cwd / f"save_model/.{path.name.replace('_last', '_x_last')}.123.tmp"
     others.write_text("half")  # of another run, which may be writing it
+    with ending.end_at("step", 1, 15):
+        assert "--overwrite" in train("--overwrite").stderr.splitlines()[-1]  # not --resume the earlier run
     assert train("--overwrite", "--lr", 0.02).returncode == 0
     assert [path.name for path in (script.cwd / "save_model").glob(".*")] == [others.name]
     assert all(torch.equal(value, torch.load(path, weights_only=True)["net"][key])
