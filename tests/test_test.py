@@ -154,6 +154,9 @@ def test_queries_keep_their_average_precision_and_first_rank(script, world):
             cmc = [np.mean(first[matched] <= k) for k in range(1, 21)]
             assert cmc == pytest.approx(trial[feature]["cmc"])
             assert ap[matched].mean() == pytest.approx(trial[feature]["mAP"])
+    for name, statistic in (("mean", np.mean), ("std", np.std)):
+        rank1 = statistic([trial["bnneck"]["cmc"][0] for trial in record["trials"]])
+        assert record[name]["bnneck"]["rank-1"] == pytest.approx(rank1)
     settings = record["checkpoint"]["settings"]
     assert settings["img_h"] == 32 and settings["init"] is False and "seed" not in settings
 

@@ -5,7 +5,6 @@ import shutil
 import threading
 
 import ending
-import numpy as np
 import pytest
 import scripts
 import torch
@@ -72,26 +71,6 @@ def test_regdb_from_images_to_rank_k(regdb, script):
     record = {"epoch": 118, "loss": 12.3456, "accuracy": 1.0, "seconds": 1234.5, "pool/rank-1": 1.0,
               "pool/mAP": 1.0, "bnneck/rank-1": 1.0, "bnneck/mAP": 1.0}
     assert len(epoch_line(record, 120, 1e6)) <= 110
-
-
-def test_sysu_from_images_to_rank_k(sysu, script):
-    assert script("pre_process_sysu.py", "--data-path", sysu, "--img_w", 16, "--img_h", 32).returncode == 0
-    done = script("train.py", "--data-path", sysu, "--epochs", 1, *SMALL)
-    assert done.returncode == 0, done.stderr
-    (best,) = (script.cwd / "save_model").glob("sysu_cgrnet_p2_n2_lr_0.02_seed_0_*_best.t")
-    tested = script("test.py", "--mode", "all", "--resume", best, "--data-path", sysu,
-                    "--save-features", "feats.npz", "--out", "found", "--gpu", "cpu")
-    assert tested.returncode == 0, tested.stderr
-    assert len(re.findall(r"^(?:pool|bnneck) trial \d", tested.stdout, re.M)) == 20
-    found = json.loads((script.cwd / "found/results.json").read_text())
-    assert [trial["trial"] for trial in found["trials"]] == list(range(10))
-    rank1 = [trial["bnneck"]["cmc"][0] for trial in found["trials"]]
-    assert found["mean"]["bnneck"]["rank-1"] == pytest.approx(np.mean(rank1))
-    assert found["std"]["bnneck"]["rank-1"] == pytest.approx(np.std(rank1))
-    feats = np.load(script.cwd / "feats.npz")
-    assert feats["query_feats"].shape == feats["query_feats_pool"].shape == (3 * 2 * 4, 512)
-    assert feats["gallery_feats"].dtype == np.float32 and feats["gallery_paths"].shape == (12,)
-    np.testing.assert_allclose(np.linalg.norm(feats["gallery_feats"], axis=1), 1, rtol=1e-5)
 
 
 def test_a_dry_run_says_what_would_run_and_writes_a_picture_alone(train, script):
@@ -278,16 +257,6 @@ def test_init_takes_weights_and_says_what_came_and_what_not(left_alone, stopped,
     assert refused.returncode == 2 and "lacks shared.layer1.0.conv1.weight" in refused.stderr, refused.stderr
     leaked = script(*words, "--trial", 2)
     assert leaked.returncode == 2 and "trained on trial 1, whose training persons" in leaked.stderr
-
-
-def test_pretrained_file(train, script, tmp_path):
-    import torchvision
-    torch.manual_seed(0)
-    state = torchvision.models.resnet18().state_dict()
-    torch.save(state, tmp_path / "resnet18.pth")
-    done = train("--lr", "1e-30", "--pretrained", tmp_path / "resnet18.pth")
-    assert done.returncode == 0, done.stderr
-    assert torch.equal(weights(script.cwd)["net"]["streams.visible.conv1.weight"], state["conv1.weight"])
 
 
 # --------------------------------------------------------------------------------------- refused or warned of
