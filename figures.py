@@ -23,7 +23,7 @@ from pictures import (BLUE, COLUMN, DPI, ORANGE, Searched, choose_pairs, draw_ev
                       spread_queries)
 from results import WORDS, Record
 from retrieval.verification import Pairs
-from utils import UserError, atomic_path, one_line, warn
+from utils import UserError, as_user_error, atomic_path, warn
 
 if TYPE_CHECKING:
     from retrieval.evidence import Evidence
@@ -226,11 +226,9 @@ def draw_embedding(title: str, models: Sequence[Searched], persons: np.ndarray |
     Colour tells the person, and at most ten persons have their numbers; the marker tells the modality. Where
     scikit-learn does not load, raises `UserError` that says what to install.
     """
-    try:
+    with as_user_error("embedding.png: left out, as scikit-learn does not load",
+                       "run: pip install -r requirements-figures.txt"):
         from sklearn.manifold import TSNE
-    except Exception as error:  # of whatever it and NumPy do to each other
-        raise UserError(f"embedding.png: left out, as scikit-learn does not load ({type(error).__name__}: "
-                        f"{one_line(error)[:120]}); run: pip install -r requirements-figures.txt") from None
     persons = choose_persons(models[0]) if persons is None else persons
     everybody = len(np.intersect1d(models[0].query.pids, models[0].gallery.pids))
     figure, panels = make_panels(f"{title}\nt-SNE of {len(persons)} of {everybody} test persons", len(models),

@@ -1,13 +1,12 @@
 """Records of tests: what results.json and results.csv hold, and the scores of each query beside them."""
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from bootstrap import QueryScores
 from datasets.types import FEATURES, SUM, Features, Images, ImageSpec, Search
-from utils import UserError, atomic_path, one_line, write_json
+from utils import UserError, as_user_error, atomic_path, write_json
 
 FORMAT = 1
 FOLDER = "results"  # of records, below the current folder, unless --out names another
@@ -236,19 +235,9 @@ def write(record: Record, folder: Path) -> None:
                 writer.writerow([*head, kind, *record.summary(kind)[feature].values()])
 
 
-@contextlib.contextmanager
-def reading(path: str | Path, refusal: str, advice: str) -> Iterator[None]:
-    """Turn what is raised by a file that is missing, damaged or another into a `UserError` that names it."""
-    try:
-        yield
-    except Exception as error:  # a damaged archive makes numpy and zipfile stumble in many ways
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: {refusal} ({one_line(reason)[:100]}); {advice}") from None
-
-
 def read(path: str | Path) -> Record:
     """The record in a file; raises `UserError` that names it where there is none."""
-    with reading(path, "not a results.json of test.py", "name one, or test that checkpoint again"):
+    with as_user_error(f"{path}: not a results.json of test.py", "name one, or test that checkpoint again"):
         return Record.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
@@ -279,7 +268,7 @@ def read_queries(path: str | Path, record: Record) -> QueryScores | None:
     file = queries_path(path)
     if not file.exists():
         return None
-    with reading(file, "not the scores of each query in that record", "test that checkpoint again"):
+    with as_user_error(f"{file}: not the scores of each query in that record", "test that checkpoint again"):
         with np.load(file) as arrays:
             first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in record.features}
                                for name in ("first_rank", "ap"))
@@ -324,7 +313,7 @@ def read_features(path: str | Path) -> tuple[Images, Images, np.ndarray, dict[st
 
     Raises `UserError` where the file is not there or another.
     """
-    with reading(path, "not the features that test.py --out writes beside a record",
+    with as_user_error(f"{path}: not the features that test.py --out writes beside a record",
                  "test that checkpoint again, with --out"), np.load(path) as arrays:
         sides, features = [], {}
         for side, modality in zip(("query", "gallery"), arrays["modalities"].tolist()):

@@ -16,8 +16,8 @@ from scipy import stats
 import results
 from bootstrap import LEVEL, RESAMPLES, Difference, QueryScores, paired_difference
 from datasets.types import FEATURES, SUM
-from results import MEASURES, WORDS, Record, reading
-from utils import UserError, warn
+from results import MEASURES, WORDS, Record
+from utils import UserError, as_user_error, warn
 
 PAPERS = Path(__file__).resolve().with_name("papers.json")
 SHOWN = ("rank-1", "rank-10", "rank-20", "mAP", "mINP")
@@ -123,7 +123,7 @@ def record_run(path: str) -> Run:
 
 def read_lines(path: str) -> list[dict[str, Any]]:
     """The JSON lines of a file; raises `UserError` where they are not those of a run."""
-    with reading(path, "no JSON lines of a run of train.py", "name a file below log/"):
+    with as_user_error(f"{path}: no JSON lines of a run of train.py", "name a file below log/"):
         lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         if not lines or not all("epoch" in line or "row" in line and "seed" in line for line in lines):
             raise ValueError("no epochs")

@@ -54,12 +54,16 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def as_user_error(fault: str, mend: str) -> Iterator[None]:
-    """Turn what foreign code raises in the block, of whatever kind, into a `UserError` that adds its text."""
+    """Turn any error in the block into a `UserError` that adds its text, as damaged files and foreign code
+    make libraries stumble in many ways.
+    """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        text = f"{type(error).__name__}: {one_line(error)[:160]}"
-        raise UserError(f"{fault} ({text}); {mend}") from None
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{fault} ({one_line(reason)[:160]}); {mend}") from None
 
 
 def explain(error: Exception) -> str | None:

@@ -22,7 +22,7 @@ from datasets.images import file_of, in_order, read_parts
 from datasets.types import DIRECTIONS, ImageSpec
 from retrieval.gallery import Gallery, Hits, Record
 from retrieval.verification import at_rate
-from utils import UserError, atomic_path, one_line
+from utils import UserError, as_user_error, atomic_path, one_line
 
 if TYPE_CHECKING:
     from retrieval.evidence import Evidence
@@ -104,7 +104,8 @@ def read_threshold(path: str, flag: str, value: float, feature: str, query: Reco
         raise UserError(f"{flag} {value:g}: {query.modality} images in {gallery.modality} ones searched, but "
                         "test.py calibrates between the modalities; leave it out, and give --min-similarity")
     path = os.path.join(path, "results.json") if os.path.isdir(path) else path
-    try:
+    with as_user_error(f"--calibration {path}: not a results.json of test.py with thresholds of {feature}",
+                       "test the checkpoint again, without --feature"):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         require_same_making(path, record, query)
         known = {float(rate): (float(found["threshold"]), float(found["true_accept_rate"]))
@@ -113,10 +114,6 @@ def read_threshold(path: str, flag: str, value: float, feature: str, query: Reco
         rate = 1 - (1 - value) ** (1 / size) if flag == "--far-search" else value
         if rate not in known and curve and rate >= min(curve["false_accept_rates"]):
             known[rate] = at_rate(curve, rate)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {one_line(error)[:100]}"
-        raise UserError(f"--calibration {path}: not a results.json of test.py with thresholds of {feature} "
-                        f"({what}); test the checkpoint again, without --feature") from None
     if rate not in known:
         wanted = f" asks for {rate:.2g} a pair in {size:,} images, but" if flag == "--far-search" else ""
         told = (f"{curve['impostor_pairs']:,} impostor pairs, which tell rates from "

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datasets.types import FEATURES
 from retrieval.gallery import Gallery, camera_of, read_gallery, time_of
 from command_line import Parser, filled, number, run
-from utils import UserError, one_line, warn
+from utils import UserError, as_user_error, one_line, warn
 
 ATTEMPTS = 6  # of a request; the waits between them grow from one second to 16
 
@@ -51,16 +51,11 @@ def main(words: Sequence[str] | None = None) -> None:
     place = {"path": args.path}
     if args.url:
         place = {"url": args.url, "api_key": os.environ.get("QDRANT_API_KEY"), "timeout": args.timeout}
-    try:
+    with as_user_error(f"{args.url or args.path}: Qdrant does not answer as it should",
+                       "see that it runs there, or give it a longer --timeout; the same command goes on"):
         client = QdrantClient(**place)
         sent = hand_over(client, args.collection, gallery, args.feature, args.batch)
         client.close()
-    except UserError:
-        raise
-    except Exception as error:  # those of the network and of the server have no class in common
-        what = f"{type(error).__name__}: {one_line(error)[:160]}"
-        raise UserError(f"{args.url or args.path}: Qdrant does not answer as it should ({what}); see that it "
-                        "runs there, or give it a longer --timeout; the same command goes on") from None
     print(f"{args.collection}: {sent:,} points from {args.gallery}, {len(gallery) - sent:,} were there")
 
 
@@ -94,7 +89,7 @@ def insist(request: Callable[..., Any], *args: Any, **options: Any) -> Any:
     for wait in [2 ** attempt for attempt in range(ATTEMPTS - 1)]:
         try:
             return request(*args, **options)
-        except Exception as error:  # see `main`
+        except Exception as error:  # those of network and server have no class in common
             if isinstance(error, (TypeError, ValueError)) or getattr(error, "status_code", 500) < 500:
                 raise  # it would be refused again
             warn(f"Qdrant: {type(error).__name__}: {one_line(error)[:100]}; trying again in {wait} s")
