@@ -44,11 +44,15 @@ class QueryScores:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, and the interval that holds it with a chance of LEVEL; fractions."""
+    """A paired difference, and the interval that holds it with a chance of LEVEL (NaN: none); fractions."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        interval = f" [{100 * self.low:+.2f}, {100 * self.high:+.2f}]" if np.isfinite(self.low) else ""
+        return f"{100 * self.value:+.2f}{interval}"
 
 
 def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> Difference:

@@ -273,23 +273,15 @@ def read_queries(path: str | Path, record: Record) -> QueryScores | None:
             first_ranks, ap = ({feature: arrays[f"{name}_{feature}"] for feature in record.features}
                                for name in ("first_rank", "ap"))
             queries = QueryScores(arrays["draws"], arrays["pids"], first_ranks, ap)
-        if not fits(queries, record):
-            raise ValueError(f"of another test than {path}")
+        shapes = {array.shape for array in (queries.draws, queries.pids, *first_ranks.values(), *ap.values())}
+        for feature, trial in itertools.product(record.features, record.trials):
+            chosen = (queries.draws == trial.number) & (first_ranks[feature] > 0)
+            told = trial.scores[feature].headline()
+            if len(shapes) > 1 or not chosen.any() or not all(
+                    abs(queries.values(feature, name)[chosen].mean() - told[name]) <= 1e-5
+                    for name in ("rank-1", "mAP")):
+                raise ValueError(f"of another test than {path}")
     return queries
-
-
-def fits(queries: QueryScores, record: Record) -> bool:
-    """Whether the scores of the queries are those of the record."""
-    arrays = (queries.draws, queries.pids, *queries.first_ranks.values(), *queries.ap.values())
-    if len({array.shape for array in arrays}) > 1:
-        return False
-    for feature, trial in itertools.product(record.features, record.trials):
-        chosen = (queries.draws == trial.number) & (queries.first_ranks[feature] > 0)
-        told = trial.scores[feature].headline()
-        if not chosen.any() or not all(abs(queries.values(feature, name)[chosen].mean() - told[name]) <= 1e-5
-                                       for name in ("rank-1", "mAP")):
-            return False
-    return True
 
 
 def features_path(record: str | Path) -> Path:

@@ -6,9 +6,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -56,17 +56,27 @@ class Group:
                          if measure in run.values.get(feature, {})])
 
 
+class Cell(NamedTuple):
+    """Mean and spread over seeds, 0 for one of them; fractions."""
+
+    mean: float
+    spread: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f}" + (f" ± {100 * self.spread:.2f}" if self.spread else "")
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: mean and spread (0 for one seed) by measure, and differences to the first group.
+    """A row of a table: cells and differences to the reference by measure.
 
     source: of a published row, which is not measured here.
     """
 
     label: str
     seeds: int
-    cells: Mapping[str, tuple[float, float]]
-    differences: Mapping[str, Difference]
+    cells: Mapping[str, Cell]
+    differences: Mapping[str, Difference] = field(default_factory=dict)
     source: str = ""
 
 
@@ -84,11 +94,11 @@ class Table:
         """Protocol and feature in words."""
         return f"{self.protocol}, {WORDS[self.feature]}"
 
-    def best(self, measure: str, place: int = 0) -> str:
-        """The best value measured here of a column, as it is printed, or the second best; "" for one row."""
-        values = sorted({round(100 * row.cells[measure][0], 2) for row in self.rows
-                         if measure in row.cells and not row.source})
-        return f"{values[-1 - place]:.2f}" if len(values) > 1 else ""
+    def best(self, measure: str) -> list[str]:
+        """The two best values measured here of a column, as they are printed; none of one row."""
+        values = {round(100 * row.cells[measure].mean, 2) for row in self.rows
+                  if measure in row.cells and not row.source}
+        return [f"{value:.2f}" for value in sorted(values)[:-3:-1]] if len(values) > 1 else []
 
 
 # -------------------------------------------------------------------------------------------- what files hold
@@ -229,10 +239,10 @@ def make_row(group: Group, feature: str, reference: Group | None, error: bool) -
         values = group.values(feature, measure)
         if len(values):
             spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-            cells[measure] = float(values.mean()), spread / len(values) ** 0.5 if error else spread
-    if reference is not None and reference is not group:
-        found = {measure: difference(reference, group, feature, measure) for measure in COMPARED}
-        differences = {measure: each for measure, each in found.items() if each is not None}
+            cells[measure] = Cell(float(values.mean()), spread / len(values) ** 0.5 if error else spread)
+    for measure in COMPARED if reference and reference is not group else ():
+        if found := difference(reference, group, feature, measure):
+            differences[measure] = found
     return Row(group.label, len(group.runs), cells, differences)
 
 
@@ -268,7 +278,7 @@ def published_rows(protocol: str, groups: Sequence[Group]) -> list[Row]:
         warn(f"--published: {known['queries']} queries published for {protocol}, "
              f"{', '.join(map(str, counts))} found: another test than the papers', nothing to compare with")
     return [Row(f"{fact['method']} ({fact['source']})", 0,
-                {name: (fact[name] / 100, 0.0) for name in SHOWN if name in fact}, {}, fact["source"])
+                {name: Cell(fact[name] / 100) for name in SHOWN if name in fact}, source=fact["source"])
             for fact in known["rows"]]
 
 
@@ -318,7 +328,7 @@ def legend(tables: Sequence[Table]) -> str:
     """What ± and the intervals are, in words, as far as there are any."""
     rows = [row for table in tables for row in table.rows]
     words = ["per cent"]
-    if any(spread for row in rows for _, spread in row.cells.values()):
+    if any(cell.spread for row in rows for cell in row.cells.values()):
         spread = "error of the mean" if tables[0].error else "deviation"
         words.append(f"± is the standard {spread} over seeds")
     if any(row.differences for row in rows):
@@ -335,24 +345,9 @@ def grids(tables: Sequence[Table]) -> list[list[list[str]]]:
     measures, compared = columns(tables)
     head = ["method", "seeds", *map(TITLES.get, measures), *(f"Δ {TITLES[name]}" for name in compared)]
     return [[head, *([row.label + " †" * bool(row.source), str(row.seeds or ""),
-                      *(show(row.cells.get(name)) for name in measures),
-                      *(show_difference(row.differences.get(name)) for name in compared)]
+                      *(str(row.cells.get(name, "-")) for name in measures),
+                      *(str(row.differences.get(name, "")) for name in compared)]
                      for row in table.rows)] for table in tables]
-
-
-def show(cell: tuple[float, float] | None) -> str:
-    """Mean ± spread in per cent; "-" where there is none."""
-    if cell is None:
-        return "-"
-    return f"{100 * cell[0]:.2f}" + (f" ± {100 * cell[1]:.2f}" if cell[1] else "")
-
-
-def show_difference(found: Difference | None) -> str:
-    """A difference and its interval in points."""
-    if found is None:
-        return ""
-    interval = f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]" if np.isfinite(found.low) else ""
-    return f"{100 * found.value:+.2f}{interval}"
 
 
 def as_text(tables: Sequence[Table]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, save_image
 
 import results
 from bootstrap import QueryScores
@@ -112,16 +112,6 @@ def test_a_record_is_called_after_checkpoint_protocol_and_extras(resume, name):
     assert results.default_path(resume, one, named=True).name == f"{name}_regdb-v2i-trial-2-flip.json"
 
 
-def test_a_file_of_queries_holds_what_was_written(tmp_path):
-    path = save_with_queries(tmp_path / "a.json", 0.4)
-    record = results.read(path)
-    found = results.read_queries(path, record)
-    assert found.draws.tolist() == [0] * 40 + [1] * 40 and found.pids.dtype == np.int32
-    assert found.first_ranks.keys() == found.ap.keys() == set(FEATURES)
-    assert found.ap["bnneck"][:40].mean(dtype=float) == pytest.approx(record.values("bnneck", "mAP")[0])
-    assert results.read_queries(tmp_path / "b.json", record) is None
-
-
 @pytest.mark.parametrize("spoil", [
     lambda arrays: arrays.update(ap_pool=arrays["ap_pool"][:-1]),
     lambda arrays: arrays.update(first_rank_pool=3 - arrays["first_rank_pool"]),
@@ -157,17 +147,22 @@ def test_a_broken_or_missing_file_is_refused_by_name(tmp_path, content):
         results.read(tmp_path / "odd.json")
 
 
-def make_protocol(root, trial=0):
-    paths = tuple(str(root / f"cam3/{pid:04d}/0001.jpg") for pid in (1, 2))
-    query = Images(paths, np.array([1, 2]), np.array([3, 3]), "infrared")
-    gallery = Images((str(root / "cam1/0001/0001.jpg"),), np.array([1]), np.array([1]), "visible")
-    return SysuSearch(query, gallery, trial, "SYSU-MM01 all-search", count_persons=True)
+def make_search(root: Path) -> SysuSearch:
+    """Four persons, two images of each in each modality."""
+    sides = []
+    for modality, camera in (("infrared", 6), ("visible", 1)):
+        paths = [root / f"{modality}{number}.png" for number in range(8)]
+        for path in paths:
+            save_image(path, [camera], (8, 16))
+        pids = np.repeat(np.arange(1, 5), 2)
+        sides.append(Images(tuple(map(str, paths)), pids, np.full(8, camera), modality))
+    return SysuSearch(*sides, 0, "SYSU-MM01 all-search, i2v", True)
 
 
 def test_a_protocol_is_known_by_its_images_and_persons_not_by_their_folder(tmp_path):
-    one, other = (results.describe_protocol([make_protocol(root)], str(root))
+    one, other = (results.describe_protocol([make_search(root)], str(root))
                   for root in (tmp_path / "a", tmp_path / "b c"))
-    assert one == other and (one.name, one.trials) == ("SYSU-MM01 all-search", (0,))
-    changed = make_protocol(tmp_path)
+    assert one == other and (one.name, one.trials) == ("SYSU-MM01 all-search, i2v", (0,))
+    changed = make_search(tmp_path)
     changed.gallery.pids[0] = 2
     assert results.describe_protocol([changed], str(tmp_path)).images != one.images

@@ -7,26 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_figures import explain
-from test_results import make_record, save
+from test_results import make_record, make_search, save
 
 import results
-from conftest import save_image
-from datasets.sysu import SysuSearch
-from datasets.types import Features, Images
+from datasets.types import Features
 from tools import figures as tool
 from utils import UserError
-
-
-def make_search(root) -> SysuSearch:
-    """Four persons, two images of each in each modality."""
-    sides = []
-    for modality, camera in (("infrared", 6), ("visible", 1)):
-        paths = [root / f"{modality}{number}.png" for number in range(8)]
-        for path in paths:
-            save_image(path, [camera], (8, 16))
-        pids = np.repeat(np.arange(1, 5), 2)
-        sides.append(Images(tuple(map(str, paths)), pids, np.full(8, camera), modality))
-    return SysuSearch(*sides, 0, "SYSU-MM01 all-search, i2v", True)
 
 
 @pytest.fixture

@@ -168,7 +168,11 @@ def main(words: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     runs = read_runs(args.runs)
     if args.kind != "curves":
-        require_records(args, runs)
+        odd = [each.path for each in runs if each.record is None or args.feature not in each.record.features]
+        if odd:
+            raise UserError(f"{odd[0]}: no record of a test that scored {args.feature}, which {args.kind} "
+                            "shows; name another, or another --feature")
+        require_one_protocol(runs)
     groups = group_runs(runs)
     if args.names and len(args.names) != len(groups):
         raise UserError(f"--names: {len(args.names)} given, {len(groups)} expected, of "
@@ -179,15 +183,6 @@ def main(words: Sequence[str] | None = None) -> None:
     figures.save(out, {args.kind: figure}, ("pdf", "png"))
     (out / f"{args.kind}.txt").write_text(caption + "\n", encoding="utf-8")
     print(f"{out / args.kind}.pdf, .png: {caption}")
-
-
-def require_records(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Raise `UserError` unless all are records of one protocol, scored with the feature that is asked for."""
-    for each in runs:
-        if each.record is None or args.feature not in each.record.features:
-            raise UserError(f"{each.path}: no record of a test that scored {args.feature}, which {args.kind} "
-                            "shows; name another, or another --feature")
-    require_one_protocol(runs)
 
 
 def describe(title: str, args: argparse.Namespace, groups: Sequence[Group]) -> str:

@@ -66,7 +66,7 @@ def as_latex(tables: Sequence[Table]) -> str:
     for table, (_, *rows) in zip(tables, cells):
         lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\scriptsize {latex(table.title)}}} \\"]
         for row, (label, seeds, *values) in zip(table.rows, rows):
-            best = [(table.best(name), table.best(name, 1)) for name in measures if not row.source]
+            best = [table.best(name) for name in measures if not row.source]
             marked = [mark(cell, *pair) for cell, pair in itertools.zip_longest(values, best, fillvalue=())]
             lines.append(" & ".join([latex(label), seeds, *marked]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\end{{table{wide}}}"])
