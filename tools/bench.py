@@ -19,8 +19,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,26 +59,8 @@ LR, TEST_BATCH = 0.001, 64
 Piece = Callable[[], Any]  # what is timed
 
 
-@dataclass(frozen=True)
-class Case:
-    """Two ways of doing the same work; without them, a note alone. images: of one run of either.
-
-    flops, bf16: the variant's arithmetic and its precision, if that is its floor. plain_memory: on the CPU,
-    the baseline runs with glibc's own ways with freed memory, as scripts of others do.
-    """
-
-    name: str
-    baseline: Piece | None = None
-    variant: Piece | None = None
-    images: int = 0
-    flops: int = 0
-    bf16: bool = False
-    plain_memory: bool = False
-    note: str = ""
-
-
 # --------------------------------------------------------------------------------------------- the benchmarks
-def bench_step(args: argparse.Namespace) -> Iterator[Case]:
+def bench_step(args: argparse.Namespace) -> None:
     """Training steps with all their input: train.py's epoch against the plain recipe's."""
     images, sampler = make_training(args, STEPS[args.device.type])
     method = METHODS[args.method]
@@ -99,36 +80,36 @@ def bench_step(args: argparse.Namespace) -> Iterator[Case]:
         net, criterion = make_network(method, args)
         batches = TrainBatches(images, sampler, method.views, args.device, args.device.type == "cuda", 0)
         optimiser = build_optimiser(net, criterion, LR, True, "sgd")
-        yield Case(f"step {args.arch} {name}", baseline,
-                   partial(ours, net, criterion, batches, optimiser, bf16=bf16),
-                   sampler.steps * args.step_images, flops, bf16, plain_memory=True)
+        measure(args, f"step {args.arch} {name}", baseline,
+                partial(ours, net, criterion, batches, optimiser, bf16=bf16),
+                sampler.steps * args.step_images, flops, bf16, plain_memory=True)
 
 
-def bench_input(args: argparse.Namespace) -> Iterator[Case]:
+def bench_input(args: argparse.Namespace) -> None:
     """Training batches on the device and nothing else: `TrainBatches` against the plain recipe's."""
     images, sampler = make_training(args, BATCHES[args.device.type])
     names = single_names(("standard", *args.augment.split(",")))
     loader = plain.training_loader(images, sampler, args.workers, dict.fromkeys(MODALITIES, names))
     views = {modality: View(modality, names) for modality in MODALITIES}
     ours = TrainBatches(images, sampler, views, args.device, args.device.type == "cuda", 0)
-    yield Case("input" if args.augment == "standard" else f"input {args.augment}",
-               lambda: sum(part.to(args.device).ndim for batch in loader for part in batch),
-               lambda: sum(1 for _ in ours.epoch(0)), sampler.steps * args.step_images, plain_memory=True)
+    measure(args, "input" if args.augment == "standard" else f"input {args.augment}",
+            lambda: sum(part.to(args.device).ndim for batch in loader for part in batch),
+            lambda: sum(1 for _ in ours.epoch(0)), sampler.steps * args.step_images, plain_memory=True)
 
 
-def bench_extract(args: argparse.Namespace) -> Iterator[Case]:
+def bench_extract(args: argparse.Namespace) -> None:
     """Features of image files: `features.extract` against PIL transforms and a contiguous float32 network."""
     method, paths = METHODS[args.method], make_files(args, range(TEST_IMAGES[args.device.type]))
     plain_net, net = make_network(method, args, torch.contiguous_format)[0], make_network(method, args)[0]
     flops = len(paths) * flops_of_pair(net, args) // 2
     loader = plain.file_loader(paths, args.img_h, args.img_w, TEST_BATCH, args.workers)
     for name, bf16 in args.precisions:
-        yield Case(f"extract {args.arch} {name}", partial(plain.features, plain_net, loader, args.device),
-                   partial(extract, torch_network(net, VISIBLE, bf16), paths, args.extraction), len(paths),
-                   flops, bf16, plain_memory=True)
+        measure(args, f"extract {args.arch} {name}", partial(plain.features, plain_net, loader, args.device),
+                partial(extract, torch_network(net, VISIBLE, bf16), paths, args.extraction), len(paths),
+                flops, bf16, plain_memory=True)
 
 
-def bench_onnx(args: argparse.Namespace) -> Iterator[Case]:
+def bench_onnx(args: argparse.Namespace) -> None:
     """Features of image files on the CPU: export.py's network in onnxruntime against torch's own."""
     net = make_network(METHODS[args.method], args)[0].cpu()
     for module in net.modules():
@@ -140,11 +121,11 @@ def bench_onnx(args: argparse.Namespace) -> Iterator[Case]:
     call(export.main, args.folder / "x.t", "--out", args.folder)
     file, paths = args.folder / f"{VISIBLE}.onnx", make_files(args, range(TEST_IMAGES["cpu"]))
     networks = torch_network(net, VISIBLE), onnx_model.load(file, args.threads or 0).features
-    yield Case("onnx float32", *(partial(extract, network, paths, args.extraction) for network in networks),
-               len(paths), note=f"{file.stat().st_size / 1e6:.0f} MB a file")
+    sides = [partial(extract, network, paths, args.extraction) for network in networks]
+    measure(args, "onnx float32", *sides, len(paths), note=f"{file.stat().st_size / 1e6:.0f} MB a file")
 
 
-def bench_metrics(args: argparse.Namespace) -> Iterator[Case]:
+def bench_metrics(args: argparse.Namespace) -> None:
     """`eval_sysu` against both plain loops on the geometry of SYSU-MM01's test, and the memory it adds."""
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(4 * PERSONS)[:GALLERY])  # (person, visible camera)
@@ -159,11 +140,11 @@ def bench_metrics(args: argparse.Namespace) -> Iterator[Case]:
         for found, expected in zip(scores, plain.scores(*search, arrays=True)):
             np.testing.assert_allclose(found, expected, rtol=1e-3)  # sorts differ where distances are equal
         for loop, arrays in (("", False), (" of arrays", True)):
-            yield Case(f"metrics {shots}-shot{loop}", partial(plain.scores, *search, arrays), ours,
-                       note=f"{dist_mat.shape}, {memory / dist_mat.nbytes:.2f} times its memory on top")
+            measure(args, f"metrics {shots}-shot{loop}", partial(plain.scores, *search, arrays), ours,
+                    note=f"{dist_mat.shape}, {memory / dist_mat.nbytes:.2f} times its memory on top")
 
 
-def bench_search(args: argparse.Namespace) -> Iterator[Case]:
+def bench_search(args: argparse.Namespace) -> None:
     """`find_nearest` in a mapped gallery against a product and a full stable sort, and the memory it adds."""
     rng = np.random.default_rng(0)
 
@@ -179,11 +160,11 @@ def bench_search(args: argparse.Namespace) -> Iterator[Case]:
                  lambda query=query: find_nearest(query, gallery, TOP).rows)
         found, memory = memory_of(sides[1])
         np.testing.assert_array_equal(found, sides[0]())
-        yield Case(f"search {len(query)}", *sides, flops=2 * len(query) * gallery.size,
-                   note=f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery")
+        measure(args, f"search {len(query)}", *sides, flops=2 * len(query) * gallery.size,
+                note=f"in {ROWS:,} x {WIDTH:,}, {memory / 1e6:.0f} MB beyond the gallery")
 
 
-def bench_preprocess(args: argparse.Namespace) -> Iterator[Case]:
+def bench_preprocess(args: argparse.Namespace) -> None:
     """pre_process_sysu.py with a worker on each core against one worker."""
     cores, persons = os.cpu_count() or 1, -(-PREPROCESSED // 24)
     images = itertools.product(range(1, 7), range(1, persons + 1), range(1, 5))
@@ -193,25 +174,25 @@ def bench_preprocess(args: argparse.Namespace) -> Iterator[Case]:
         (args.folder / "exp" / f"{name}_id.txt").write_text(",".join(map(str, pids)))
     flags = ("--data-path", args.folder, "--img_h", args.img_h, "--img_w", args.img_w, "--workers")
     one, all_cores = (partial(call, pre_process_sysu.main, *flags, workers) for workers in (1, cores))
-    yield Case("preprocess", one, all_cores, len(paths),
-               note=f"{cores} workers against 1; {cores} cores at once would be {cores} times")
+    measure(args, "preprocess", one, all_cores, len(paths),
+            note=f"{cores} workers against 1; {cores} cores at once would be {cores} times")
 
 
-def bench_graph(args: argparse.Namespace) -> Iterator[Case]:
+def bench_graph(args: argparse.Namespace) -> None:
     """Forward, loss and backward of cgrnet without and with graph reasoning and similarity module."""
     methods = override(METHODS["base"], ["own_stages=1"]), METHODS["cgrnet"]
     for name, bf16 in args.precisions:
         pieces = [forward_and_backward(method, args, bf16) for method in methods]
-        yield Case(f"graph {args.arch} {name}", *pieces, args.step_images, count_flops(pieces[1]), bf16)
+        measure(args, f"graph {args.arch} {name}", *pieces, args.step_images, count_flops(pieces[1]), bf16)
 
 
-def bench_params(args: argparse.Namespace) -> Iterator[Case]:
+def bench_params(args: argparse.Namespace) -> None:
     """Parameters without classifier, and the arithmetic of a forward pass of one image of either modality."""
     for name, method in METHODS.items():
         net = make_network(method, args)[0].eval()
         count = sum(p.numel() for p in net.parameters()) - net.classifier.weight.numel()
-        yield Case(f"params {args.arch} {name}", note=f"{count / 1e6:.2f} M parameters, "
-                   f"{flops_of_pair(net, args) / 1e9:.1f} GFLOP a pair of images")
+        measure(args, f"params {args.arch} {name}", note=f"{count / 1e6:.2f} M parameters, "
+                f"{flops_of_pair(net, args) / 1e9:.1f} GFLOP a pair of images")
 
 
 BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
@@ -220,33 +201,36 @@ BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract
 
 
 # -------------------------------------------------------------------------------------------------- measuring
-def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Run both sides alternately; median seconds, images a second, ratios of neighbouring runs.
+def measure(args: argparse.Namespace, name: str, baseline: Piece | None = None, variant: Piece | None = None,
+            images: int = 0, flops: int = 0, bf16: bool = False, plain_memory: bool = False,
+            note: str = "") -> None:
+    """Run both sides alternately; keep and print medians, and ratios of neighbouring runs; or a note alone.
 
-    Where the floor is arithmetic, also the time that it takes as one large product, as a share of ours.
+    images: of one run of either side; flops, bf16: the variant's arithmetic and its precision, if that is its
+    floor, whose time as one large product is told as a share of ours. plain_memory: on the CPU, the baseline
+    runs with glibc's own ways with freed memory, as scripts of others do.
     """
-    result = {"name": case.name, "note": case.note}
-    if case.baseline is None:
-        return result
-
     def timed(piece: Piece) -> float:
-        if case.plain_memory and args.device.type == "cpu":
-            keep_freed_memory(piece is case.variant)
-            if piece is case.variant:
+        if plain_memory and args.device.type == "cpu":
+            keep_freed_memory(piece is variant)
+            if piece is variant:
                 piece()  # it has the memory of a run that is under way then
         return seconds(piece, args.device)
 
-    times = np.array([(timed(case.baseline), timed(case.variant))
-                      for _ in range(args.warmup + args.repeats)])[args.warmup:]
-    ratios, medians = times[:, 0] / times[:, 1], np.median(times, 0).tolist()
-    result |= {"ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
-               "ratio_max": float(ratios.max()), "repeats": args.repeats,
-               **{side: {"seconds": median, "images_per_s": case.images / median}
-                  for side, median in zip(("baseline", "variant"), medians)}}
-    if case.flops:
-        rate = peak(args.device, case.bf16)
-        result |= {"FLOP": case.flops, "FLOP/s": rate, "share_of_floor": case.flops / rate / medians[1]}
-    return result
+    result = {"name": name, "note": note}
+    if baseline is not None:
+        times = np.array([(timed(baseline), timed(variant))
+                          for _ in range(args.warmup + args.repeats)])[args.warmup:]
+        ratios, medians = times[:, 0] / times[:, 1], np.median(times, 0).tolist()
+        result |= {"ratio": float(np.median(ratios)), "ratio_min": float(ratios.min()),
+                   "ratio_max": float(ratios.max()), "repeats": args.repeats,
+                   **{side: {"seconds": median, "images_per_s": images / median}
+                      for side, median in zip(("baseline", "variant"), medians)}}
+        if flops:
+            rate = peak(args.device, bf16)
+            result |= {"FLOP": flops, "FLOP/s": rate, "share_of_floor": flops / rate / medians[1]}
+    args.results.append(result)
+    print(show(result), flush=True)
 
 
 def seconds(piece: Piece, device: torch.device) -> float:
@@ -363,7 +347,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     args.workers = min(args.workers, os.cpu_count() or 1)
     args.step_images = 2 * args.batch_size * args.num_pos
-    args.device = choose_device(args.gpu)
+    args.device, args.results = choose_device(args.gpu), []
     args.precisions = [("float32", False), ("bf16", True)][:1 + has_bf16(args.device)]
     args.extraction = Extraction(ImageSpec(args.img_h, args.img_w), TEST_BATCH, args.workers)
     return args
@@ -401,15 +385,13 @@ def main(words: Sequence[str] | None = None) -> None:
     command = shlex.join(map(str, sys.argv[1:] if words is None else words))
     report = {"command": f"python -m tools.bench {command}", "device": device_name(args.device),
               "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-              "versions": versions(), "results": []}
+              "versions": versions(), "results": args.results}
     print(f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}; "
           "baseline -> variant")
     for name in BENCHMARKS if "all" in args.benchmarks else args.benchmarks:
         with tempfile.TemporaryDirectory() as folder:
             args.folder = Path(folder)
-            for case in BENCHMARKS[name](args):
-                report["results"].append(measure(case, args))
-                print(show(report["results"][-1]), flush=True)
+            BENCHMARKS[name](args)
     if args.json:
         write_json(Path(args.json), report)
 
