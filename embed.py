@@ -18,10 +18,10 @@ import numpy as np
 
 import embedding
 from datasets.folders import RANGE
-from datasets.types import FEATURES, MODALITIES, Features
+from datasets.types import MODALITIES
 from embedding import Rows
 from features import Extraction, join
-from retrieval.embedder import Embedder, open_embedder
+from retrieval.embedder import open_embedder
 from retrieval.gallery import Gallery, Record, locked, merge, read_gallery, require_same, write_gallery
 from command_line import GPU, Parser, filled, number, run
 from utils import Interrupted, UserError, make_folder, warn
@@ -74,17 +74,27 @@ def main(words: Sequence[str] | None = None) -> None:
     embedder = open_embedder(args.resume, args.modality, flip=args.flip, gpu=args.gpu, amp=args.amp,
                              img_h=args.img_h, img_w=args.img_w, range=args.range)
     record = replace(embedder.record, rows=kind, folder=os.getcwd())
-    old = read_old(out, record, args)
+    old = read_old(out, record, args.append)
     shown = embedding.digests(rows, args.workers)
     wanted = rows if old is None else choose_rows(old, rows, shown, record, out)
-    embedding.warn_of_shapes(embedding.images_of(wanted))
-    unreadable: dict[str, str] = {}
-    parts, stopped = embed_until_stopped(embedder, wanted, args, unreadable)
-    new = make_gallery(join(parts), wanted, unreadable, shown, record, args.float16)
+    images = embedding.images_of(wanted)
+    embedding.warn_of_shapes(images)
+    settings = Extraction(record.spec, args.test_batch, args.workers, silent=False)
+    parts, unreadable, stopped = [], {}, 0
+    try:
+        for part in embedding.embed_batches(embedder.network, images, args.modality, settings,
+                                            None if args.strict else unreadable):
+            parts.append(part)
+    except Interrupted as error:
+        stopped = error.signum  # what is done is written
     for error in dict.fromkeys(unreadable.values()):
         warn(f"{error} (left out)")
+    features = join(parts)
+    seen = {*features.paths, *unreadable}
+    finished = {name: wanted[name] for name in wanted if seen.issuperset(wanted[name])}
+    new = embedding.as_gallery(features, finished, shown, record, np.float16 if args.float16 else np.float32)
     if len(new) or not stopped:
-        write(out, new, args)
+        write(out, new, args.append)
     if stopped:
         kind = f"new {kind}" if old is not None else kind
         raise Interrupted(stopped, f"stopped with {len(new)} of {len(wanted)} {kind} in {out}; "
@@ -103,14 +113,12 @@ def find_rows(args: argparse.Namespace) -> tuple[Rows, str]:
     return {path: [path] for path in embedding.find_images(args.inputs)}, "images"
 
 
-def read_old(out: Path, record: Record, args: argparse.Namespace) -> Gallery | None:
+def read_old(out: Path, record: Record, append: bool) -> Gallery | None:
     """The file that grows, if it is there; raises `UserError` where these images do not go into it."""
-    if not (args.append and out.exists()):
+    if not (append and out.exists()):
         return None
     old = read_gallery(out)
     require_same(record, old.record, f"--append {out}: these images and the file", ("modality", "rows"))
-    if args.float16 and old.bnneck.dtype != np.float16:
-        warn(f"--float16: no effect, as {out} holds {old.bnneck.dtype}")
     return old
 
 
@@ -133,37 +141,14 @@ def choose_rows(old: Gallery, rows: Rows, shown: dict[str, str], record: Record,
     return {name: images for name, images in rows.items() if known.get(keys[name]) != shown[name]}
 
 
-def embed_until_stopped(embedder: Embedder, rows: Rows, args: argparse.Namespace,
-                        unreadable: dict[str, str]) -> tuple[list[Features], int]:
-    """Features of the images of all rows, or of those done when a signal came, and its number, 0 for none."""
-    record, parts = embedder.record, []
-    settings = Extraction(record.spec, args.test_batch, args.workers, silent=False)
-    try:
-        for part in embedding.embed_batches(embedder.network, embedding.images_of(rows), record.modality,
-                                            settings, None if args.strict else unreadable):
-            parts.append(part)
-    except Interrupted as error:
-        return parts, error.signum
-    return parts, 0
-
-
-def make_gallery(features: Features, rows: Rows, unreadable: dict[str, str], shown: dict[str, str],
-                 record: Record, float16: bool) -> Gallery:
-    """The rows whose images have been embedded."""
-    means, images = embedding.average(features, rows, unreadable)
-    dtype = np.float16 if float16 else np.float32
-    return Gallery(means.paths, images, *(getattr(means, kind).astype(dtype) for kind in FEATURES), record,
-                   [shown[name] for name in means.paths])
-
-
-def write(out: Path, new: Gallery, args: argparse.Namespace) -> None:
+def write(out: Path, new: Gallery, append: bool) -> None:
     """Write the rows, after those that the file holds by now where it grows, and say so.
 
     Raises `UserError` where there are none at all.
     """
     kind = new.record.rows
     with locked(out.parent):
-        old = read_old(out, new.record, args)  # again: another process may have written there
+        old = read_old(out, new.record, append)  # again: another process may have written there
         if not len(new):
             if old is None:
                 raise UserError(f"--out {out}: not written, no image was read")
@@ -173,6 +158,8 @@ def write(out: Path, new: Gallery, args: argparse.Namespace) -> None:
             require_alike(old, new, out)
         written = new if old is None else merge(old, new)
         write_gallery(out, written)
+    if written.bnneck.itemsize > new.bnneck.itemsize:
+        warn(f"--float16: no effect, as {out} holds {written.bnneck.dtype}")
     kept = len(written) - len(new)
     again = 0 if old is None else len(old) - kept
     added = "" if old is None else f" ({again} of them again) beside {kept}" if again else f" added to {kept}"

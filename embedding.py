@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ import numpy as np
 from datasets.files import IMAGE_SUFFIXES, is_system_file, read_text
 from datasets.images import PART, file_of, size_of
 from datasets.types import FEATURES, INFRARED, MODALITIES, VISIBLE, Features, ImageSpec
-from features import Extraction, Network, as_network, extract_batches, join, require_finite
+from features import Extraction, Network, as_network, extract_batches, join, require_finite, unit_length
+from retrieval.gallery import Gallery, Record
 from utils import UserError, sha256, warn
 
 if TYPE_CHECKING:
@@ -55,19 +56,23 @@ def embed(net: nn.Module | Network, paths: Sequence[str], modality: str, height:
 
 def embed_batches(network: Network, paths: Sequence[str], modality: str, settings: Extraction,
                   unreadable: dict[str, str] | None = None) -> Iterator[Features]:
-    """Features of image files of one modality, those of a batch at a time.
+    """Features of image files of one modality, those of a batch at a time; warns of images with a colour that
+    their modality does not have.
 
-    unreadable: takes the error of each file that cannot be read, which is left out then. Warns of images with
-    a colour that their modality does not have. Raises `UserError` naming an image that cannot be read, or
-    whose features are not finite.
+    unreadable: takes the error of each file that cannot be read, which is left out then. Raises `UserError`
+    naming an image that cannot be read, or whose features are not finite.
     """
-    odd: list[str] = []
+    read: list[str] = []
+    coloured: list[bool] = []
 
-    def watch(names: Sequence[str], images: np.ndarray) -> None:
-        odd.extend(itertools.compress(names, have_colour(images) == (modality == INFRARED)))
+    def watched(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        coloured.extend(have_colour(images))
+        return network(images)
 
-    for features in extract_batches(network, paths, settings, modality, unreadable, watch):
+    for features in extract_batches(watched, paths, settings, modality, unreadable):
+        read.extend(features.paths)
         yield require_finite(features)
+    odd = [path for path, colour in zip(read, coloured) if colour == (modality == INFRARED)]
     if odd:
         what = "colour" if modality == INFRARED else "no colour"
         warn(f"{len(odd)} of {len(paths)} images given as {modality} have {what}, the first {odd[0]}; is "
@@ -80,28 +85,29 @@ def have_colour(images: np.ndarray) -> np.ndarray:
     return (sample.max(3) - sample.min(3)).mean((1, 2)) >= COLOURLESS
 
 
-def average(features: Features, rows: Rows, unreadable: Iterable[str] = ()) -> tuple[Features, list[str]]:
-    """Features of those rows whose images were all read, or named as unreadable: the normalised mean.
+def as_gallery(features: Features, rows: Rows, shown: Mapping[str, str], record: Record,
+               dtype: type[np.floating] = np.float32) -> Gallery:
+    """The rows of which images have been embedded: the normalised mean of these, and one from their middle.
 
-    Also an image of each row, from the middle of those read. Rows of one image keep its features bit by bit.
+    shown: what each row shows, of `digests`.
     """
     places = {path: place for place, path in enumerate(features.paths)}
-    left_out, chosen, names = set(unreadable), [], []
-    for name, images in rows.items():
-        found = [places[image] for image in images if image in places]
-        if found and all(image in places or image in left_out for image in images):
-            names.append(name)
-            chosen.append(found)
-    means = [normalised_means(getattr(features, kind), chosen) for kind in FEATURES]
-    return Features(tuple(names), *means), [features.paths[found[len(found) // 2]] for found in chosen]
+    chosen = {name: [places[image] for image in images if image in places] for name, images in rows.items()}
+    chosen = {name: found for name, found in chosen.items() if found}
+    pool, bnneck = (normalised_means(getattr(features, kind), list(chosen.values())).astype(dtype)
+                    for kind in FEATURES)
+    images = [features.paths[found[len(found) // 2]] for found in chosen.values()]
+    return Gallery(list(chosen), images, pool, bnneck, record, [shown[name] for name in chosen])
 
 
 def normalised_means(feats: np.ndarray, chosen: Sequence[Sequence[int]]) -> np.ndarray:
-    """Means of chosen rows of (N, D) unit features, of unit length again, (M, D) float32."""
+    """Means of chosen rows of (N, D) unit features, of unit length again, (M, D) float32; single ones as they
+    are, bit by bit, where there are no others.
+    """
     if all(len(found) == 1 for found in chosen):
         return feats[[found[0] for found in chosen]]
     means = np.stack([feats[found].mean(0, dtype=np.float64) for found in chosen])
-    return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return unit_length(means).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------- rows
@@ -110,7 +116,7 @@ def images_of(rows: Rows) -> list[str]:
     frames: dict[str, dict[str, None]] = {}
     for image in itertools.chain.from_iterable(rows.values()):
         frames.setdefault(file_of(image), {})[image] = None
-    return [image for images in frames.values() for image in images]
+    return list(itertools.chain.from_iterable(frames.values()))
 
 
 def digests(rows: Rows, workers: int = 4) -> dict[str, str]:
@@ -118,15 +124,15 @@ def digests(rows: Rows, workers: int = 4) -> dict[str, str]:
 
     They are of the contents of files, and of boxes in them: names, folders and times do not matter.
     """
-    frames = list(dict.fromkeys(map(file_of, images_of(rows))))
+    files = list(dict.fromkeys(map(file_of, images_of(rows))))
     with ThreadPoolExecutor(workers or 1) as pool:
-        contents = dict(zip(frames, pool.map(digest_of_file, frames)))
+        contents = dict(zip(files, pool.map(digest_of_file, files)))
 
-    def shown(image: str) -> str:
-        return contents[file_of(image)] + image[len(file_of(image)):]
+    def digest(images: Sequence[str]) -> str:
+        shown = "\n".join(contents[file_of(image)] + image[len(file_of(image)):] for image in images)
+        return hashlib.sha256(shown.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
-    return {name: short_digest(shown(images[0])) + short_digest("\n".join(map(shown, images)))
-            for name, images in rows.items()}
+    return {name: digest(images[:1]) + digest(images) for name, images in rows.items()}
 
 
 def digest_of_file(path: str) -> str:
@@ -137,17 +143,13 @@ def digest_of_file(path: str) -> str:
         return ""
 
 
-def short_digest(text: str) -> str:
-    """16 characters for a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
 def warn_of_shapes(images: Sequence[str]) -> None:
     """Warn where most images are wider than tall, as no person is, and of boxes that are cut at a border."""
-    sample = images[::max(1, -(-len(images) // LOOKED_AT))]
-    if 2 * sum(map(is_wide, sample)) > len(sample):
-        warn(f"most images are wider than tall, as {next(filter(is_wide, sample))}; crops of one person each "
-             "are expected: cut them out with a detector of your own, or give its boxes with --boxes")
+    sample = images[::len(images) // LOOKED_AT + 1]
+    wide = list(filter(is_wide, sample))
+    if 2 * len(wide) > len(sample):
+        warn(f"most images are wider than tall, as {wide[0]}; crops of one person each are expected: cut "
+             "them out with a detector of your own, or give its boxes with --boxes")
     boxes = [image for image in images if PART.search(image)]
     sizes = {frame: size_of(frame) for frame in set(map(file_of, boxes))}
     cut = [box for box in boxes if is_cut(box, sizes[file_of(box)])]
@@ -231,16 +233,11 @@ def find_tracklets(inputs: Sequence[str]) -> Rows:
     for image in find_images(inputs):
         rows.setdefault(os.path.dirname(image) or ".", []).append(image)
     for name in rows:
-        beside = next((other for other in rows if other != name and is_within(other, name)), None)
-        if beside:
-            raise UserError(f"{rows[name][0]}: an image beside the tracklet {beside}; with --tracklets, each "
-                            "folder that holds images is one tracklet: move it into a folder of its own")
+        for above in map(str, Path(name).parents):
+            if above in rows:
+                raise UserError(f"{rows[above][0]}: an image beside the tracklet {name}; with --tracklets, "
+                                "each folder that holds images is one tracklet: move it into one of its own")
     return rows
-
-
-def is_within(path: str, folder: str) -> bool:
-    """Whether a path lies in a folder, at any depth."""
-    return folder == "." and not os.path.isabs(path) or path.startswith(os.path.join(folder, ""))
 
 
 def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
@@ -251,8 +248,6 @@ def read_boxes(path: str, inputs: Sequence[str]) -> Rows:
     of no track stays single. Raises `UserError` naming file and line.
     """
     starts = [*inputs, ".", os.path.dirname(path) or "."]
-    if not os.path.isfile(path):
-        raise UserError(f"--boxes {path}: no such file; name a CSV file with the columns path, x, y, w, h")
     reader = csv.DictReader(io.StringIO(read_text(Path(path), "surrogateescape")), skipinitialspace=True)
     reader.fieldnames = [str(name).strip().lower() for name in reader.fieldnames or ()]
     boxes = [parse_box(f"--boxes {path}, line {reader.line_num}", line, starts) for line in reader]

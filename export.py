@@ -9,6 +9,7 @@ Beside the networks: config.json and model_card.md. `retrieval/onnx_model.py` re
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -33,13 +34,12 @@ from retrieval import onnx_model
 from retrieval.onnx_model import Facts
 from two_stream import TwoStream, folded
 from command_line import Parser, filled, number, run
-from utils import UserError, make_folder, sha256, warn, write_json
+from utils import UserError, as_user_error, make_folder, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
 TOLERANCES = {"float32": (1e-4, 1e-5), "half": (5e-3, 2e-3)}  # of entries and of similarities
 OUTPUTS = ("bnneck", "pool")
 CARD = Path(__file__).with_name("retrieval") / "model_card.md"
-EXTRAS = "pip install -r requirements-export.txt"
 
 
 def build_parser() -> Parser:
@@ -90,14 +90,13 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def require_packages() -> None:
     """Raise `UserError` unless this torch can export, and ONNX and onnxruntime are there."""
+    install = f"run: pip install -r {onnx_model.REQUIREMENTS}"
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
         raise UserError(f"torch {torch.__version__} found, 2.9 or later expected: earlier ones cannot export "
-                        f"baddbmm; run: {EXTRAS}")
+                        f"baddbmm; {install}")
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(name)
-        except ImportError:
-            raise UserError(f"{name} is not installed; run: {EXTRAS}") from None
+        with as_user_error(f"{name} does not load", install):
+            importlib.import_module(name)
 
 
 # ------------------------------------------------------------------------------------------------ the network

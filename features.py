@@ -48,16 +48,14 @@ class Extraction:
 
 # ------------------------------------------------------------------------------------------------ the network
 def as_network(net: nn.Module | Network, modality: str, settings: Extraction) -> Network:
-    """What computes the features of images of one modality: a `TwoStream`, in the precision that the settings
-    say, or a function, and with the mirror image where they ask for it.
-    """
+    """A `TwoStream`, or a function, as a function of images of one modality; flip: with the mirror image."""
     if hasattr(net, "parameters"):
         return torch_network(net, modality, settings.bf16, settings.flip)
     return with_mirror(net) if settings.flip else net
 
 
 def torch_network(net: nn.Module, modality: str, bf16: bool = False, flip: bool = False) -> Network:
-    """A `TwoStream` as a function of images of one modality: a copy, on its device, with BatchNorm folded."""
+    """A copy of a `TwoStream`, on its device and with BatchNorm folded, as a function of one modality."""
     import torch
     from torch.nn.functional import normalize
 
@@ -94,13 +92,11 @@ def unit_length(feats: np.ndarray) -> np.ndarray:
 
 # --------------------------------------------------------------------------------------------------- the loop
 def extract_batches(network: Network, paths: Sequence[str], settings: Extraction, title: str = "",
-                    unreadable: dict[str, str] | None = None,
-                    watch: Callable[[Sequence[str], np.ndarray], None] | None = None) -> Iterator[Features]:
+                    unreadable: dict[str, str] | None = None) -> Iterator[Features]:
     """Features of image files in their order, those of a batch at a time.
 
     network: as `as_network` makes it. title: of the progress bar. unreadable: takes the error of each file
-    that cannot be read, which is left out then. watch: is called with the paths and the pixels of each batch.
-    Raises `UserError` naming a file that cannot be read.
+    that cannot be read, which is left out then. Raises `UserError` naming a file that cannot be read.
     """
     reading = read_batches(paths, settings.spec, settings.batch_size, settings.workers, unreadable)
     bar = tqdm(total=len(paths), desc=title, unit="image", leave=False, disable=settings.silent or None)
@@ -109,8 +105,6 @@ def extract_batches(network: Network, paths: Sequence[str], settings: Extraction
             chunk = paths[start:start + settings.batch_size]
             names = tuple(path for path in chunk if not unreadable or path not in unreadable)
             if names:
-                if watch:
-                    watch(names, images)
                 yield Features(names, *network(images))
             bar.update(len(chunk))
 

@@ -28,7 +28,7 @@ from datasets.types import FEATURES, MODALITIES
 from features import Extraction, join
 from retrieval import hits
 from retrieval.embedder import open_embedder
-from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, image_finder, read_gallery,
+from retrieval.gallery import (Gallery, Record, camera_of, find_nearest, image_finder, read_gallery,
                                require_same)
 from command_line import GPU, Parser, filled, number, run
 from utils import UserError, make_folder, require_matplotlib, sha256, warn
@@ -88,25 +88,24 @@ def places(text: str) -> slice:
 def main(words: Sequence[str] | None = None) -> None:
     """Search from the arguments of the command line."""
     args = build_parser().parse_args(words)
-    flag, rate = ("--far-search", args.far_search) if args.far_search else ("--far", args.far)
-    if (rate is None) != (args.calibration is None):
-        missing = "--far-search or --far" if rate is None else "--calibration"
-        raise UserError(f"{missing}: missing; a rate and its --calibration go together")
-    require_matplotlib("--out")
     images = os.path.isdir(args.query) or args.query.lower().endswith((".txt", *IMAGE_SUFFIXES))
+    require_flags(args, images)
+    require_matplotlib("--out")
     query = None if images else read_gallery(args.query)
     gallery = read_gallery(args.gallery)
     query = query or embed_query(args, gallery.record)
     require_same(query.record, gallery.record, f"{args.query} and {args.gallery}")
     threshold = None
-    if rate is not None:
+    if args.calibration:
+        flag, rate = ("--far-search", args.far_search) if args.far_search else ("--far", args.far)
         threshold = hits.read_threshold(args.calibration, flag, rate, args.feature, query.record,
                                         gallery.record, len(gallery))
-        print("\n".join([*threshold.expectations(), str(threshold)]))
-    if args.resume and not images and sha256(Path(args.resume)) != query.record.checkpoint:
-        raise UserError(f"--resume {args.resume}: not the checkpoint of {args.query} (by its SHA-256); name "
-                        "that one, or leave it out")
-    found = find(args, query, gallery)
+        print("\n".join(threshold.expectations()))
+    if args.resume and not images:
+        named = replace(query.record, checkpoint=sha256(Path(args.resume)))
+        require_same(named, query.record, f"--resume {args.resume} and {args.query}")
+    found = find_nearest(getattr(query, args.feature), getattr(gallery, args.feature), args.top,
+                         find_excluded(args, query, gallery), silent=False)
     out = make_folder(args.out, "--out")
     answers = hits.judge(query, gallery, found, threshold, args.min_similarity,
                          [image_finder(side, args.root) for side in (query, gallery)])
@@ -115,13 +114,21 @@ def main(words: Sequence[str] | None = None) -> None:
     write(args, out, answers, query.record, gallery.record, about, threshold)
 
 
+def require_flags(args: argparse.Namespace, images: bool) -> None:
+    """Raise `UserError` where a flag is missing that another argument asks for; images: the query is some."""
+    rate = args.far_search or args.far
+    for flag, value, asked, why in (
+            ("--calibration", args.calibration, rate, "a rate and its --calibration go together"),
+            ("--far-search or --far", rate, args.calibration, "a rate and its --calibration go together"),
+            ("--modality", args.modality, images, f"say of which the images {args.query} are"),
+            ("--resume", args.resume, images, f"to embed {args.query}, name the gallery's checkpoint")):
+        if asked and not value:
+            raise UserError(f"{flag}: missing; {why}")
+
+
 # ------------------------------------------------------------------------------------------------------ sides
 def embed_query(args: argparse.Namespace, made: Record) -> Gallery:
     """Images, embedded as the gallery was."""
-    for flag, value in (("--modality", args.modality), ("--resume", args.resume)):
-        if value is None:
-            raise UserError(f"{flag}: missing; to search for images, {args.query}, give their --modality "
-                            "and, with --resume, the checkpoint that made the gallery")
     rows = {path: [path] for path in embedding.find_images([args.query])}
     embedder = open_embedder(args.resume, args.modality, flip=made.flip, gpu=args.gpu, img_h=made.height,
                              img_w=made.width, range=made.range,
@@ -129,42 +136,35 @@ def embed_query(args: argparse.Namespace, made: Record) -> Gallery:
     embedding.warn_of_shapes(list(rows))
     found = join(list(embedding.embed_batches(embedder.network, list(rows), args.modality,
                                               Extraction(embedder.record.spec, silent=len(rows) < TOLD))))
-    return Gallery(found.paths, found.paths, found.pool, found.bnneck,
-                   replace(embedder.record, folder=os.getcwd()), list(embedding.digests(rows).values()))
+    return embedding.as_gallery(found, rows, embedding.digests(rows),
+                                replace(embedder.record, folder=os.getcwd()))
 
 
-def find(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> Hits:
-    """The hits of all queries."""
+def find_excluded(args: argparse.Namespace, query: Gallery,
+                  gallery: Gallery) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Numbers of the rows of both sides, -1 for none, of which a query does not see its own: for each flag.
+
+    Raises `UserError` where no row of a side tells what is to be left out.
+    """
     excluded = []
-    if args.exclude_same_camera:
-        excluded.append((read_cameras(args.query, query), read_cameras(args.gallery, gallery)))
-    if args.exclude_self:
-        excluded.append(number_contents(args, query, gallery))
-    feats = [getattr(side, args.feature) for side in (query, gallery)]
-    return find_nearest(*feats, args.top, excluded, silent=False)
-
-
-def read_cameras(path: str, side: Gallery) -> np.ndarray:
-    """The camera that each name tells, -1: none; raises `UserError` where no name does."""
-    cameras = np.array([camera_of(name) for name in side.paths])
-    silent = np.count_nonzero(cameras < 0)
-    if silent == len(cameras):
-        raise UserError(f"--exclude-same-camera: no name in {path} tells a camera, "
-                        "as cam3/ or _c3_ do; leave it out")
-    if silent:
-        warn(f"--exclude-same-camera: {silent} of {len(cameras)} names in {path} tell no camera, "
-             "and lose no hits")
-    return cameras
-
-
-def number_contents(args: argparse.Namespace, query: Gallery, gallery: Gallery) -> list[np.ndarray]:
-    """What the rows of either side show, as integers that are the same where it is."""
-    for path, side in ((args.query, query), (args.gallery, gallery)):
-        if not all(side.digests()):
-            raise UserError(f"--exclude-self: {path} does not say what its rows show, as it is of an earlier "
-                            "version; embed the images anew")
-    _, numbers = np.unique(query.digests() + gallery.digests(), return_inverse=True)
-    return np.split(numbers, [len(query)])
+    for flag, asked, none, labels_of, what in (
+            ("--exclude-same-camera", args.exclude_same_camera, -1,
+             lambda side: map(camera_of, side.paths), "camera (as cam3/ or _c3_ in a name do)"),
+            ("--exclude-self", args.exclude_self, "", Gallery.digests,
+             "content (files of earlier versions do not)")):
+        if not asked:
+            continue
+        known = {none: -1}
+        numbers = [np.array([known.setdefault(label, len(known)) for label in labels_of(side)])
+                   for side in (query, gallery)]
+        for path, each in zip((args.query, args.gallery), numbers):
+            silent = np.count_nonzero(each < 0)
+            if silent == len(each):
+                raise UserError(f"{flag}: no row of {path} tells its {what}; leave it out, or embed anew")
+            if silent:
+                warn(f"{flag}: {silent} of {len(each)} rows of {path} tell no {what} and lose no hits")
+        excluded.append(tuple(numbers))
+    return excluded
 
 
 # ----------------------------------------------------------------------------------------------------- report
@@ -204,7 +204,7 @@ def write(args: argparse.Namespace, out: Path, answers: Sequence[hits.Answer], q
     title = f"{Path(args.query).name} in {Path(args.gallery).name}"
     hits.write_csv(out / "hits.csv", answers, threshold)
     hits.write_picture(out / "hits.png", answers, f"{title}: {threshold}" if threshold else title, query.spec)
-    said = [*threshold.expectations(), str(threshold), *about] if threshold else about
+    said = [*threshold.expectations(), *about] if threshold else about
     unread = hits.write_page(out / "hits.html", answers[:args.shown], title, said, query.spec,
                              find_evidence(args, answers, query, gallery))
     if unread:

@@ -29,15 +29,15 @@ def open_embedder(path: str, modality: str, *, flip: bool = False, gpu: str | No
     line gives them, None for the checkpoint's. Raises `UserError` for another form than the checkpoint's, and
     for flags that have no effect.
     """
-    net, facts = (open_onnx(path, modality, gpu, amp) if path.endswith(".onnx") else
+    net, facts = (open_onnx(path, gpu, amp) if path.endswith(".onnx") else
                   open_checkpoint(path, gpu or "0", amp))
-    spec = choose_spec(path, form, facts)
+    spec = choose_spec(path, {"modality": modality, **form}, facts)
     network = as_network(net, modality, Extraction(spec, bf16=facts["precision"] == "bf16", flip=flip))
     return Embedder(network, Record(facts["sha256"], facts["method"], spec.height, spec.width, flip, modality,
                                     facts["precision"], range=spec.range))
 
 
-def open_onnx(path: str, modality: str, gpu: str | None, amp: str) -> tuple[Network, Mapping[str, Any]]:
+def open_onnx(path: str, gpu: str | None, amp: str) -> tuple[Network, Mapping[str, Any]]:
     """A network of export.py as a function, and what its file says of it."""
     from retrieval import onnx_model
     for flag, idle in (("--gpu", gpu in (None, "cpu")), ("--amp", amp == "off")):
@@ -45,9 +45,6 @@ def open_onnx(path: str, modality: str, gpu: str | None, amp: str) -> tuple[Netw
             raise UserError(f"{flag}: no effect, as onnxruntime computes {path} on the CPU, in the precision "
                             "that it was exported in; leave it out")
     model = onnx_model.load(path)
-    if model.facts.modality != modality:
-        raise UserError(f"--modality {modality}: {path} is the network for {model.facts.modality} images; "
-                        "name the other file")
     return model.features, {**vars(model.facts), "img_h": model.facts.height, "img_w": model.facts.width}
 
 
@@ -63,16 +60,14 @@ def open_checkpoint(path: str, gpu: str, amp: str) -> tuple[Any, Mapping[str, An
 
 
 def choose_spec(path: str, form: Mapping[str, Any], facts: Mapping[str, Any]) -> ImageSpec:
-    """The form of the images; raises `UserError` where the command line's is not the checkpoint's."""
+    """The form of the images; raises `UserError` where the command line's is not the file's."""
     require_range(form.get("range"))
-    made, values = "exported" if path.endswith(".onnx") else "trained", {}
-    for name in ("img_h", "img_w", "range"):
-        given, saved = (tuple(value) if isinstance(value, (list, tuple)) else value
-                        for value in (form.get(name), facts.get(name)))
-        if given and saved and given != saved:
-            mine, theirs = (str(value).strip("()").replace(",", "") for value in (given, saved))
+    given = {name: value for name, value in form.items() if value}
+    for name, value in given.items():
+        mine, theirs = (" ".join(map(str, each)) if isinstance(each, (list, tuple)) else str(each)
+                        for each in (value, facts.get(name)))
+        if facts.get(name) and mine != theirs:
+            made = "exported" if path.endswith(".onnx") else "trained"
             raise UserError(f"--{name} {mine}: the checkpoint {path} was {made} with --{name} {theirs}; "
-                            "leave the flag out")
-        if given or saved:
-            values[name] = given or saved
-    return ImageSpec.from_arguments(values)
+                            "leave the flag out, or name another file")
+    return ImageSpec.from_arguments({**facts, **given})

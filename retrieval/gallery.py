@@ -20,9 +20,10 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
+from datasets.files import describe_entry
 from datasets.images import file_of
 from datasets.types import ImageSpec
-from utils import UserError, atomic_path, one_line
+from utils import UserError, as_user_error, atomic_path
 
 FORMAT = 1
 MADE = ("checkpoint", "method", "height", "width", "flip", "range", "precision")  # what features depend on
@@ -139,27 +140,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 def read_gallery(path: str | Path) -> Gallery:
     """A gallery file, memory-mapped; raises `UserError` if it is none."""
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            arrays = {member.filename.removesuffix(".npy"): map_array(path, file, member)
-                      for member in archive.infolist()}
-        record = read_record(str(arrays["record"]))
+    if not os.path.isfile(path):  # to open a pipe would wait for a writer
+        raise UserError(f"{path}: {describe_entry(path)}, a file that embed.py wrote expected")
+    with (open(path, "rb") as file,
+          as_user_error(f"{path}: not a whole gallery file of embed.py", "make it anew")):
+        arrays = {member.filename.removesuffix(".npy"): map_array(path, file, member)
+                  for member in zipfile.ZipFile(file).infolist()}
+        content = json.loads(str(arrays["record"]))
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"another format than {FORMAT}")
+        record = Record(**{**content, "range": content.get("range") and tuple(content["range"])})
         paths, pool, bnneck = arrays["paths"], arrays["pool"], arrays["bnneck"]
         images, shows = arrays.get("images", paths), arrays.get("shows", np.full(len(paths), ""))
         names = (paths, images, shows)
         if not (all(each.shape == pool.shape[:1] and each.dtype.kind == "U" for each in names)
                 and pool.ndim == 2 and pool.shape == bnneck.shape
                 and {pool.dtype.name, bnneck.dtype.name} <= {"float16", "float32"}):
-            found = [f"{name} {array.dtype}{array.shape}" for name, array in arrays.items()]
-            raise ValueError(", ".join(found))
-        return Gallery(paths, images, pool, bnneck, record, shows)
-    except (FileNotFoundError, IsADirectoryError):
-        what = "a folder found" if os.path.isdir(path) else "no such file"
-        raise UserError(f"{path}: {what}; name a file that embed.py wrote") from None
-    except (ValueError, KeyError, TypeError, EOFError, struct.error, zipfile.BadZipFile,
-            NotImplementedError) as error:
-        raise UserError(f"{path}: not a whole gallery file of embed.py ({type(error).__name__}: "
-                        f"{one_line(error)[:160]}); make it anew") from None
+            raise ValueError(", ".join(f"{name} {each.dtype}{each.shape}" for name, each in arrays.items()))
+    return Gallery(paths, images, pool, bnneck, record, shows)
 
 
 def map_array(path: str | Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
@@ -179,25 +177,16 @@ def map_array(path: str | Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.
     return np.memmap(path, dtype, "r", file.tell(), shape) if size else np.empty(shape, dtype)
 
 
-def read_record(text: str) -> Record:
-    """The record in a gallery file; raises ValueError, KeyError or TypeError if it is none."""
-    content = json.loads(text)
-    if content.pop("format") != FORMAT:
-        raise ValueError(f"another format than {FORMAT}")
-    content["range"] = content.get("range") and tuple(content["range"])
-    return Record(**content)
-
-
 def require_same(first: Record, second: Record, what: str, others: Sequence[str] = ()) -> None:
     """Raise `UserError` unless two records agree in all that made the features, and in other fields.
 
     what: the two files in words.
     """
     for name in (*MADE, *others):
-        found, expected = getattr(second, name), getattr(first, name)
-        if found != expected:
-            raise UserError(f"{what}: {name} {str(expected)[:16]} and {str(found)[:16]} found, the same "
-                            "expected: their features cannot be compared; embed both in the same way")
+        pair = [str(getattr(record, name))[:16] for record in (first, second)]
+        if getattr(first, name) != getattr(second, name):
+            raise UserError(f"{what}: {name} {' and '.join(pair)} found, the same expected: their features "
+                            "cannot be compared; make both in the same way, with one checkpoint")
 
 
 # ------------------------------------------------------------------------------------------------------ names

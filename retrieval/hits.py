@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from PIL import Image
 
 from datasets.images import file_of, in_order, read_parts
 from datasets.types import DIRECTIONS, ImageSpec
-from retrieval.gallery import Gallery, Hits, Record
+from retrieval.gallery import Gallery, Hits, Record, require_same
 from retrieval.verification import at_rate
 from utils import UserError, as_user_error, atomic_path, one_line
 
@@ -57,7 +57,7 @@ class Threshold:
                 f"calibrated on {self.calibration}")
 
     def expectations(self) -> list[str]:
-        """What to expect of the answers, in words."""
+        """What to expect of the answers, and the threshold, in words."""
         expected = self.rate * self.gallery
         searches = 100 * (1 - (1 - self.rate) ** self.gallery)
         lines = [f"expect {expected:.2g} false accepts a query ({self.rate:.3g} of {self.gallery:,} pairs), "
@@ -66,7 +66,7 @@ class Threshold:
         if self.word == CANDIDATE:
             lines.append(f"more than {CERTAIN:g} false accepts a query: what lies above the threshold is a "
                          "candidate, not a match; --far-search 0.05 asks for one false answer in 20 searches")
-        return lines
+        return [*lines, str(self)]
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,17 @@ def read_threshold(path: str, flag: str, value: float, feature: str, query: Reco
         raise UserError(f"{flag} {value:g}: {query.modality} images in {gallery.modality} ones searched, but "
                         "test.py calibrates between the modalities; leave it out, and give --min-similarity")
     path = os.path.join(path, "results.json") if os.path.isdir(path) else path
+    rate = 1 - (1 - value) ** (1 / size) if flag == "--far-search" else value
     with as_user_error(f"--calibration {path}: not a results.json of test.py with thresholds of {feature}",
                        "test the checkpoint again, without --feature"):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        require_same_making(path, record, query)
+        tested = as_tested(query, record)
         known = {float(rate): (float(found["threshold"]), float(found["true_accept_rate"]))
                  for rate, found in record["thresholds"][feature][direction].items()}
         curve, calibration = record.get("roc", {}).get(feature), one_line(record["calibration"])
-        rate = 1 - (1 - value) ** (1 / size) if flag == "--far-search" else value
         if rate not in known and curve and rate >= min(curve["false_accept_rates"]):
             known[rate] = at_rate(curve, rate)
+    require_same(tested, query, f"--calibration {path} and the features")
     if rate not in known:
         wanted = f" asks for {rate:.2g} a pair in {size:,} images, but" if flag == "--far-search" else ""
         told = (f"{curve['impostor_pairs']:,} impostor pairs, which tell rates from "
@@ -124,20 +125,12 @@ def read_threshold(path: str, flag: str, value: float, feature: str, query: Reco
     return Threshold(known[rate][0], rate, known[rate][1], calibration, size)
 
 
-def require_same_making(path: str, record: Mapping[str, Any], features: Record) -> None:
-    """Raise `UserError` where a record of test.py is of features that were made in another way."""
-    extras = record["extras"]
-    found = {"checkpoint": record["checkpoint"]["sha256"], "image_size": record["image_size"],
-             "flip": "flip" in extras, "range": record.get("range"),
-             "precision": "bf16" if "bfloat16" in extras else "float32"}
-    expected = {"checkpoint": [features.checkpoint], "image_size": [features.height, features.width],
-                "flip": features.flip, "range": features.range and list(features.range),
-                "precision": features.precision}
-    for name, value in expected.items():
-        if found[name] != value:
-            raise UserError(f"--calibration {path}: its {name} is not that of the features "
-                            f"({str(found[name])[:20]} and {str(value)[:20]}); test their checkpoint in the "
-                            "same way")
+def as_tested(features: Record, record: Mapping[str, Any]) -> Record:
+    """The record of some features, but with what a record of test.py says of how its own were made."""
+    extras, (height, width) = record["extras"], record["image_size"]
+    return replace(features, checkpoint=", ".join(record["checkpoint"]["sha256"]), height=height, width=width,
+                   flip="flip" in extras, range=record.get("range") and tuple(record["range"]),
+                   precision="bf16" if "bfloat16" in extras else "float32")
 
 
 def judge(query: Gallery, gallery: Gallery, found: Hits, threshold: Threshold | None,

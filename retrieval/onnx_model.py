@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.files import describe_entry
 from datasets.images import MEAN, STD
-from datasets.types import ImageSpec
-from utils import UserError, one_line
+from utils import as_user_error
 
 FORMAT = 1
-INSTALL = "pip install -r requirements-export.txt"
+REQUIREMENTS = "requirements-export.txt"
 OLDEST = 1, 22  # onnxruntime, as requirements-export.txt says
 
 
@@ -37,11 +38,6 @@ class Facts:
     uint8: bool
     precision: str
     range: list[int] | None = None
-
-    @property
-    def spec(self) -> ImageSpec:
-        """The form in which the network takes images."""
-        return ImageSpec(self.height, self.width, self.range and tuple(self.range))
 
 
 @dataclass(frozen=True)
@@ -68,26 +64,22 @@ def load(path: str | Path, threads: int = 0) -> OnnxModel:
 
     Raises `UserError` for a file that is none, and where onnxruntime is missing.
     """
-    try:
+    mend = f"run: pip install -r {REQUIREMENTS}"
+    with as_user_error("onnxruntime does not load", mend):
         import onnxruntime
-    except ImportError:
-        raise UserError(f"{path}: onnxruntime is not installed; run: {INSTALL}") from None
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; name a visible.onnx or an infrared.onnx that export.py wrote")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    try:
+    version = onnxruntime.__version__
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        mend = f"onnxruntime {version} found, {'.'.join(map(str, OLDEST))} or later expected; {mend}"
+    else:
+        mend = "export the checkpoint again"
+    with as_user_error(f"{path}: cannot be read as a network of export.py", mend):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(describe_entry(path))
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
         facts = Facts(**{field.name: json.loads(metadata[field.name]) for field in fields(Facts)})
         if facts.format != FORMAT:
-            raise ValueError(f"format {facts.format}")
-    except Exception as error:  # onnxruntime's own errors, one class for each of its status codes
-        unknown = isinstance(error, (KeyError, ValueError))
-        what = "no metadata of export.py" if unknown else one_line(error)[:160]
-        line = f"not a network of export.py ({what}); export the checkpoint again"
-        if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
-            line = (f"onnxruntime {onnxruntime.__version__} does not read it ({what}); "
-                    f"{'.'.join(map(str, OLDEST))} or later expected; run: {INSTALL}")
-        raise UserError(f"{path}: {line}") from None
+            raise ValueError(f"format {facts.format} found, {FORMAT} expected")
     return OnnxModel(session, facts)

@@ -368,23 +368,22 @@ def test_a_file_of_an_earlier_version_grows(embed, world):
 
 
 def test_two_writers_lose_nothing(embed, world, monkeypatch):
-    original = embedding.average
+    original = embedding.as_gallery
 
     def other_first(*args):
-        monkeypatch.setattr(embedding, "average", original)
+        monkeypatch.setattr(embedding, "as_gallery", original)
         assert embed(world / "day/1.png", *words).returncode == 0
         return original(*args)
 
     words = ("--modality", "visible", "--out", "g.npz", "--append")
-    monkeypatch.setattr(embedding, "average", other_first)
+    monkeypatch.setattr(embedding, "as_gallery", other_first)
     assert embed(world / "day/0.png", *words).returncode == 0
     assert {Path(path).name for path in read_gallery(embed.cwd / "g.npz").paths} == {"0.png", "1.png"}
 
 
 @pytest.mark.parametrize("words, resume, said", [
     ("visible", "b.t", ": checkpoint "), ("infrared", "a.t", ": modality "),
-    ("visible --flip", "a.t", ": flip "), ("visible --tracklets", "a.t", ": rows "),
-    ("visible --img_h 64", "a.t", "--img_h 64: the checkpoint")])
+    ("visible --tracklets", "a.t", ": rows "), ("visible --img_h 64", "a.t", "--img_h 64: the checkpoint")])
 def test_append_refuses_another_kind(embed, world, words, resume, said):
     shutil.copy(world / "day.npz", embed.cwd)
     done = embed(world / "night", "--modality", *words.split(), "--out", "day.npz", "--append", resume=resume)
@@ -414,36 +413,21 @@ def test_a_signal_keeps_what_is_done(embed, world, monkeypatch):
     agree(gallery, read_gallery(world / "day.npz"))
 
 
-def test_a_full_disk_leaves_the_old_file(embed, world, monkeypatch):
-    def fill(file, **arrays):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    shutil.copy(world / "day.npz", embed.cwd)
-    monkeypatch.setattr(np, "savez", fill)
-    done = embed(world / "night", "--modality", "visible", "--out", "day.npz", "--append")
-    assert done.returncode == 2 and "day.npz: No space left on device" in done.stderr
-    assert (embed.cwd / "day.npz").read_bytes() == (world / "day.npz").read_bytes()
-    assert len(list(embed.cwd.iterdir())) == 1
-
-
 # -------------------------------------------------------------------------------------------- a mistaken file
-
-
 @pytest.mark.parametrize("change, said", [
-    (lambda content: content.update(pool=content["pool"][:3]), "not a whole gallery file"),
-    (lambda content: content.update(paths=content["paths"].astype(object)), "not a whole gallery file"),
+    (lambda content: content.update(pool=content["pool"][:3]), "pool float32"),
+    (lambda content: content.update(paths=content["paths"].astype(object)), "paths.npy: object"),
     (lambda content: content.update(record=np.array('{"format": 2}')), "another format than 1"),
     (lambda content: content.pop("record"), "KeyError")])
 def test_what_is_no_gallery_is_refused(world, tmp_path, change, said):
     content = dict(np.load(world / "day.npz"))
     change(content)
     np.savez(tmp_path / "g.npz", **content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=f"not a whole gallery file .*{said}"):
         read_gallery(tmp_path / "g.npz")
 
 
-def test_a_compressed_and_a_cut_gallery_are_refused(world, tmp_path):
+def test_a_compressed_and_a_cut_gallery_and_a_pipe_are_refused(world, tmp_path):
     path, whole = tmp_path / "g.npz", (world / "day.npz").read_bytes()
     np.savez_compressed(path, **np.load(world / "day.npz"))
     with pytest.raises(UserError, match="is compressed"):
@@ -452,12 +436,16 @@ def test_a_compressed_and_a_cut_gallery_are_refused(world, tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError, match="not a whole gallery file"):
             read_gallery(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="a named pipe, a file that embed.py wrote expected"):
+        read_gallery(path)
 
 
 @pytest.mark.parametrize("words, said",
                          [(("--out", "x.npy"), "--out x.npy: the name of a file that ends in .npz"),
                           ((), "INPUT: no image found"), (("nowhere",), "nowhere: no such file or folder"),
-                          (("--boxes", "b.csv"), "--boxes b.csv"),
+                          (("--boxes", "b.csv"), "b.csv: no such file"),
                           (("--boxes", "b.csv", "--tracklets"), "--tracklets: not allowed with")])
 def test_mistakes_are_one_line(embed, words, said):
     out = () if "--out" in words else ("--out", "x.npz")

@@ -112,12 +112,11 @@ def test_the_same_camera_is_left_out():
     assert few.rows.tolist() == [[2, -1, -1, -1]]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_features_that_are_not_finite_are_refused(value):
-    feats, damaged = np.eye(10, dtype=np.float32), np.eye(10, dtype=np.float32)
-    damaged[6, 1] = value
+def test_features_that_are_not_finite_are_refused():
+    damaged = np.eye(10, dtype=np.float32)
+    damaged[6, 1] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        find_nearest(feats, damaged, 3)
+        find_nearest(np.eye(10, dtype=np.float32), damaged, 3)
 
 
 @pytest.mark.parametrize("name, camera, moment", [
@@ -160,10 +159,10 @@ def test_verdicts():
 @pytest.mark.parametrize("changes, far, sides, words", [
     ({}, 1e-4, (NIGHT, RECORD), "--far 0.0001: .* has no threshold for it .* only for rates 0.001, 0.01"),
     ({}, 1e-3, (NIGHT, NIGHT), "--far 0.001: infrared images in infrared ones"),
-    ({"checkpoint": {"sha256": ["b"]}}, 1e-3, (NIGHT, RECORD), "its checkpoint is not that of the features"),
-    ({"image_size": [64, 16]}, 1e-3, (NIGHT, RECORD), "its image_size is not"),
-    ({"extras": ["bfloat16"]}, 1e-3, (NIGHT, RECORD), "its precision is not"),
-    ({"range": [0, 4095]}, 1e-3, (NIGHT, RECORD), "its range is not"),
+    ({"checkpoint": {"sha256": ["b"]}}, 1e-3, (NIGHT, RECORD), "the features: checkpoint b and aaa"),
+    ({"image_size": [64, 16]}, 1e-3, (NIGHT, RECORD), "height 64 and 32 found"),
+    ({"extras": ["bfloat16"]}, 1e-3, (NIGHT, RECORD), "precision bf16 and float32"),
+    ({"range": [0, 4095]}, 1e-3, (NIGHT, RECORD), r"range \(0, 4095\) and None"),
     ({"thresholds": []}, 1e-3, (NIGHT, RECORD), "not a results.json")])
 def test_a_threshold_that_does_not_fit_is_refused(changes, far, sides, words, tmp_path):
     path = str(calibrated(tmp_path / "r.json", **changes))
@@ -309,23 +308,19 @@ def test_the_own_camera_and_the_own_image_are_left_out(search, world):
         lines = rows_of(search.cwd / "hits/hits.csv")
         assert len(lines) == 24 and not any(seen(line["query"], line["hit"]) for line in lines)
     write_gallery(search.cwd / "old.npz", make_gallery(unit(np.eye(512)), day.record))
-    for flag, said in (("--exclude-self", "old.npz does not say what its rows show"),
-                       ("--exclude-same-camera", "no name in old.npz tells a camera")):
+    for flag, said in (("--exclude-self", "no row of old.npz tells its content"),
+                       ("--exclude-same-camera", "no row of old.npz tells its camera")):
         done = search("old.npz", world / "day.npz", "--out", "none", flag)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (search.cwd / "none").exists()
 
 
-@pytest.mark.parametrize("change, words",
-                         [({"checkpoint": "b" * 64},
-                           "checkpoint aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb found"),
-                          ({"height": 64}, "height 32 and 64 found"), ({"flip": True}, "flip False and True"),
-                          ({"range": (0, 9)}, "range None and (0, 9)"),
-                          ({"precision": "half"}, "precision float32 and half")])
+@pytest.mark.parametrize("change, words", [
+    ({"checkpoint": "b" * 64}, "checkpoint aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb found"),
+    ({"range": (0, 9)}, "range None and (0, 9)"), ({"precision": "half"}, "precision float32 and half")])
 def test_sides_of_different_models_are_refused(search, change, words):
-    feats = unit(np.eye(4))
-    write_gallery(search.cwd / "q.npz", make_gallery(feats, NIGHT))
-    write_gallery(search.cwd / "g.npz", make_gallery(feats, replace(RECORD, **change)))
+    for name, record in (("q.npz", NIGHT), ("g.npz", replace(RECORD, **change))):
+        write_gallery(search.cwd / name, make_gallery(unit(np.eye(4)), record))
     done = search("q.npz", "g.npz", "--out", "hits")
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("search.py: error: q.npz and g.npz: " + words), done.stderr
@@ -334,7 +329,7 @@ def test_sides_of_different_models_are_refused(search, change, words):
 
 @pytest.mark.parametrize("words, said", [
     (("no.npz", "day.npz"), "no.npz: no such file"),
-    (("day.npz", "."), ".: a folder found"),
+    (("day.npz", "."), ".: a folder, a file that embed.py wrote expected"),
     (("results.json", "day.npz"), "results.json: not a whole gallery file"),
     (("night.npz", "day.npz", "--out", "results.json"), "--out results.json: cannot be written"),
     (("night.npz", "day.npz", "--far", "1e-3"), "--calibration: missing"),
@@ -342,7 +337,7 @@ def test_sides_of_different_models_are_refused(search, change, words):
     (("night.npz", "day.npz", "--far", "1e-3", "--calibration", "day.npz"),
      "--calibration day.npz: not a results.json"),
     (("night.npz", "day.npz", "--resume", "night.npz"),
-     "--resume night.npz: not the checkpoint of night.npz")])
+     "--resume night.npz and night.npz: checkpoint")])
 def test_mistakes_are_one_line(search, world, words, said):
     for name in ("night.npz", "day.npz", "results.json"):
         shutil.copy(world / name, search.cwd)
@@ -363,8 +358,6 @@ def test_images_are_found_from_another_folder_and_below_a_root_or_are_empty_fram
 
 
 # --------------------------------------------------------------------------------------------------- the page
-
-
 def test_a_page_holds_each_thumbnail_once_in_its_own_aspect(search, tmp_path):
     names = [str(tmp_path / f"{number}.png") for number in range(8)]
     for number, name in enumerate(names):

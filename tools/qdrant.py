@@ -43,11 +43,8 @@ def main(words: Sequence[str] | None = None) -> None:
                         help="wait so long for an answer of a server")
     args = parser.parse_args(words)
     gallery = read_gallery(args.gallery)
-    try:
+    with as_user_error("qdrant_client does not load", "run: pip install -r requirements-scale.txt"):
         from qdrant_client import QdrantClient
-    except ImportError:
-        raise UserError("qdrant-client is not installed; run: pip install -r "
-                        "requirements-scale.txt") from None
     place = {"path": args.path}
     if args.url:
         place = {"url": args.url, "api_key": os.environ.get("QDRANT_API_KEY"), "timeout": args.timeout}
