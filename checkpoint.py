@@ -32,10 +32,9 @@ COUNT = "num_batches_tracked"  # BatchNorm's count of batches, which nothing rea
 class Checkpoint:
     """What a file of train.py holds.
 
-    name: the run's, with which its files begin; args: its arguments; trial: the data set's split; epoch: the
-    next one; best: scores of the best epoch so far; fingerprint: of the training images; processes: that
-    train together; criterion, optimiser: what losses learn, and the optimiser's state, which is None in a
-    file of weights alone (`best`).
+    name: the run's, with which its files begin; trial: the data set's split; epoch: the next one; best:
+    scores of the best epoch so far; fingerprint: of the training images; processes: that train together;
+    criterion: what losses learn; optimiser: None in a file of weights alone (`best`).
     """
 
     net: dict[str, Tensor]
@@ -62,22 +61,18 @@ class Checkpoint:
         name, arch = self.args["method"], self.args["arch"]
         method = override(METHODS[name], list(map(str, self.args.get("set") or ())))
         net = build_network(method, arch, self.num_classes)
-        load_weights(net, self.net, {name: name for name in net.state_dict()}, (), f"{flag} {path}",
+        load_weights(net, self.net, {key: key for key in net.state_dict()}, (), f"{flag} {path}",
                      f"{name} on {arch}, {self.num_classes} classes")
         return net
 
 
 # ------------------------------------------------------------------------------------------------------ files
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint beside `path`, flush it, and rename it: `path` is the old file or the new one.
-
-    Raises `UserError` naming the file where the disk or the folder refuses it.
-    """
-    content = {entry.name: getattr(checkpoint, entry.name) for entry in dataclasses.fields(checkpoint)}
-    content = {"format": FORMAT, **{name: value for name, value in content.items() if value is not None}}
+    """Write a checkpoint whole or not at all; raises `UserError` where the disk or the folder refuses it."""
+    known = {name: value for name, value in vars(checkpoint).items() if value is not None}
     try:
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
+            torch.save({"format": FORMAT, **known}, temporary)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
         reason = getattr(error, "strerror", None) or one_line(error)[:200]
         raise UserError(f"{path}: cannot be written ({reason}); the previous checkpoint, if any, is intact; "
@@ -123,16 +118,13 @@ def numpy_globals() -> list[Any]:
               for core in ("core", "_core") for function in (reconstruct, scalar))]
 
 
-def load_checkpoint(path: str | Path, flag: str = "--resume") -> Checkpoint:
-    """Read one of this project's checkpoints to go on from; raises `UserError` if it is none.
-
-    Earlier code also wrote files in the middle of an epoch.
-    """
-    content = load_file(path, flag)
-    checkpoint = as_checkpoint(content, path, flag)
-    if content.get("step"):
-        warn(f"{flag} {path}: written after {content['step']} steps of epoch {checkpoint.epoch}, "
-             "which begins again")
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read one of this project's checkpoints to go on from; raises `UserError` if it is none."""
+    content = load_file(path, "--resume")
+    checkpoint = as_checkpoint(content, path)
+    if content.get("step"):  # of earlier code
+        warn(f"--resume {path}: written after {content['step']} steps of epoch {checkpoint.epoch}, which "
+             "begins again")
     return checkpoint
 
 
@@ -141,15 +133,12 @@ def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Che
     if not is_own(content) or content["format"] != FORMAT:
         found = f"format {content['format']}" if is_own(content) else describe(content)
         raise UserError(f"{flag} {path}: {found} found, {OURS}")
-    names = {entry.name for entry in dataclasses.fields(Checkpoint)}
-    return Checkpoint(**{name: value for name, value in content.items() if name in names})
+    return Checkpoint(**{entry.name: content[entry.name] for entry in dataclasses.fields(Checkpoint)
+                         if entry.name in content})
 
 
 def load_network(path: str | Path, flag: str = "--resume") -> tuple[TwoStream, dict[str, Any]]:
-    """The network of one of this project's checkpoints or of a published one, and what the file says of it.
-
-    Raises `UserError` if it is neither.
-    """
+    """The network of a checkpoint of this project's or a published one, and what the file says of it."""
     content = load_file(path, flag)
     if is_published(content):
         net, facts, report = load_published(content, path, flag)
@@ -183,12 +172,6 @@ def remove_old_epochs(folder: Path, run: str, keep: int, epoch: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def warn_of_best(path: str | Path) -> None:
-    """Warn that a checkpoint was chosen by scores on the images that it is about to be tested on."""
-    warn(f"--resume {path}: a best file, chosen on the test images that it is reported on, as is usual in "
-         "this field; a last file is not")
-
-
 # ---------------------------------------------------------------------------------------------------- weights
 def load_weights(net: nn.Module, found: Mapping[str, Any], names: Mapping[str, str], spare: Collection[str],
                  source: str, expected: str) -> None:
@@ -220,8 +203,8 @@ def fault(weights: Mapping[str, Any], name: str, shape: torch.Size) -> str:
 
 
 def state_dict(content: Any) -> dict[str, Any]:
-    """The state dict that a file's content is, or holds under one of WRAPPERS, without the `module.` that
-    DataParallel puts before every name; empty if there is none.
+    """The state dict that a file's content is, or holds under one of WRAPPERS, without DataParallel's
+    `module.`; empty if there is none.
     """
     if not isinstance(content, dict):
         return {}
@@ -232,8 +215,6 @@ def state_dict(content: Any) -> dict[str, Any]:
 def pretrained_weights(source: str, arch: str) -> tuple[dict[str, Tensor] | None, str]:
     """The backbone's first weights, and a line that says which: None for `none`, ImageNet-1k's for
     `imagenet`, or those of a file in torchvision's form.
-
-    Raises `UserError` that says where to put which file when it cannot be fetched, or what does not fit.
     """
     if source == "none":
         return None, "none, a random start"
@@ -252,18 +233,16 @@ def load_init(net: TwoStream, path: str, dataset: str, trial: int) -> str:
 
     Reads checkpoints of train.py, published files, and bare state dicts of either. A stage that the file
     shares and the network has once for each modality (`cgrnet` from `base`) goes to both streams. Raises
-    `UserError` unless the whole backbone is there, or if the file was trained on another split of this data
-    set, whose training persons are among the test persons of this one.
+    `UserError` unless the whole backbone is there, and for a file of another split of this data set.
     """
     content = load_file(path, "--init")
-    if is_own(content) and DATASETS[dataset].splits > 1 and content["args"].get("dataset") == dataset:
-        if content.get("trial") != trial:
-            raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons "
-                            f"are among the test persons of trial {trial}; take a file of the same trial, or "
-                            "of another data set")
-    weights = state_dict(content)
-    if is_published(content):
-        weights = load_published(content, path, "--init")[0].state_dict()
+    if (is_own(content) and DATASETS[dataset].splits > 1 and content["args"].get("dataset") == dataset
+            and content.get("trial") != trial):
+        raise UserError(f"--init {path}: trained on trial {content.get('trial')}, whose training persons are "
+                        f"among the test persons of trial {trial}; take a file of the same trial, or of "
+                        "another data set")
+    published = is_published(content)
+    weights = load_published(content, path, "--init")[0].state_dict() if published else state_dict(content)
     own = net.state_dict()
     sources = {name: name if name in weights else re.sub(r"^streams\.\w+\.layer", "shared.layer", name)
                for name in own}
@@ -291,30 +270,27 @@ def load_published(content: Any, path: str | Path,
                    flag: str = "--resume") -> tuple[TwoStream, dict[str, Any], list[str]]:
     """The network of a published checkpoint in eval mode, what its keys say, and lines on what was used.
 
-    Raises `UserError` for a weight that is missing or does not fit, and for one that the method has no place
-    for.
+    Raises `UserError` for a weight that is missing or does not fit, and for an unknown name.
     """
     found = state_dict(content)
     row, head = find_foreign(found), found.get("classifier.weight")
-    if not isinstance(head, Tensor) or head.ndim != 2:
-        raise UserError(f"{flag} {path}: lacks classifier.weight of shape (classes, features), which tells "
-                        "the number of classes; a complete checkpoint expected")
+    classes = len(head) if isinstance(head, Tensor) and head.ndim else 1
     layers = {name.removeprefix(prefix) for prefix in row.resnets for name in found
               if name.startswith(prefix)}
     resnets = {arch: whole_state(arch).keys() for arch in BACKBONES}
     arch = min(resnets, key=lambda arch: len(layers ^ resnets[arch]))
-    net = build_network(override(METHODS[row.method], row.changes), arch, len(head))
+    net = build_network(override(METHODS[row.method], row.changes), arch, classes)
     names = {name: row.translate(name) for name in net.state_dict()}
     spare = {prefix + name for prefix in row.resnets for name in resnets[arch]}
     spare |= {name for name in found if name.startswith(row.unused)}
     load_weights(net, found, names, spare, f"{flag} {path}", f"{row.method} on {arch}, as published,")
     trained_on = [("dataset", name) for name, data in DATASETS.items()
-                  if data.published.get("training persons") == len(head)]
+                  if data.published.get("training persons") == classes]
     used = found.keys() & names.values()
     modules = dict.fromkeys(re.match(r"\w+(\.(visible|thermal|base)\.\w+)?", name)[0]
                             for name in found if name not in used)
     return net.eval(), {"method": row.method, "arch": arch, **dict(trained_on)}, [
-        f"used: {len(used)} keys ({row.method}, {arch}, {len(head)} classes)",
+        f"used: {len(used)} keys ({row.method}, {arch}, {classes} classes)",
         f"unused: {len(found) - len(used)} keys ({', '.join(modules)})" if modules else "unused: none",
         f"missing: {len(names) - len(used)} keys that testing does not read ({COUNT})"
         if len(names) > len(used) else "missing: none"]

@@ -103,7 +103,7 @@ def part_hetero_center_loss(output: Output, labels: Tensor, margin: float = 0.3)
 
 def centre_pair_loss(output: Output, labels: Tensor, margin: float = 0.2) -> Tensor:
     """`centre_pairs` of the first map of each image with each of the others, summed."""
-    maps = output.extra("copies", "centre_pairs")
+    maps = output.extra("further maps", "centre_pairs")
     single = output._replace(copies=1)
     first, *others = map(single.by_modality, maps)
     own = single.by_modality(labels[:len(maps[0])])
@@ -112,7 +112,7 @@ def centre_pair_loss(output: Output, labels: Tensor, margin: float = 0.2) -> Ten
 
 def orthogonality_loss(output: Output, labels: Tensor) -> Tensor:
     """The sum over images of the products of an image's further features, over the number of maps (DEEN)."""
-    _, one, two = output.extra("copies", "orthogonality")
+    _, one, two = output.extra("further maps", "orthogonality")
     return (one * two).sum() / len(output.feats)
 
 

@@ -50,17 +50,14 @@ class ModalitySimilarity(nn.Module):
         """(B, C, H, W) -> the attended map, of the same shape, and A (B, C, C) float32."""
         nodes = x.flatten(2).transpose(1, 2)  # (B, H W, C); no copy where x is channels-last
         with torch.autocast(x.device.type, enabled=False):
-            affinity = self.compare_channels(nodes.float())
+            features = nodes.float()
+            energy = torch.bmm(features.transpose(1, 2), features)
+            if self.affinity == "cosine":
+                norms = energy.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
+                energy = energy * norms[:, :, None] * norms[:, None, :] / self.TEMPERATURE
+            affinity = torch.softmax(energy.amax(2, keepdim=True) - energy, 2)
         attended = torch.baddbmm(nodes, nodes, (self.gamma * affinity).to(nodes.dtype).transpose(1, 2))
         return attended.transpose(1, 2).unflatten(2, x.shape[2:]), affinity
-
-    def compare_channels(self, nodes: Tensor) -> Tensor:
-        """(B, N, C) float32 -> A (B, C, C)."""
-        energy = torch.bmm(nodes.transpose(1, 2), nodes)
-        if self.affinity == "cosine":
-            norms = energy.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
-            energy = energy * norms[:, :, None] * norms[:, None, :] / self.TEMPERATURE
-        return torch.softmax(energy.amax(2, keepdim=True) - energy, 2)
 
 
 class GraphReasoning(nn.Module):
@@ -97,9 +94,15 @@ class GraphReasoning(nn.Module):
         """(B, C, H, W) -> the same shape."""
         nodes = x.flatten(2).transpose(1, 2)  # (B, N, C); no copy where x is channels-last
         mean = nodes.mean(1)  # (B, C)
-        local = self.normalised(self.local_to_local(nodes))
+        # fused kernels of attention want a dimension of heads: (B, 1, N, ...)
+        heads = (each[:, None] for each in (self.local_theta(nodes), self.local_phi(nodes), nodes))
+        attended = F.scaled_dot_product_attention(*heads, scale=self.scale)[:, 0]
+        local = self.normalised(self.local_g(attended))
         from_mean = self.normalised(self.global_g(mean))
-        from_nodes = self.normalised(self.readout_g(self.read_out(nodes, mean)))
+        keys = self.readout_phi(nodes)
+        products = torch.einsum("bd,bnd->bn", self.readout_theta(mean), keys)
+        weights = torch.softmax(self.scale * products.float(), 1).to(nodes.dtype)
+        from_nodes = self.normalised(self.readout_g(torch.einsum("bn,bnc->bc", weights, nodes)))
         shared = self.gamma[1] * from_mean + self.gamma[2] * from_nodes
         nodes = nodes + (self.gamma[0] * local + shared[:, None]).to(nodes.dtype)
         return nodes.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -107,19 +110,6 @@ class GraphReasoning(nn.Module):
     def normalised(self, message: Tensor) -> Tensor:
         """(..., C) -> the same, of mean 0 and variance 1 over its channels unless `plain`."""
         return message if self.plain else F.layer_norm(message, message.shape[-1:])
-
-    def local_to_local(self, nodes: Tensor) -> Tensor:
-        """(B, N, C) -> y_i = sum_j softmax_j(scale theta(x_i) . phi(x_j)) g(x_j), (B, N, C)."""
-        # fused kernels want a dimension of heads: (B, 1, N, ...)
-        heads = (each[:, None] for each in (self.local_theta(nodes), self.local_phi(nodes), nodes))
-        return self.local_g(F.scaled_dot_product_attention(*heads, scale=self.scale)[:, 0])
-
-    def read_out(self, nodes: Tensor, mean: Tensor) -> Tensor:
-        """(B, N, C) nodes queried by their (B, C) mean -> the weighted mean of the nodes, (B, C)."""
-        keys = self.readout_phi(nodes)
-        products = torch.einsum("bd,bnd->bn", self.readout_theta(mean), keys)
-        weights = torch.softmax(self.scale * products.float(), 1)
-        return torch.einsum("bn,bnc->bc", weights.to(nodes.dtype), nodes)
 
 
 class CGRNet(TwoStream):
@@ -157,40 +147,40 @@ class StripedCGRNet(CGRNet, Striped):
         CGRNet.add_parts(self, backbone, similarity, graph)
 
 
-NON_LOCAL = {"layer2": 2, "layer3": 3}
-CAJ_VIEWS = {"visible": View("visible", ("standard", "erase")),
-             "exchanged": View("visible", ("standard", "exchanged", "erase")),
-             "infrared": View("infrared", ("standard", "erase"))}
-STRONG = ("standard", "exchange", "erase")
-STRONG_VIEWS = {modality: View(modality, STRONG) for modality in MODALITIES}
+def same_views(*augment: str) -> dict[str, View]:
+    """A view of each modality with the same augmentations."""
+    return {modality: View(modality, augment) for modality in MODALITIES}
+
+
+TRIPLET = Loss(1.0, {"margin": 0.3})
+MODULES = {"similarity": "cosine", "graph": "normalised"}
+NON_LOCAL = {"non_local": {"layer2": 2, "layer3": 3}}
+STRONG_VIEWS = same_views("standard", "exchange", "erase")
 
 METHODS = {
-    "base": Method(TwoStream, losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3})}),
-    "agw": Method(AGW, losses={"id": Loss(), "weighted_triplet": Loss()}, pooling="gem",
-                  parts={"non_local": NON_LOCAL}),
-    "cgrnet": Method(CGRNet, own_stages=1,
-                     losses={"id": Loss(), "triplet": Loss(2.0, {"margin": 0.3}), "similarity": Loss(10.0)},
-                     parts={"similarity": "cosine", "graph": "normalised"}),
+    "base": Method(TwoStream, losses={"id": Loss(), "triplet": TRIPLET}),
+    "agw": Method(AGW, losses={"id": Loss(), "weighted_triplet": Loss()}, pooling="gem", parts=NON_LOCAL),
+    "cgrnet": Method(CGRNet, losses={"id": Loss(), "triplet": Loss(2.0, {"margin": 0.3}),
+                                     "similarity": Loss(10.0)},
+                     own_stages=1, parts=MODULES),
     # Ye et al., ICCV 2021
-    "caj": Method(AGW, losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem", views=CAJ_VIEWS,
-                  parts={"non_local": NON_LOCAL}),
+    "caj": Method(AGW, losses={"id": Loss(), "squared_triplet": Loss()}, pooling="gem", parts=NON_LOCAL,
+                  views={"visible": View("visible", ("standard", "erase")),
+                         "exchanged": View("visible", ("standard", "exchanged", "erase")),
+                         "infrared": View("infrared", ("standard", "erase"))}),
     # the part-based baseline of RLE (Tan et al., NeurIPS 2024) with GeM; a weight of 2 gives the whole map 1
     "strong": Method(Striped, losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3})}, pooling="gem",
                      views=STRONG_VIEWS, parts={"stripes": 3}),
-    "cgrnet-strong": Method(StripedCGRNet, own_stages=1, pooling="gem", views=STRONG_VIEWS,
-                            losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
-                                    "similarity": Loss(10.0)},
-                            parts={"similarity": "cosine", "graph": "normalised", "stripes": 3}),
+    "cgrnet-strong": Method(StripedCGRNet, losses={"id": Loss(2.0), "triplet": Loss(2.0, {"margin": 0.3}),
+                                                   "similarity": Loss(10.0)},
+                            own_stages=1, pooling="gem", views=STRONG_VIEWS, parts={**MODULES, "stripes": 3}),
     # Ye et al., ECCV 2020
-    "ddag": Method(DDAG, losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3}), "part_id": Loss(),
-                                 "graph": Loss()},
+    "ddag": Method(DDAG, losses={"id": Loss(), "triplet": TRIPLET, "part_id": Loss(), "graph": Loss()},
                    parts={"stripes": 3}, recipe={"epochs": 81}),
     # Zhang and Wang, CVPR 2023, as on SYSU-MM01
-    "deen": Method(DEEN, losses={"id": Loss(), "triplet": Loss(1.0, {"margin": 0.3}),
+    "deen": Method(DEEN, losses={"id": Loss(), "triplet": TRIPLET,
                                  "centre_pairs": Loss(0.8, {"margin": 0.2}), "orthogonality": Loss(0.01)},
-                   views={modality: View(modality, ("standard", "grey_both", "erase_large"))
-                          for modality in MODALITIES},
-                   parts={"expand_after": 3},
+                   views=same_views("standard", "grey_both", "erase_large"), parts={"expand_after": 3},
                    recipe={"batch_size": 6, "img_h": 384, "img_w": 144, "schedule": "step-80",
                            "epochs": 151}),
     # Jiang et al., ECCV 2024, as on SYSU-MM01
@@ -201,8 +191,7 @@ METHODS = {
                          "infrared": View("infrared", ("standard", "erase_twice"))},
                   recipe={"batch_size": 6, "lr": 0.2, "schedule": "linear", "epochs": 100}),
     # Liu et al., TMM 2020, as on SYSU-MM01
-    "hct": Method(HCT, losses={"part_id": Loss(), "hetero_center": Loss(1.0, {"margin": 0.3}),
-                               "part_hetero_center": Loss(1.0, {"margin": 0.3})},
+    "hct": Method(HCT, losses={"part_id": Loss(), "hetero_center": TRIPLET, "part_hetero_center": TRIPLET},
                   own_stages=1, pooling="gem", parts={"stripes": 6, "width": 256, "power": 3.0},
                   recipe={"batch_size": 6, "num_pos": 8, "epochs": 61}),
 }

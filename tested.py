@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import options
-from checkpoint import as_checkpoint, is_published, load_file, load_published, warn_of_best
+from checkpoint import as_checkpoint, is_published, load_file, load_published
 from data_manager import DATASETS
 from datasets.types import Search
 from model import METHODS
@@ -110,7 +110,8 @@ def choose_searches(args: argparse.Namespace, model: Model, place: int | None) -
 def warn_of_model(model: Model, search: Search, known_best: bool) -> None:
     """Warn of scores that say less than they seem to: of a best file, and of persons that the model knows."""
     if model.chosen and not known_best:
-        warn_of_best(model.path)
+        warn(f"--resume {model.path}: a best file, chosen on the test images that it is reported on, as is "
+             "usual in this field; a last file is not")
     if model.trial not in (None, search.trial):
         warn(f"--force-trial: {model.path} was trained on trial {model.trial}, "
              f"whose training persons are among the test persons of trial {search.trial}; "

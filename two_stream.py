@@ -70,11 +70,11 @@ class Output(NamedTuple):
     copies: int = 1
 
     def extra(self, name: str, loss: str) -> Any:
-        """One of the extras, or `copies`: the features of each copy of the images.
+        """One of the extras, or `further maps`: the features of the first map of each image, and of others.
 
         Raises `UserError` where the network does not give what a loss reads.
         """
-        if name == "copies" and self.copies > 1:
+        if name == "further maps" and self.copies > 1:
             return self.feats.chunk(self.copies)
         if name not in self.extras:
             raise UserError(f"losses.{loss}: the network of this method gives no {name}; leave the loss out "

@@ -1,4 +1,5 @@
 """The field's methods: their parts give the numbers of the authors' code, each trains on each backbone."""
+import functools
 import math
 import shutil
 
@@ -33,18 +34,13 @@ def fill(module: nn.Module, theirs: dict[str, str] | None = None,
          unused: tuple[str, ...] = ()) -> nn.Module:
     """Weights by the order of the authors' names; `unused`: names of what their module holds beside ours."""
     state = module.state_dict()
-    names = {translate(name, theirs or {}): name for name in state}
+    names = {functools.reduce(lambda word, pair: word.replace(*pair), (theirs or {}).items(), name): name
+             for name in state}
     for place, name in enumerate(sorted([*names, *unused])):
         if name in names and state[names[name]].is_floating_point():
             value = 0.1 * rand(1000 + place, *state[names[name]].shape)
             state[names[name]].copy_(value.abs() + 1 if name.endswith("running_var") else value)
     return module.eval()
-
-
-def translate(name: str, theirs: dict[str, str]) -> str:
-    for ours, other in theirs.items():
-        name = name.replace(ours, other)
-    return name
 
 
 EXPANSION = {f"dilated.{k}.{j}.": f"FC{k + 1}{j + 1}." for k in range(2) for j in range(3)} | {
