@@ -109,12 +109,14 @@ def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
     words = ["--data-path", str(root), *(["--arrays", str(folder)] if folder else [])]
     command = (f"run: python {split.arrays.script} {shlex.join(words)} "
                f"--img_w {spec.width} --img_h {spec.height}")
-    if not path.is_file():
-        if found := strays(split, path.parent) or folder and [f"--arrays {folder}"]:
-            raise UserError(f"{found[0]}: no {MANIFEST} with it, which says what arrays were made from; "
-                            f"{command}")
+    if path.is_file():
+        fault = outdated(path, split, root, spec)
+    elif found := strays(split, path.parent) or ([f"--arrays {folder}"] if folder else []):
+        fault = f"{found[0]}: no {MANIFEST} with it, which says what arrays were made from"
+    else:
         return None
-    require_current(path, split, root, spec, command)
+    if fault:
+        raise UserError(f"{fault}; {command}")
     arrays = {}
     for modality, name in split.arrays.names.items():
         labels, stem = split.labels(modality), path.with_name(name)
@@ -126,19 +128,20 @@ def open_arrays(split: TrainSplit, root: str | Path, spec: ImageSpec,
     return arrays
 
 
-def require_current(path: Path, split: TrainSplit, root: str | Path, spec: ImageSpec, command: str) -> None:
-    """Raise `UserError` unless a manifest tells of these images, by names and sizes, and this spec."""
+def outdated(path: Path, split: TrainSplit, root: str | Path, spec: ImageSpec) -> str:
+    """What of a manifest does not fit these images, by names and sizes, or this spec; "" if all does."""
     found = read_manifest(path)
     for name, now in settings(spec).items():
         if found.get(name) != now:
-            raise UserError(f"{path}: arrays of {name} {found.get(name)} found, {now} expected; {command}")
+            return f"{path}: arrays of {name} {found.get(name)} found, {now} expected"
     made_from = without_checksums(found.get("images", {}))
     for modality, now in list_images(split, root).items():
         then = made_from.get(modality, [])
         if then != now:
             example = min(set(then) ^ set(now), default="their order ").rpartition(" ")[0]
-            raise UserError(f"{path}: the arrays were made from {len(then)} {modality} images, the training "
-                            f"lists now give {len(now)} that are not the same ({example} differs); {command}")
+            return (f"{path}: the arrays were made from {len(then)} {modality} images, the training lists "
+                    f"now give {len(now)} that are not the same ({example} differs)")
+    return ""
 
 
 def load_npy(path: Path, shape: tuple[int, ...], dtype: type, command: str) -> np.ndarray:

@@ -26,10 +26,9 @@ class LlcmSearch(Search):
 class LLCM(DataSet):
     """LLCM (Zhang and Wang, CVPR 2023): nine cameras, each visible by low light and near-infrared.
 
-    Training: 713 persons, 16,946 visible and 13,975 infrared images. Test: 351 persons, 8,680 visible and
-    7,166 infrared images (none of camera 3). Every test image of one modality is a query; the gallery is one
-    image of each person and camera of the other. Ten trials are ten draws of it, in both directions: the
-    benchmark's own code draws the queries of VIS to IR instead, which is another search.
+    Every test image of one modality is a query; the gallery is one image of each person and camera of the
+    other. Ten trials are ten draws of it, in both directions: the benchmark's own code draws the queries of
+    VIS to IR instead, which is another search.
     """
 
     name, title, path, direction = "llcm", "LLCM", "data/LLCM", "i2v"

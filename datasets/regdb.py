@@ -22,9 +22,8 @@ SPLITS = ("train", "test")
 class RegDB(DataSet):
     """RegDB (Nguyen et al., Sensors 2017): one visible and one thermal camera.
 
-    Ten trials, each of which trains a model on 206 persons and tests it on 206 others, with ten visible and
-    ten thermal images of each (2,060 of a modality and split); every test image is a query, nothing is
-    excluded.
+    Each of ten trials trains a model on half of the persons and tests it on the others; every test image is a
+    query, nothing is excluded.
     """
 
     name, title, path, direction, splits = "regdb", "RegDB", "data/RegDB", "v2i", TRIALS
@@ -86,15 +85,14 @@ class RegDB(DataSet):
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What follows from the other arguments; `UserError` where --tvsearch contradicts --direction."""
         if values["tvsearch"] and values["direction"] == "v2i":
-            raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; "
-                            "leave one of them out")
+            raise UserError("--tvsearch means --direction i2v, but --direction v2i was given; leave one of "
+                            "them out")
         return super().resolve({**values, "direction": "i2v" if values["tvsearch"] else values["direction"]})
 
     def trials_to_check(self, root: Path) -> list[int]:
         """The trials of which a copy has any list; the first if it has none."""
-        return [trial for trial in range(1, TRIALS + 1) if any(
-            list_path(root, split, trial, modality).exists() for split in SPLITS
-            for modality in MODALITIES)] or [1]
+        trials = range(1, TRIALS + 1)
+        return [trial for trial in trials if any((root / "idx").glob(f"t*_{trial}.txt"))] or [1]
 
 
 def list_path(root: Path, split: str, trial: int, modality: str) -> Path:

@@ -29,11 +29,9 @@ class SysuSearch(Search):
 
 
 class SysuMM01(DataSet):
-    """SYSU-MM01 (Wu et al., ICCV 2017): cameras 1, 2, 4, 5 visible, 3, 6 infrared.
+    """SYSU-MM01 (Wu et al., ICCV 2017): four visible and two infrared cameras.
 
-    Training: 395 persons (lists train and val), 22,258 visible and 11,909 infrared images. Test: 96 persons,
-    3,803 infrared queries; a single-shot gallery has 301 images in all-search, 112 in indoor-search (cameras
-    1 and 2). Ten trials are ten draws of the gallery.
+    The lists train and val are for training. Ten trials are ten draws of the gallery.
     """
 
     name, title, path, direction = "sysu", "SYSU-MM01", "data/SYSU-MM01", "i2v"

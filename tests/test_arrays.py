@@ -79,13 +79,8 @@ def test_the_fingerprint_is_that_of_earlier_checkpoints(tmp_path):
         "814c49da9bb76f0119fc728664e03de7d3aeac60f3d9764349485e53f9ebc54a")
 
 
-def grow(root):
-    with open(root / "cam3/0002/0001.jpg", "ab") as file:
-        file.write(b"\0")
-
-
 @pytest.mark.parametrize("change, said", [
-    (grow, "cam3/0002/0001.jpg differs"),
+    (lambda root: os.truncate(root / "cam3/0002/0001.jpg", 9), "cam3/0002/0001.jpg differs"),
     (lambda root: os.rename(root / "cam3/0002/0001.jpg", root / "cam3/0002/0011.jpg"),
      "cam3/0002/00.1.jpg differs"),
     (lambda root: os.remove(root / "cam3/0002/0001.jpg"), "from 40 infrared images, .* now give 39")])
@@ -171,8 +166,3 @@ def test_arrays_in_a_folder_of_their_own(script, sysu, tmp_path):
             image.write_bytes(bytes(image.stat().st_size))
     assert script(*train).returncode == 0
     shutil.rmtree(tmp_path / "arrays")
-
-
-def test_each_script_of_pre_processing_is_called_after_its_data_set():
-    for name, data in DATASETS.items():
-        assert data.arrays is None or data.arrays.script == f"pre_process_{name}.py"

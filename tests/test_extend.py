@@ -1,19 +1,21 @@
 """What people add, each from outside as a row of its table, and a step trained with it (CONTRIBUTING.md)."""
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, make_regdb
+from conftest import SMALL, make_regdb, save_image
 from torch import nn
 
 import backbones
 import data_loader
-import data_manager
 import engine
 import loss
 import train
 from backbones import STAGES, Backbone
 from data_manager import DATASETS
+from datasets.types import DIRECTIONS, DataSet, Images, Search
 from model import METHODS, Loss, View, build_network
 
 pytestmark = pytest.mark.usefixtures("short")
@@ -113,11 +115,52 @@ def test_widths_are_those_of_the_stages_and_the_last_keeps_its_resolution(arch):
             assert x.shape == (1, width, *size), stage
 
 
-def test_a_data_set(trained, monkeypatch):
-    class Renamed(type(DATASETS["regdb"])):
-        """RegDB under another name, with a flag of its own."""
-        name, title = "other", "Another"
+class Flat(DataSet):
+    """Images rgb/PERSON_SHOT.png and ir/PERSON_SHOT.png; persons of odd numbers are for training."""
 
-    monkeypatch.setitem(data_manager.DATASETS, "other", Renamed())
-    content = trained("--dataset", "other", "--trial", 2)
-    assert content["args"]["dataset"] == "other" and content["trial"] == 2
+    name, title, path, direction = "flat", "Flat", "data/flat", "v2i"
+    folders, flags, published = ("rgb", "ir"), ("first",), {"training persons": 500}
+    arguments = {"train_split": ("first",)}
+
+    def add_flags(self, parser, script):
+        if script == "train":
+            parser.add_argument("--first", type=int, default=0, help="flat: least person to train on")
+
+    def images(self, copy, split, trial):
+        sides = {}
+        for modality, folder in zip(("visible", "infrared"), self.folders):
+            found = [(path, int(Path(path).name[0]), 1) for path in copy.image_files(copy.root / folder)]
+            sides[modality] = Images.of([row for row in found if row[1] % 2 == (split == "train")], modality)
+        return sides
+
+    def source(self, split, trial):
+        return "rgb"
+
+    def train_split(self, root, trial=1, first=0):
+        return super().train_split(root)
+
+    def searches(self, root, *, direction, trials):
+        query, gallery = (self.test_images(root)[modality] for modality in DIRECTIONS[direction])
+        return [Search(query, gallery, trial, f"Flat, {direction}") for trial in trials]
+
+
+def test_a_data_set_is_trained_on_tested_and_checked(script, tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "flat", Flat())
+    root = tmp_path / "flat"
+    for person in range(1, 7):
+        for shot in range(2):
+            for folder in ("rgb", "ir"):
+                save_image(root / folder / f"{person}_{shot}.png", [person, shot, len(folder)])
+    done = script("train.py", "--dataset", "flat", "--data-path", root, *SMALL, "--epochs", 1, "--first", 1)
+    assert done.returncode == 0, done.stderr
+    assert "3 training persons found, 500 published" in done.stderr
+    last, = (script.cwd / "save_model").glob("flat_*_last.t")
+    done = script("test.py", "--resume", last, "--data-path", root, "--gpu", "cpu", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((script.cwd / "found/results.json").read_text())
+    assert record["protocol"]["name"] == "Flat, v2i"
+    refused = script("train.py", "--dataset", "sysu", "--first", 1)
+    assert "--first 1 belongs to Flat, but the data set is sysu; leave it out" in refused.stderr
+    done = script("data_manager.py", root)
+    assert done.returncode == 0 and "training persons 3 500 differs".split() in [
+        line.split() for line in done.stdout.splitlines()]
