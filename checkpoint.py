@@ -20,7 +20,7 @@ from backbones import BACKBONES, fetch_imagenet, whole_state, weight_shapes
 from data_manager import DATASETS
 from model import METHODS, TwoStream, build_network, override
 from published import find_foreign
-from utils import UserError, atomic_path, one_line, sha256, warn
+from utils import UserError, as_user_error, atomic_path, one_line, sha256, warn
 
 FORMAT = 1
 OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
@@ -70,13 +70,9 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint whole or not at all; raises `UserError` where the disk or the folder refuses it."""
     known = {name: value for name, value in vars(checkpoint).items() if value is not None}
-    try:
-        with atomic_path(path) as temporary:
-            torch.save({"format": FORMAT, **known}, temporary)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        reason = getattr(error, "strerror", None) or one_line(error)[:200]
-        raise UserError(f"{path}: cannot be written ({reason}); the previous checkpoint, if any, is intact; "
-                        "make room or choose another --model_path") from None
+    with as_user_error(f"{path}: cannot be written", "the previous checkpoint, if any, is intact; make room "
+                       "or choose another --model_path"), atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **known}, temporary)
 
 
 def load_file(path: str | Path, flag: str) -> Any:

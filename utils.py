@@ -129,12 +129,9 @@ def write_json(path: Path, content: Any) -> None:
 def make_folder(path: str | Path, flag: str) -> Path:
     """Create a folder for output and make sure that it can be written; else, `UserError` names the flag."""
     folder = Path(path)
-    try:
+    with as_user_error(f"{flag} {path}: cannot be written", "choose a folder that can"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose a folder that "
-                        "can") from None
     return folder
 
 
