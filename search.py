@@ -126,7 +126,6 @@ def require_flags(args: argparse.Namespace, images: bool) -> None:
             raise UserError(f"{flag}: missing; {why}")
 
 
-# ------------------------------------------------------------------------------------------------------ sides
 def embed_query(args: argparse.Namespace, made: Record) -> Gallery:
     """Images, embedded as the gallery was."""
     rows = {path: [path] for path in embedding.find_images([args.query])}
@@ -167,7 +166,6 @@ def find_excluded(args: argparse.Namespace, query: Gallery,
     return excluded
 
 
-# ----------------------------------------------------------------------------------------------------- report
 def describe(args: argparse.Namespace, query: Gallery, gallery: Gallery, answers: Sequence[hits.Answer],
              threshold: hits.Threshold | None) -> list[str]:
     """What was searched, and what came of it, in words."""
@@ -219,7 +217,7 @@ def find_evidence(args: argparse.Namespace, answers: Sequence[hits.Answer], quer
     if not args.resume or args.resume.endswith(".onnx"):
         return {}
     pairs = [(answer.image, hit.image) for answer in answers[args.evidence] for hit in answer.hits
-             if is_there(answer.image) and is_there(hit.image)]
+             if os.path.isfile(file_of(answer.image)) and os.path.isfile(file_of(hit.image))]
     from checkpoint import load_network  # with torch, which a search by itself does without
     from devices import choose_device, prepare, use_bf16
     from retrieval.evidence import find_all
@@ -229,11 +227,6 @@ def find_evidence(args: argparse.Namespace, answers: Sequence[hits.Answer], quer
     found = find_all(net.to(device), pairs, (query.modality, gallery.modality), query.spec, args.feature,
                      use_bf16(device, "auto", facts["arch"], query.spec))
     return dict(zip(pairs, tqdm(found, "evidence", len(pairs), unit="pair", leave=False, disable=None)))
-
-
-def is_there(image: str) -> bool:
-    """Whether the file of an image is there."""
-    return os.path.isfile(file_of(image))
 
 
 if __name__ == "__main__":

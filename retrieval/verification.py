@@ -15,7 +15,6 @@ from datasets.types import DIRECTIONS, Search
 
 RATES = (1e-2, 1e-3, 1e-4)  # false accept rates
 PAIRS = 10  # impostor pairs that must be accepted at a rate, or its threshold is not told
-Thresholds = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def make_pairs(similarity: np.ndarray, seen: np.ndarray, same: np.ndarray) -> Pa
     return Pairs(similarity[seen & same], similarity[seen & ~same])
 
 
-def thresholds(pairs: Pairs) -> Thresholds:
+def thresholds(pairs: Pairs) -> dict[str, dict[str, Any]]:
     """Threshold, true accept rate and number of impostor pairs by direction and false accept rate ("0.001").
 
     A pair has no direction, so that both have the same. Left out: rates with too few impostor pairs, and all

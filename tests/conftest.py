@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest has two workers already
 
 
-def save_image(path: Path, seed: list[int], size: tuple[int, int] = (24, 48)) -> None:
-    """A random image (width, height) with large structures."""
+def save_image(path: Path, seed: list[int], size: tuple[int, int] = (24, 48), mode: str = "RGB") -> None:
+    """A random image (width, height) with large structures; mode: L for one without colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (6, 3, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(size, Image.Resampling.BILINEAR).save(path)
+    Image.fromarray(small).resize(size, Image.Resampling.BILINEAR).convert(mode).save(path)
 
 
 def published_draw(trial: int, folders: Iterable[Path]) -> list[str]:
@@ -175,6 +175,13 @@ def short() -> Iterator[None]:
     """ResNets of few blocks in all of a module's tests, unless they start a fresh interpreter."""
     with short_resnet():
         yield
+
+
+def draw_persons(count: int, seed: int = 0, width: int = 128) -> np.ndarray:
+    """Unit features of a visible and an infrared image of each person, (2, count, width) float32."""
+    rng = np.random.default_rng(seed)
+    sides = rng.standard_normal((count, width)) + 0.8 * rng.standard_normal((2, count, width))
+    return (sides / np.linalg.norm(sides, axis=2, keepdims=True)).astype(np.float32)
 
 
 # Flags of a run that takes seconds.

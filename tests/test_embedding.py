@@ -29,12 +29,6 @@ HEIGHT, WIDTH = 32, 16
 SPEC = ImageSpec(HEIGHT, WIDTH)
 
 
-def night_image(path, number):
-    """A random image without colour."""
-    save_image(path, [number])
-    Image.open(path).convert("L").save(path)
-
-
 @pytest.fixture(scope="module")
 def world(once):
     """A checkpoint, another of the same kind, folders of images, and day.npz of one of them; only read."""
@@ -43,7 +37,7 @@ def world(once):
         make_checkpoint(folder / "b.t", seed=1)
         make_regdb(folder / "RegDB", persons=4, images=2)
         for number in range(8):
-            night_image(folder / f"night/cam{number % 2}/{number // 4}/{number}.png", number)
+            save_image(folder / f"night/cam{number % 2}/{number // 4}/{number}.png", [number], mode="L")
             save_image(folder / f"day/{number}.png", [100 + number])
         done = scripts.run([ROOT / "embed.py", folder / "day", "--modality", "rgb", "--resume", "a.t",
                             "--gpu", "cpu", "--workers", 1, "--out", "day.npz"], folder)
@@ -270,7 +264,7 @@ def test_colour_tells_the_wrong_modality(folder, modality, warned, world, capsys
 
 def test_grey_jpegs_have_no_colour_and_whole_photographs_are_warned_of(tmp_path, capsys):
     for quality in (30, 90):
-        night_image(tmp_path / "x.png", quality)
+        save_image(tmp_path / "x.png", [quality], mode="L")
         Image.open(tmp_path / "x.png").convert("RGB").save(tmp_path / "x.jpg", quality=quality)
         assert not embedding.have_colour(read_image(tmp_path / "x.jpg", SPEC)[None]).any()
     save_image(tmp_path / "wide.png", [0], (40, 30))

@@ -19,11 +19,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import scripts
-from conftest import ROOT, make_checkpoint, save_image
+from conftest import ROOT, draw_persons, make_checkpoint, save_image
 from PIL import Image
 from scipy.stats import binom
 
-import embedding
 from checkpoint import load_network
 from datasets.types import ImageSpec
 from retrieval import gallery as galleries
@@ -32,7 +31,7 @@ from retrieval.evidence import find_evidence
 from retrieval.gallery import (Gallery, Hits, Record, camera_of, find_nearest, read_gallery, time_of,
                                write_gallery)
 from retrieval.verification import make_pairs, roc
-from utils import UserError, sha256
+from utils import UserError
 
 RECORD = Record("a" * 64, "base", 32, 16, False, "visible")
 NIGHT = replace(RECORD, modality="infrared")
@@ -170,13 +169,6 @@ def test_a_threshold_that_does_not_fit_is_refused(changes, far, sides, words, tm
         hits.read_threshold(path, "--far", far, "bnneck", *sides, 100)
 
 
-def draw_persons(count, seed):
-    """Unit features of one visible and one infrared image of each person, (count, 128) float32 each."""
-    rng = np.random.default_rng(seed)
-    return [unit(side) for side in rng.standard_normal((count, 128))
-            + 0.8 * rng.standard_normal((2, count, 128))]
-
-
 def test_the_rate_of_a_search_is_that_of_its_false_answers(script, tmp_path):
     visible, infrared = draw_persons(800, 1)
     pairs = make_pairs(infrared @ visible.T, np.ones((800, 800), bool), np.eye(800, dtype=bool))
@@ -210,23 +202,19 @@ def world(once):
     def make(folder):
         make_checkpoint(folder / "a.t")
         for number in range(5):
-            save_image(folder / f"night/cam3/{number}.png", [number])
-            grey = Image.open(folder / f"night/cam3/{number}.png").convert("L")
-            grey.save(folder / f"night/cam3/{number}.png")
+            save_image(folder / f"night/cam3/{number}.png", [number], mode="L")
         for number in range(12):
             save_image(folder / f"day/cam{number % 3 + 1}/{number}.png", [100 + number])
         os.rename(folder / "day/cam1/0.png", folder / "day/cam1" / ODD.replace("/", "∕"))
-        net, _ = load_network(folder / "a.t")
-        for side, modality in (("night", "infrared"), ("day", "visible")):
-            found = embedding.embed(net, embedding.find_images([str(folder / side)]), modality, 32, 16)
-            record = replace(RECORD, checkpoint=sha256(folder / "a.t"), modality=modality)
-            shows = list(embedding.digests({path: [path] for path in found.paths}).values())
-            write_gallery(folder / f"{side}.npz",
-                          Gallery(found.paths, found.paths, found.pool, found.bnneck, record, shows))
-        similarity = read_gallery(folder / "night.npz").bnneck @ read_gallery(folder / "day.npz").bnneck.T
+        for side, modality in (("night", "ir"), ("day", "rgb")):
+            done = scripts.run([ROOT / "embed.py", folder / side, "--modality", modality, "--resume", "a.t",
+                                "--gpu", "cpu", "--workers", 1, "--out", f"{side}.npz"], folder)
+            assert done.returncode == 0, done.stderr
+        night, day = (read_gallery(folder / f"{side}.npz") for side in ("night", "day"))
+        similarity = night.bnneck @ day.bnneck.T
         best = np.sort(similarity.max(1))
-        threshold = {"threshold": float(best[1:3].mean()), "true_accept_rate": 0.5, "impostor_pairs": 99999}
-        calibrated(folder / "results.json", record, thresholds={"bnneck": {"i2v": {"0.001": threshold}}})
+        found = {"threshold": float(best[1:3].mean()), "true_accept_rate": 0.5, "impostor_pairs": 99999}
+        calibrated(folder / "results.json", night.record, thresholds={"bnneck": {"i2v": {"0.001": found}}})
         done = scripts.run([ROOT / "search.py", "night.npz", "day.npz", "--top", 4, "--far", "1e-3",
                             "--calibration", ".", "--resume", "a.t", "--gpu", "cpu"], folder)
         assert done.returncode == 0 and done.stderr == "", done.stderr

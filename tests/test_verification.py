@@ -4,20 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_checkpoint, make_regdb
+from conftest import draw_persons, make_checkpoint, make_regdb
 from scipy.stats import binom, norm
 
 from eval_metrics import modality_gap
 from retrieval import verification
 from retrieval.verification import RATES, Pairs, make_pairs, thresholds
-
-
-def make_features(persons, width=128, noise=0.8, seed=0):
-    """Unit features of one visible and one infrared image of each person, (persons, width) float32 each."""
-    rng = np.random.default_rng(seed)
-    own = rng.standard_normal((persons, width))
-    sides = own + noise * rng.standard_normal((2, persons, width))
-    return (sides / np.linalg.norm(sides, axis=2, keepdims=True)).astype(np.float32)
 
 
 def pairs_of(visible, infrared):
@@ -59,7 +51,7 @@ def test_pairs_that_a_search_does_not_see_do_not_count():
 
 def held_out(seed):
     """How many impostors of the other half of persons each rate's threshold accepts, and all."""
-    visible, infrared = make_features(800, seed=seed)
+    visible, infrared = draw_persons(800, seed)
     half = np.random.default_rng(seed).permutation(800) < 400
     found = thresholds(pairs_of(visible[half], infrared[half]))["v2i"]
     impostor = pairs_of(visible[~half], infrared[~half]).impostor
@@ -87,7 +79,7 @@ def test_the_equal_error_rate_is_that_of_two_normal_distributions():
 
 
 def test_the_modality_gap_equals_loops_over_pairs():
-    visible, infrared = make_features(9, width=6)
+    visible, infrared = draw_persons(9, width=6)
     infrared = infrared[:4]
     found = modality_gap(visible, infrared)
     assert found["across"] == pytest.approx(np.mean([1 - a @ b for a in visible for b in infrared]), abs=1e-6)
