@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -42,8 +43,7 @@ class QueryScores:
                          for weights in (self.values(feature, measure) * counted, counted)])
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A paired difference, and the interval that holds it with a chance of LEVEL (NaN: none); fractions."""
 
     value: float

@@ -162,7 +162,7 @@ def unmatched_line(unmatched: Sequence[tuple[int, int]]) -> list[str]:
 
 
 def lines(record: Record) -> list[str]:
-    """The table of a record: every trial of each feature, then mean and deviation, in per cent."""
+    """The table of a record: every trial of each feature, then mean and population deviation, in per cent."""
     def row(head: str, cells: Iterable[str]) -> str:
         return " ".join([f"{head:<24}", *(f"{cell:>15}" for cell in cells)])
 
@@ -173,15 +173,12 @@ def lines(record: Record) -> list[str]:
         cells = [f"{100 * value:.2f}" for value in trial.scores[feature].headline().values()]
         rows.append(row(f"{feature} trial {trial.number}", cells) + extras)
     for feature in record.features:
-        cells = [spread(record.values(feature, name)) for name in MEASURES]
+        values = [record.values(feature, name) for name in MEASURES]
+        cells = [f"{100 * each.mean():.2f}" + (f" ± {100 * each.std():5.2f}" if np.ptp(each) else "")
+                 for each in values]  # of equal values, the mean alone
         kind = "mean ± std" if "±" in "".join(cells) else "mean"
         rows.append(row(f"{feature} {kind}", cells) + extras)
     return rows
-
-
-def spread(values: np.ndarray) -> str:
-    """Mean ± (population) standard deviation over trials, in per cent; of equal values, the mean alone."""
-    return f"{100 * values.mean():.2f}" + (f" ± {100 * values.std():5.2f}" if np.ptp(values) else "")
 
 
 def gap_lines(record: Record) -> list[str]:

@@ -327,16 +327,15 @@ def columns(tables: Sequence[Table]) -> tuple[list[str], list[str]]:
 def legend(tables: Sequence[Table]) -> str:
     """What ± and the intervals are, in words, as far as there are any."""
     rows = [row for table in tables for row in table.rows]
+    spread = "error of the mean" if tables[0].error else "deviation"
     words = ["per cent"]
     if any(cell.spread for row in rows for cell in row.cells.values()):
-        spread = "error of the mean" if tables[0].error else "deviation"
-        words.append(f"± is the standard {spread} over seeds")
+        words += [f"± is the standard {spread} over seeds"]
     if any(row.differences for row in rows):
-        words.append(f"Δ: paired difference with its {100 * LEVEL:.0f} % interval, of records by "
-                     f"{RESAMPLES:,} bootstrap samples of persons, draws and seeds, of logs Student's over "
-                     "seeds")
+        words += [f"Δ: paired difference with its {100 * LEVEL:.0f} % interval, of records by {RESAMPLES:,} "
+                  "bootstrap samples of persons, draws and seeds, of logs Student's over seeds"]
     if any(row.source for row in rows):
-        words.append("† is published, not measured here")
+        words += ["† is published, not measured here"]
     return "; ".join(words)
 
 

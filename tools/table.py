@@ -13,7 +13,6 @@ import csv
 import io
 import itertools
 import re
-from dataclasses import astuple
 from collections.abc import Sequence
 
 from datasets.types import FEATURES, SUM
@@ -41,10 +40,10 @@ def as_csv(tables: Sequence[Table]) -> str:
                      *(f"difference {name}{part}" for name in compared for part in ("", " low", " high"))])
     for table in tables:
         for row in table.rows:
-            found = [row.differences.get(name) for name in compared]
             writer.writerow([table.protocol, table.feature, row.label, row.source, row.seeds or "",
                              *(part for name in measures for part in row.cells.get(name, ("", ""))),
-                             *(part for each in found for part in (astuple(each) if each else ("", "", "")))])
+                             *(part for name in compared
+                               for part in row.differences.get(name, ("", "", "")))])
     return file.getvalue().rstrip("\n")
 
 
