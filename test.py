@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
     elif "seed_{}" in args.resume:
         test_every_seed(args, words)
     else:
-        test(args, words)
+        test(words)
 
 
 def test_every_seed(args: argparse.Namespace, words: list[str]) -> None:
@@ -71,12 +71,13 @@ def test_every_seed(args: argparse.Namespace, words: list[str]) -> None:
         more = ["--resume", f"{before}seed_{seed}{after}"]
         more += ["--out", str(Path(args.out) / f"seed_{seed}")] if args.out else []
         print(f"\n$ python test.py {' '.join(more)}")
-        records.append(str(test(options.test_parser().parse_args([*words, *more]), [*words, *more])))
+        records.append(str(test([*words, *more])))
     print("\n" + compare(records))
 
 
-def test(args: argparse.Namespace, words: Sequence[str]) -> Path:
+def test(words: Sequence[str]) -> Path:
     """Load, extract, score, report; the path of the record."""
+    args = options.test_parser().parse_args(words)
     paths = find_checkpoints(args.resume)
     check_outputs(args)
     device = choose_device(args.gpu)

@@ -14,7 +14,6 @@ PERSONS, IMAGES, HEIGHT, WIDTH = 4, 4, 32, 24
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device"))]
 
-
 pytestmark = pytest.mark.usefixtures("short")
 
 
@@ -26,15 +25,6 @@ def test_the_schedules():
     factors = [learning_rate_factor(epoch, 16, "cosine") for epoch in range(16)]
     assert factors[0] == 0.5 and factors[8] == pytest.approx(0.5) and 0 < factors[-1] < 0.01
     assert factors[1:] == sorted(factors[1:], reverse=True) and 0 < learning_rate_factor(0, 1, "cosine") <= 1
-
-
-def test_optimisers_take_their_groups():
-    net = build_network("base", "resnet18", 3)
-    criterion = Criterion(net.method.losses, 3, net.dim)
-    for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
-        optimiser = build_optimiser(net, criterion, 0.1, True, name)
-        assert isinstance(optimiser, kind)
-        assert [group["initial_lr"] for group in optimiser.param_groups] == [pytest.approx(0.01), 0.1]
 
 
 def test_meters_are_means_and_name_the_step_that_is_not_finite():
