@@ -117,8 +117,17 @@ def orthogonality_loss(output: Output, labels: Tensor) -> Tensor:
 
 
 def circle_loss(output: Output, labels: Tensor, margin: float = 0.45, gamma: float = 64.0) -> Tensor:
-    """`circle` of the features after BNNeck, over their number once more, as DNS's code has it."""
-    return circle(output.neck, labels, margin, gamma) / len(labels)
+    """Circle loss (Sun et al., CVPR 2020) of the cosines after BNNeck: mean over anchors, over their number
+    once more, as DNS's code has it. An anchor is no positive of itself.
+    """
+    cosines = F.normalize(output.neck) @ F.normalize(output.neck).t()
+    same = labels[:, None] == labels
+    others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    towards = -gamma * F.relu(1 + margin - cosines).detach() * (cosines - 1 + margin)
+    apart = gamma * F.relu(cosines + margin).detach() * (cosines - margin)
+    positive = towards.masked_fill(~(same & others), -torch.inf).logsumexp(1)
+    loss = F.softplus(apart.masked_fill(same, -torch.inf).logsumexp(1) + positive).mean()
+    return loss / len(labels)
 
 
 def alignment_loss(output: Output, labels: Tensor) -> Tensor:
@@ -148,7 +157,7 @@ class BatchGraph(nn.Module):
 
     def forward(self, output: Output, labels: Tensor) -> Tensor:
         """The weighted cross entropy."""
-        same = labels[:, None] == labels[None, :]
+        same = labels[:, None] == labels
         nodes = F.dropout(output.feats, self.dropout, self.training)
         nodes = torch.cat([F.elu(head(nodes, same)) for head in self.heads], 1)
         logits = F.elu(self.last(F.dropout(nodes, self.dropout, self.training), same))
@@ -234,7 +243,7 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float = 0.3) -> Te
     feats (B, D), labels (B,) of two persons at least; returns the mean over anchors, a scalar.
     """
     distances = euclidean_distances(feats)
-    same = labels[:, None] == labels[None, :]
+    same = labels[:, None] == labels
     farthest = distances.masked_fill(~same, -torch.inf).amax(1)
     nearest = distances.masked_fill(same, torch.inf).amin(1)
     return F.relu(farthest - nearest + margin).mean()
@@ -272,7 +281,7 @@ def weighted_distances(feats: Tensor, labels: Tensor,
     and changes its sign where d and the sum are more than 1 apart (docs/experiments.md).
     """
     distances = euclidean_distances(feats)
-    same = (labels[:, None] == labels[None, :]).to(distances.dtype)
+    same = (labels[:, None] == labels).to(distances.dtype)
     positive, negative = published_weights(distances, same), published_weights(-distances, 1 - same)
     if constant_weights:
         positive, negative = positive.detach(), negative.detach()
@@ -293,7 +302,7 @@ def published_weights(values: Tensor, mask: Tensor) -> Tensor:
 
 def centres(feats: Tensor, labels: Tensor) -> Tensor:
     """For each of feats (B, D), the mean of those of its person."""
-    same = (labels[:, None] == labels[None, :]).to(feats.dtype)
+    same = (labels[:, None] == labels).to(feats.dtype)
     return same @ feats / same.sum(1, keepdim=True)
 
 
@@ -314,37 +323,20 @@ def centre_pairs(first: Mapping[str, Tensor], other: Mapping[str, Tensor], label
 
     With the centres a (visible) and b (infrared) of a person's first maps, and a', b' of its others: b is to
     be nearer to a' than a is, than a' is to other persons' a', and than a to other persons' a, each by the
-    margin; and the same with the modalities exchanged. The paper has one hinge of these three terms.
+    margin; and the same with the modalities exchanged: three hinges as in the published code, where the
+    paper has one.
     """
-    visible, infrared = ((centres(first[modality], labels[modality]),
-                          centres(other[modality], labels[modality])) for modality in (VISIBLE, INFRARED))
-    different = labels[VISIBLE][:, None] != labels[VISIBLE][None, :]
-    return (pair_hinges(infrared[0], *visible, different, margin)
-            + pair_hinges(visible[0], *infrared, different, margin)) / 2
-
-
-def pair_hinges(opposite: Tensor, own: Tensor, copied: Tensor, different: Tensor, margin: float) -> Tensor:
-    """The three hinges of `centre_pairs`, weighted as in the published code, of the centres (B, D) of one
-    modality, its copies, and the opposite modality; different (B, B): which are of different persons.
-    """
-    reach = (opposite - copied).norm(dim=1)
-    stays = F.relu(reach - (own - copied).norm(dim=1).detach() + margin)
-    nearest = [euclidean_distances(each).masked_fill(~different, torch.inf).amin(1) for each in (copied, own)]
-    return (stays + 0.5 * sum(F.relu(reach - distance + margin) for distance in nearest)).mean()
-
-
-def circle(feats: Tensor, labels: Tensor, margin: float, gamma: float) -> Tensor:
-    """Circle loss (Sun et al., CVPR 2020) of cosines, mean over anchors.
-
-    feats (B, D), labels (B,). An anchor is no positive of itself.
-    """
-    cosines = F.normalize(feats) @ F.normalize(feats).t()
-    same = labels[:, None] == labels[None, :]
-    others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    towards = -gamma * F.relu(1 + margin - cosines).detach() * (cosines - 1 + margin)
-    apart = gamma * F.relu(cosines + margin).detach() * (cosines - margin)
-    positive = towards.masked_fill(~(same & others), -torch.inf).logsumexp(1)
-    return F.softplus(apart.masked_fill(same, -torch.inf).logsumexp(1) + positive).mean()
+    own, copied = ({modality: centres(feats[modality], labels[modality]) for modality in MODALITIES}
+                   for feats in (first, other))
+    different = labels[VISIBLE][:, None] != labels[VISIBLE]
+    hinges = []
+    for modality, opposite in ((VISIBLE, INFRARED), (INFRARED, VISIBLE)):
+        reach = (own[opposite] - copied[modality]).norm(dim=1)
+        stays = F.relu(reach - (own[modality] - copied[modality]).norm(dim=1).detach() + margin)
+        nearest = [euclidean_distances(each[modality]).masked_fill(~different, torch.inf).amin(1)
+                   for each in (copied, own)]
+        hinges.append((stays + 0.5 * sum(F.relu(reach - distance + margin) for distance in nearest)).mean())
+    return sum(hinges) / 2
 
 
 def discrepancy(one: Tensor, two: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ def test_losses_give_the_numbers_of_the_authors_code():
     feats, twice = 0.3 * rand(7, 24, 16), labels.repeat(2)
     output = Output(feats, feats, feats, views=TWO_VIEWS)
     assert loss.hetero_center_loss(output, twice, 0.3).item() == pytest.approx(0.37491, rel=1e-4)
-    assert loss.circle(rand(8, 24, 16), twice, 0.45, 64).item() == pytest.approx(98.15216, rel=1e-4)
+    output = Output(None, rand(8, 24, 16), None)
+    assert 24 * loss.circle_loss(output, twice).item() == pytest.approx(98.15216, rel=1e-4)
     units = [F.normalize(rand(seed, 12, 16)) for seed in (9, 10)]
     assert loss.discrepancy(*units).item() == pytest.approx(0.50842, rel=1e-4)
     pooled = rand(15, 12, 16)
@@ -110,17 +111,25 @@ def test_deen_refuses_maps_of_an_odd_number_of_places():
         build_network("deen", "resnet18", 4).eval()(visible=torch.randn(1, 3, 48, 16))
 
 
-def test_rates_are_the_published_ones():
-    expected = {"deen": {("streams.", "shared.", "channels.", "positions.", "expansion."): 0.1},
-                "dns": {("streams.", "shifts.", "common."): 0.1, ("shared.layer3.",): 0.2,
-                        ("shared.layer4.",): 0.25}}
-    for method, rates in expected.items():
-        net = build_network(method, "resnet18", 4)
-        found = {id(p): group["lr"] for group in net.parameter_groups(1.0, True) for p in group["params"]}
-        for name, parameter in net.named_parameters():
-            if parameter.requires_grad:
-                rate = next((rate for starts, rate in rates.items() if name.startswith(starts)), 1.0)
-                assert found[id(parameter)] == pytest.approx(rate), name
+@pytest.mark.parametrize("method, pretrained, optim, rates", [
+    ("cgrnet", True, "sgd", {("streams.", "shared."): 0.1, ("graph.gamma",): 0.02,
+                             ("similarity.visible.gamma", "similarity.infrared.gamma"): 0.02}),
+    ("cgrnet", True, "adam", {("streams.", "shared."): 0.1}), ("cgrnet", False, "adam", {}),
+    ("agw", True, "sgd", {("streams.", "shared.", "non_local."): 0.1}),
+    ("agw", False, "sgd", {("non_local.",): 0.1}),
+    ("deen", True, "sgd", {("streams.", "shared.", "channels.", "positions.", "expansion."): 0.1}),
+    ("dns", True, "sgd", {("streams.", "shifts.", "common."): 0.1, ("shared.layer3.",): 0.2,
+                          ("shared.layer4.",): 0.25}), ("dns", False, "sgd", {})])
+def test_rates_of_parameters(method, pretrained, optim, rates):
+    """By the beginning of their names; 1 for all others."""
+    net = build_network(method, "resnet18", 4)
+    found = {parameter: group["lr"] for group in net.parameter_groups(1.0, pretrained, optim)
+             for parameter in group["params"]}
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert found.keys() == set(trained.values())
+    for name, parameter in trained.items():
+        rate = next((rate for starts, rate in rates.items() if name.startswith(starts)), 1.0)
+        assert found[parameter] == pytest.approx(rate), name
 
 
 def test_what_a_loss_needs_and_a_network_lacks_is_one_line():
