@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.files import IMAGE_SUFFIXES, is_system_file, read_text
-from datasets.images import PART, file_of, size_of
+from datasets.images import PART, by_file, file_of, size_of
 from datasets.types import FEATURES, INFRARED, MODALITIES, VISIBLE, Features, ImageSpec
 from features import Extraction, Network, as_network, extract_batches, join, require_finite, unit_length
 from retrieval.gallery import Gallery, Record
@@ -113,10 +113,7 @@ def normalised_means(feats: np.ndarray, chosen: Sequence[Sequence[int]]) -> np.n
 # ------------------------------------------------------------------------------------------------------- rows
 def images_of(rows: Rows) -> list[str]:
     """Every image of some rows once, boxes of one frame one after the other."""
-    frames: dict[str, dict[str, None]] = {}
-    for image in itertools.chain.from_iterable(rows.values()):
-        frames.setdefault(file_of(image), {})[image] = None
-    return list(itertools.chain.from_iterable(frames.values()))
+    return list(itertools.chain.from_iterable(by_file(itertools.chain.from_iterable(rows.values()))))
 
 
 def digests(rows: Rows, workers: int = 4) -> dict[str, str]:

@@ -93,6 +93,14 @@ def file_of(path: str) -> str:
     return PART.sub("", path)
 
 
+def by_file(images: Iterable[str]) -> list[list[str]]:
+    """Images, and parts of images, each once, those of one file together."""
+    files: dict[str, list[str]] = {}
+    for image in dict.fromkeys(images):
+        files.setdefault(file_of(image), []).append(image)
+    return list(files.values())
+
+
 def size_of(path: str) -> tuple[int, int] | None:
     """Width and height of an upright image in pixels, from the head of its file; None where there is none."""
     if not os.path.isfile(path):

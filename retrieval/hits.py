@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from datasets.images import file_of, in_order, read_parts
+from datasets.images import by_file, in_order, read_parts
 from datasets.types import DIRECTIONS, ImageSpec
 from retrieval.gallery import Gallery, Hits, Record, require_same
 from retrieval.verification import at_rate
@@ -241,11 +241,10 @@ def encode(images: Sequence[str], spec: ImageSpec, height: int) -> list[str]:
         image.save(buffer, "WEBP", quality=75)
         return base64.b64encode(buffer.getvalue()).decode()
 
-    order = sorted(range(len(images)), key=lambda place: file_of(images[place]))
-    files = [list(parts) for _, parts in itertools.groupby((images[place] for place in order), file_of)]
+    files = by_file(images)
     found = in_order(lambda parts: read_parts(parts, spec.range, finish), files, WORKERS, 8 * WORKERS)
-    made = dict(zip(order, itertools.chain.from_iterable(found)))
-    return ["" if isinstance(made[place], UserError) else made[place] for place in range(len(images))]
+    made = dict(zip(itertools.chain.from_iterable(files), itertools.chain.from_iterable(found)))
+    return ["" if isinstance(made[image], UserError) else made[image] for image in images]
 
 
 def packed(found: Evidence) -> str:
