@@ -39,13 +39,11 @@ def modality_gap(visible: np.ndarray, infrared: np.ndarray) -> dict[str, float]:
     centroids: Euclidean distance of their means; visible, infrared, across: mean cosine distance of the pairs
     within and across modalities, an image not with itself (0 for a single image).
     """
-    first, second = (side.mean(0, dtype=np.float64) for side in (visible, infrared))
-
-    def within(mean: np.ndarray, count: int) -> float:  # N products are of an image with itself, 1 each
-        return float(1 - (count * mean @ mean - 1) / (count - 1)) if count > 1 else 0.0
-
-    return {"centroids": float(np.linalg.norm(first - second)), "visible": within(first, len(visible)),
-            "infrared": within(second, len(infrared)), "across": float(1 - first @ second)}
+    means = [side.mean(0, dtype=np.float64) for side in (visible, infrared)]
+    within = [float(1 - (count * mean @ mean - 1) / (count - 1)) if count > 1 else 0.0
+              for mean, count in zip(means, (len(visible), len(infrared)))]  # an image by itself is 1
+    return {"centroids": float(np.linalg.norm(means[0] - means[1])), "visible": within[0],
+            "infrared": within[1], "across": float(1 - means[0] @ means[1])}
 
 
 def eval_sysu(distmat: ArrayLike, q_pids: ArrayLike, g_pids: ArrayLike, q_camids: ArrayLike,
@@ -221,7 +219,8 @@ def k_reciprocal_distance(query_feats: np.ndarray, gallery_feats: np.ndarray, k1
     n_queries = len(query_feats)
     dist = _relative_distances(np.concatenate((query_feats, gallery_feats)))
     nearest = _nearest(dist, max(k1 + 1, k2))
-    weights = _weights(dist, *(_reciprocal(nearest[:, :k + 1]) for k in (k1, int(np.around(k1 / 2)))))
+    neighbours = [_rows_of_ones(nearest[:, :k + 1]) for k in (k1, int(np.around(k1 / 2)))]
+    weights = _weights(dist, *(matrix.multiply(matrix.T).tocsr() for matrix in neighbours))
     if k2 > 1:
         weights = _rows_of_ones(nearest[:, :k2]) @ weights / min(k2, len(dist))
     result = _jaccard_distance(weights[:n_queries], weights[n_queries:])
@@ -264,14 +263,8 @@ def _rows_of_ones(columns: np.ndarray) -> sp.csr_array:
                         shape=(n, n))
 
 
-def _reciprocal(nearest: np.ndarray) -> sp.csr_array:
-    """R(p, k) as the rows of a sparse (N, N) matrix of ones."""
-    matrix = _rows_of_ones(nearest)
-    return matrix.multiply(matrix.T).tocsr()
-
-
 def _weights(dist: np.ndarray, reciprocal: sp.csr_array, half: sp.csr_array) -> sp.csr_array:
-    """Weights (N, N) of the expanded reciprocal sets, each row of sum 1."""
+    """Weights (N, N) of the expanded sets, each row of sum 1; R(p, k1) and R(p, k1 / 2) are rows of ones."""
     overlap = (reciprocal @ half.T).multiply(reciprocal).tocsr()
     overlap.data = (3 * overlap.data >= 2 * np.diff(half.indptr)[overlap.indices]).astype(np.float32)
     weights = (reciprocal + overlap @ half).tocsr()

@@ -117,7 +117,7 @@ def known_persons(tested: Searched, pids: Sequence[int]) -> list[int]:
     if odd := sorted(set(pids) - set(both)):
         raise UserError(f"--persons {odd[0]}: not in both modalities of this test; name some of "
                         f"{' '.join(map(str, both[:20]))} ...")
-    return sorted(pids)
+    return sorted(set(pids))
 
 
 def choose_queries(tested: Searched, pids: Sequence[int]) -> list[int]:
