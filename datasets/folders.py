@@ -80,8 +80,8 @@ class Folders(DataSet):
                             "camera, as c1_ or cam1_; rename them, or leave the flag out")
         kind = CamerasApart if exclude_same_camera else Search
         name = f"{self.title}, {'other cameras, ' if exclude_same_camera else ''}{direction}"
-        return matched([kind(sides[query], sides[gallery], trial, name, left_out=copy.left_out)
-                        for trial in trials], f"{test}")
+        return [matched(kind(sides[query], sides[gallery], trial, name, left_out=copy.left_out), f"{test}")
+                for trial in trials]
 
     def trials(self, trial: int) -> list[int]:
         """There is one search, and nothing to draw."""

@@ -59,12 +59,12 @@ class LLCM(DataSet):
                  trials: Iterable[int] = range(TRIALS)) -> list[Search]:
         """One search for each gallery draw; the query side takes every image, the gallery side is drawn."""
         copy, (query, gallery) = self.open(root), DIRECTIONS[direction]
-        sides = self.test_images(copy)
+        sides, source = self.test_images(copy), f"{copy.root / self.source('test', 1)}"
         published = {"test persons": self.published["test persons"],
                      "queries": self.published[f"{query} test images"]}
-        return matched([LlcmSearch(sides[query], draw(sides[gallery], trial), trial,
-                                   f"{self.title}, {direction}", True, published, True, copy.left_out)
-                        for trial in trials], f"{copy.root / self.source('test', 1)}")
+        name = f"{self.title}, {direction}"
+        return [matched(LlcmSearch(sides[query], draw(sides[gallery], trial), trial, name, True, published,
+                                   True, copy.left_out), source) for trial in trials]
 
 
 def camera_of(path: str) -> int:

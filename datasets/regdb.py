@@ -64,10 +64,9 @@ class RegDB(DataSet):
                      "gallery images": self.published[f"{gallery} test images"]}
         searches = []
         for trial in trials:
-            sides = self.test_images(copy, trial)
-            searches += matched([Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}",
-                                        published=published)],
-                                f"{copy.root / self.source('test', trial)}")
+            sides, source = self.test_images(copy, trial), f"{copy.root / self.source('test', trial)}"
+            searches.append(matched(Search(sides[query], sides[gallery], trial, f"{self.title}, {direction}",
+                                           published=published), source))
         return searches
 
     def persons(self, searches: Sequence[Search]) -> np.ndarray:

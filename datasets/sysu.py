@@ -79,9 +79,9 @@ class SysuMM01(DataSet):
         if direction == "i2v":  # every test person has at least ten images in a camera
             published |= {"queries": self.published["infrared test images"],
                           "gallery images": shot * PUBLISHED[mode]}
-        return matched([SysuSearch(query, GALLERIES[gallery](images, trial, shot), trial, name, True,
-                                   published, mode == "indoor", copy.left_out)
-                        for trial in trials], f"{copy.root / self.source('test', 1)}, {mode}-search")
+        source = f"{copy.root / self.source('test', 1)}, {mode}-search"
+        return [matched(SysuSearch(query, GALLERIES[gallery](images, trial, shot), trial, name, True,
+                                   published, mode == "indoor", copy.left_out), source) for trial in trials]
 
     def check_more(self, report: Report) -> None:
         """Note where the official galleries, which nothing else needs, cannot be drawn."""

@@ -67,13 +67,13 @@ class Images:
     @classmethod
     def of(cls, found: Sequence[tuple[str, int, int]], modality: str) -> Images:
         """Images by path, pid and camera of each."""
-        return cls(tuple(path for path, _, _ in found), np.array([pid for _, pid, _ in found], np.int64),
-                   np.array([camera for _, _, camera in found], np.int64), modality)
+        paths, pids, camids = zip(*found) if found else ((), (), ())
+        return cls(paths, np.array(pids, np.int64), np.array(camids, np.int64), modality)
 
     def take(self, rows: Sequence[int]) -> Images:
         """Some of the images, in the order of their numbers."""
-        return Images(tuple(self.paths[row] for row in rows), self.pids[rows], self.camids[rows],
-                      self.modality)
+        paths = tuple(self.paths[row] for row in rows)
+        return Images(paths, self.pids[rows], self.camids[rows], self.modality)
 
     def by_person_and_camera(self) -> dict[tuple[int, int], list[int]]:
         """The numbers of the images by (pid, camera), in the order of the images."""
@@ -311,12 +311,11 @@ def draw(images: Images, trial: int, shot: int = 1) -> Images:
         [rng.choice(rows)] if shot == 1 else rng.sample(rows, min(shot, len(rows))))])
 
 
-def matched(searches: list[Search], source: str) -> list[Search]:
-    """The searches of the lists or folder `source`; `UserError` for one in which no query has a match."""
-    for search in searches:
-        query, gallery = search.query, search.gallery
-        if search.unmatched() == len(query):
-            raise UserError(f"{source}: no query has a match in the gallery: none of the {len(query)} "
-                            f"{query.modality} queries is compared with an image of the same person among "
-                            f"the {len(gallery)} {gallery.modality} ones; restore the images")
-    return searches
+def matched(search: Search, source: str) -> Search:
+    """The search of the lists or folder `source`; `UserError` if no query has a match."""
+    query, gallery = search.query, search.gallery
+    if search.unmatched() == len(query):
+        raise UserError(f"{source}: no query has a match in the gallery: none of the {len(query)} "
+                        f"{query.modality} queries is compared with an image of the same person among the "
+                        f"{len(gallery)} {gallery.modality} ones; restore the images")
+    return search
