@@ -37,34 +37,18 @@ def test_several_models_have_a_row_each_and_excluded_images_and_other_orders_are
                         distances=np.float32([[0, 1, 2], [0, 0.9, 0.1]]))
     words = [text.get_text() for text in pictures.draw_ranking("", models, [1, 0], SPEC, 2).axes[0].texts]
     assert [word for word in words if word in ("base", "agw strong")] == ["base", "agw strong"] * 2
-    assert [word.split(",")[0] for word in words if word.startswith("person")] == [
-        "person 2", "person 2", "person 1", "person 1"]
+    heads = [word for word in words if word.startswith("person")]
+    assert [head.split(",")[0] for head in heads] == ["person 2", "person 2", "person 1", "person 1"]
+    assert heads[1].endswith("first match: rank 2")
     shown = [float(word.split("\n")[1]) for word in words if word[0:1] in ("✓", "✗")]
     assert shown[2:4] == pytest.approx(models[1].similarity[1, [2, 1]].tolist(), abs=1e-3)
 
 
-def searched(order, seen, q_pids, g_pids) -> Searched:
-    """A search without images and features."""
-    sides = [Images((), pids, pids, name) for pids, name in ((q_pids, "infrared"), (g_pids, "visible"))]
-    return Searched("", *sides, seen, (None, None), distances=order)
-
-
-def test_first_match_equals_a_loop_with_ties_and_exclusions():
-    rng = np.random.default_rng(1)
-    tested = searched(rng.integers(0, 6, (40, 25)).astype(np.float32), rng.random((40, 25)) < 0.7,
-                      rng.integers(0, 10, 40), rng.integers(0, 10, 25))
-    expected = []
-    for order, same, seen in zip(tested.order, tested.same, tested.seen):
-        shown = np.flatnonzero(seen)
-        hits = np.flatnonzero(same[shown[np.argsort(order[shown], kind="stable")]])
-        expected.append(hits[0] + 1 if len(hits) else 0)
-    assert 0 in expected and tested.first_match.tolist() == expected
-
-
 def test_queries_spread_from_best_to_worst_over_different_persons():
     def chosen(ranks, pids):
-        tested = searched(None, None, pids, pids)
-        vars(tested)["first_match"] = ranks
+        images = Images((), pids, pids, "visible")
+        tested = Searched("", images, images, None, None)
+        vars(tested)["first_match"] = ranks  # that of the metrics
         return pictures.spread_queries(tested)
 
     ranks = np.array([0, 1, 1, 1, 1, 2, 2, 3, 5, 9, 12, 30, 99, 0])
