@@ -93,10 +93,17 @@ def choices(known: Iterable[str]) -> Callable[[str], str]:
     return parse
 
 
-def add_data_arguments(parser: Parser) -> None:
+def add_size_arguments(parser: Parser, of_checkpoint: bool = False) -> None:
+    """Declare the image size; of_checkpoint: as the checkpoint was trained with, unless it is given."""
+    default = " (default: the checkpoint's)" if of_checkpoint else ""
+    for flag, side, pixels in (("--img_w", "width", 144), ("--img_h", "height", 288)):
+        parser.add_argument(flag, type=number(16, 4096), default=None if of_checkpoint else pixels,
+                            metavar="PIXELS", help=f"image {side}{default}")
+
+
+def add_data_arguments(parser: Parser, of_checkpoint: bool = False) -> None:
     """Declare the image size and the readers, which every script that reads images takes."""
-    parser.add_argument("--img_w", type=number(16, 4096), default=144, metavar="PIXELS", help="image width")
-    parser.add_argument("--img_h", type=number(16, 4096), default=288, metavar="PIXELS", help="image height")
+    add_size_arguments(parser, of_checkpoint)
     parser.add_argument("--workers", type=number(0, 256), default=4, metavar="N",
                         help="parallel readers of images (0: none but the program itself)")
 

@@ -23,7 +23,7 @@ from embedding import Rows
 from features import Extraction, join
 from retrieval.embedder import open_embedder
 from retrieval.gallery import Gallery, Record, locked, merge, read_gallery, require_same, write_gallery
-from command_line import GPU, Parser, filled, number, run
+from command_line import GPU, Parser, add_data_arguments, filled, number, run
 from utils import Interrupted, UserError, make_folder, warn
 
 ALIKE = 0.99  # similarity of two features of the same pixels, whatever their precision
@@ -50,17 +50,13 @@ def build_parser() -> Parser:
     parser.add_argument("--strict", action="store_true", help="stop at a file that cannot be read")
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror image")
     parser.add_argument("--float16", action="store_true", help="half the bytes on disk")
-    for flag, side in (("--img_h", "height"), ("--img_w", "width")):
-        parser.add_argument(flag, type=number(16, 4096), metavar="PIXELS",
-                            help=f"image {side} (default: the checkpoint's)")
+    add_data_arguments(parser, of_checkpoint=True)
     parser.add_argument("--range", **RANGE, help="raw values that become black and white in images of more "
                                                  "than 8 bits (default: the checkpoint's)")
     parser.add_argument("--gpu", **{**GPU, "default": None})
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="off",
                         help="bfloat16 autocast; auto: where the device has it and the backbone gains by it")
     parser.add_argument("--test-batch", type=number(1), default=64, metavar="N", help="images a step")
-    parser.add_argument("--workers", type=number(0, 256), default=4, metavar="N",
-                        help="parallel readers of images (0: none but the program itself)")
     return parser
 
 

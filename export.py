@@ -33,7 +33,7 @@ from datasets.types import FEATURES, MODALITIES, VISIBLE
 from retrieval import onnx_model
 from retrieval.onnx_model import Facts
 from two_stream import TwoStream, folded
-from command_line import Parser, filled, number, run
+from command_line import Parser, add_size_arguments, filled, run
 from utils import UserError, as_user_error, make_folder, sha256, warn, write_json
 
 BATCHES = (1, 2, 5)  # of the check
@@ -47,9 +47,7 @@ def build_parser() -> Parser:
     parser = Parser(description="Write a trained network as ONNX.")
     parser.add_argument("checkpoint", metavar="X.t", help="a file of train.py, or of the published code")
     parser.add_argument("--out", type=filled, default="model/", metavar="DIR", help="folder of the files")
-    for flag, side in (("--img_h", "height"), ("--img_w", "width")):
-        parser.add_argument(flag, type=number(16, 4096), metavar="PIXELS",
-                            help=f"image {side} (default: the checkpoint's)")
+    add_size_arguments(parser, of_checkpoint=True)
     parser.add_argument("--uint8", action="store_true",
                         help="take bytes (B, height, width, 3) and normalise them inside")
     parser.add_argument("--half", action="store_true", help="compute in float16")
