@@ -4,11 +4,10 @@ Files of other code are known by their names of weights, see published.py.
 """
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from published import find_foreign
 from utils import UserError, as_user_error, atomic_path, one_line, sha256, warn
 
 FORMAT = 1
-OURS = "a checkpoint of train.py expected; use a *_last.t or *_best.t file"
 WRAPPERS = ("net", "state_dict", "model", "model_state_dict")  # keys that state dicts are saved under
 COUNT = "num_batches_tracked"  # BatchNorm's count of batches, which nothing reads
 
@@ -128,8 +126,9 @@ def as_checkpoint(content: Any, path: str | Path, flag: str = "--resume") -> Che
     """A file's content as a checkpoint; raises `UserError` if it is none or one of a later version."""
     if not is_own(content) or content["format"] != FORMAT:
         found = f"format {content['format']}" if is_own(content) else describe(content)
-        raise UserError(f"{flag} {path}: {found} found, {OURS}")
-    return Checkpoint(**{entry.name: content[entry.name] for entry in dataclasses.fields(Checkpoint)
+        raise UserError(f"{flag} {path}: {found} found, a checkpoint of train.py expected; use a "
+                        "*_last.t or *_best.t file")
+    return Checkpoint(**{entry.name: content[entry.name] for entry in fields(Checkpoint)
                          if entry.name in content})
 
 

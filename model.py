@@ -72,10 +72,10 @@ class GraphReasoning(nn.Module):
     that a gamma is the size of its message.
     """
 
-    def __init__(self, channels: int, messages: str = "normalised", reduction: int = 16) -> None:
+    def __init__(self, channels: int, messages: str = "normalised") -> None:
         super().__init__()
         require_known("graph: ", [messages], ("normalised", "plain", None))
-        inner = channels // reduction
+        inner = channels // 16
         self.plain = messages == "plain"
         self.scale = 1.0 if self.plain else inner ** -0.5
         self.local_theta = nn.Linear(channels, inner)

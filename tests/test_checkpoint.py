@@ -253,14 +253,13 @@ class PublishedDNS(Published):
         rows, columns = part.conv_h(means[:, :, :x.shape[2]]), part.conv_w(means[:, :, x.shape[2]:])
         return torch.einsum("bchw,bch,bcw->bchw", x, rows[..., 0].sigmoid(), columns[..., 0].sigmoid())
 
-    def forward(self, x, modality):
+    def pooled(self, x, modality):
         word = WORDS[modality]
         own, base = getattr(getattr(self, word), word), self.base.base
         x = F.max_pool2d(F.relu(own.bn1(own.conv1(x))), 3, 2, 1)
         x = self.shifted(3, base.layer3(own.layer2(own.layer1(x))))
         x = self.shifted(4, base.layer4(x)).relu()
-        pooled = ((x ** 3).mean((2, 3)) + 1e-12) ** (1 / 3)
-        return F.normalize(pooled), F.normalize(self.bottleneck(pooled))
+        return ((x ** 3).mean((2, 3)) + 1e-12) ** (1 / 3)
 
 
 def randomise(net: nn.Module) -> nn.Module:
@@ -298,8 +297,8 @@ def content(cgrnet) -> dict:
 
 
 @torch.inference_mode()
-def features(net, modality: str, height: int = 64, width: int = 32):
-    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
+def features(net, modality: str):
+    images = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(3))
     if isinstance(net, Published):
         return net(images, modality)
     output = net(**{modality: images})
