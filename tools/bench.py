@@ -1,6 +1,6 @@
 """Times this repository's ways against the plain ones, the two alternately in one process.
 
-    python -m tools.bench step input extract onnx metrics search preprocess graph [--gpu 0|cpu] [--json FILE]
+    python -m tools.bench step input extract onnx metrics search preprocess method [--gpu 0|cpu] [--json FILE]
     python -m tools.bench params --arch mobilenet_v2          parameters and arithmetic of each method
 
 The step that it times is train.py's own.
@@ -40,7 +40,7 @@ from engine import build_optimiser, train_steps
 from eval_metrics import eval_sysu
 from features import Extraction, extract, torch_network
 from loss import Criterion
-from model import METHODS, Method, TwoStream, build_network, override
+from model import METHODS, Method, TwoStream, build_network
 from retrieval import onnx_model
 from retrieval.gallery import BLOCK, find_nearest
 from tools import plain
@@ -178,12 +178,17 @@ def bench_preprocess(args: argparse.Namespace) -> None:
             note=f"{cores} workers against 1; {cores} cores at once would be {cores} times")
 
 
-def bench_graph(args: argparse.Namespace) -> None:
-    """Forward, loss and backward of cgrnet without and with graph reasoning and similarity module."""
-    methods = override(METHODS["base"], ["own_stages=1"]), METHODS["cgrnet"]
+def bench_method(args: argparse.Namespace) -> None:
+    """A step without input and optimiser, and features, of --method against those of `base`."""
+    images = np.zeros((args.step_images, args.img_h, args.img_w, 3), np.uint8)
+    methods = METHODS["base"], METHODS[args.method]
     for name, bf16 in args.precisions:
-        pieces = [forward_and_backward(method, args, bf16) for method in methods]
-        measure(args, f"graph {args.arch} {name}", *pieces, args.step_images, count_flops(pieces[1]), bf16)
+        title = f"method {args.method} {args.arch} {name}"
+        steps = [forward_and_backward(method, args, bf16) for method in methods]
+        measure(args, f"{title} step", *steps, args.step_images, count_flops(steps[1]), bf16)
+        networks = [torch_network(make_network(method, args)[0], VISIBLE, bf16) for method in methods]
+        sides = (partial(network, images) for network in networks)
+        measure(args, f"{title} features", *sides, args.step_images)
 
 
 def bench_params(args: argparse.Namespace) -> None:
@@ -197,7 +202,7 @@ def bench_params(args: argparse.Namespace) -> None:
 
 BENCHMARKS = {"step": bench_step, "input": bench_input, "extract": bench_extract, "onnx": bench_onnx,
               "metrics": bench_metrics, "search": bench_search, "preprocess": bench_preprocess,
-              "graph": bench_graph, "params": bench_params}
+              "method": bench_method, "params": bench_params}
 
 
 # -------------------------------------------------------------------------------------------------- measuring
@@ -310,14 +315,14 @@ def make_network(method: Method, args: argparse.Namespace,
 def forward_and_backward(method: Method, args: argparse.Namespace, bf16: bool) -> Piece:
     """A step without input and optimiser, on noise."""
     net, criterion = make_network(method, args)
-    shape = (2, args.batch_size * args.num_pos, 3, args.img_h, args.img_w)
-    images = [half.contiguous(memory_format=torch.channels_last)
-              for half in torch.randn(shape, device=args.device)]
+    shape = (args.batch_size * args.num_pos, 3, args.img_h, args.img_w)
+    views = {name: torch.randn(shape, device=args.device).contiguous(memory_format=torch.channels_last)
+             for name in method.views}
     labels = torch.arange(args.batch_size, device=args.device).repeat_interleave(args.num_pos)
 
     def piece() -> None:
         with precision(args.device, bf16):
-            output = net.train()(*images)
+            output = net.train()(**views)
         net.zero_grad()
         criterion(output, labels)[0].backward()
 
