@@ -60,6 +60,19 @@ def test_infrared_images_keep_their_colours_and_lose_rectangles():
         assert torch.equal(found, images) == (name in OF_COLOUR)
 
 
+def test_erased_rectangles_are_of_the_published_size_and_each_image_has_its_own():
+    images = torch.zeros(4000, 3, 128, 64)
+    top, bottom, left, right = draw_rectangles(images, 0.5, seeded()).double()
+    chosen = bottom > top
+    tall, wide = (bottom - top)[chosen], (right - left)[chosen]
+    area, aspect = tall * wide / (128 * 64), tall / wide
+    assert abs(chosen.double().mean() - 0.5) < 0.03
+    assert 0.018 < area.min() < 0.025 and 0.38 < area.max() < 0.41 and 0.27 < aspect.min() < 0.33
+    assert 3 < aspect.max() < 3.6
+    assert top.min() >= 0 and left.min() >= 0 and bottom.max() <= 128 and right.max() <= 64
+    assert len(torch.stack([top, bottom, left, right]).t()[chosen].unique(dim=0)) > 1800
+
+
 def test_rectangles_are_erased_and_other_pixels_left_alone():
     images = torch.randn(50, HEIGHT, WIDTH, 3).permute(0, 3, 1, 2)
     places = draw_rectangles(images, 0.5, seeded())
