@@ -15,9 +15,7 @@ import glob
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -102,8 +100,7 @@ def test(words: Sequence[str]) -> Path:
                               for line in data.surprises(args.data_path, search=search)):
         warn(line)
     pairs = {kind: find_pairs(*first, kind) for kind in scored(args)}
-    record = make_record(args, settings, models, searches, rankings)
-    record = replace(record, similarities=describe_similarities(record.extras, first, pairs))
+    record = make_record(args, settings, models, searches, rankings, first, pairs)
     written = write(args, record, query_scores(searches, data.persons(searches), rankings), *first)
     print("\n".join([*results.lines(record), *verification.lines(record.similarities, pairs),
                      *results.gap_lines(record)]))
@@ -143,17 +140,24 @@ def scored(args: argparse.Namespace) -> tuple[str, ...]:
 
 # ----------------------------------------------------------------------------------------------------- report
 def make_record(args: argparse.Namespace, settings: Extraction, models: list[Model], searches: list[Search],
-                rankings: list[dict[str, Ranking]]) -> results.Record:
-    """The record of the test, without what it says of similarities."""
+                rankings: list[dict[str, Ranking]], first: tuple[dict[str, Features], Search],
+                pairs: dict[str, verification.Pairs]) -> results.Record:
+    """The record of the test; its similarities are the first search's, which no re-ranking changes."""
     paths = [Path(model.path) for model in models]
     made = results.Model(args.method, args.arch, tuple(path.name for path in paths),
                          tuple(map(sha256, paths)), models[0].settings, models[0].seed,
                          tuple(map(str, paths)))
-    trials = [results.Trial(search.trial, {kind: scores_of(ranking) for kind, ranking in found.items()},
-                            results.count(search), search.unmatched())
-              for search, found in zip(searches, rankings)]
-    return results.Record(results.describe_protocol(searches, args.data_path),
-                          tuple(extras(args, settings, models, searches)), made, settings.spec, tuple(trials))
+    trials = tuple(results.Trial(search.trial, {kind: scores_of(ranking) for kind, ranking in found.items()},
+                                 results.count(search), search.unmatched())
+                   for search, found in zip(searches, rankings))
+    named = tuple(extras(args, settings, models, searches))
+    unranked = [extra for extra in named if extra != results.RERANKED]
+    similarities = {"calibration": verification.describe(first[1], unranked),
+                    "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
+                    "roc": {kind: verification.roc(each) for kind, each in pairs.items()},
+                    "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
+    return results.Record(results.describe_protocol(searches, args.data_path), named, made, settings.spec,
+                          trials, similarities)
 
 
 def extras(args: argparse.Namespace, settings: Extraction, models: list[Model],
@@ -173,16 +177,6 @@ def extras(args: argparse.Namespace, settings: Extraction, models: list[Model],
         tested, trained = (", ".join(map(str, numbers)) for numbers in zip(*forced))
         words.append(f"trial {tested} trained on trial {trained}")
     return words
-
-
-def describe_similarities(named: Sequence[str], first: tuple[dict[str, Features], Search],
-                          pairs: dict[str, verification.Pairs]) -> dict[str, Any]:
-    """What results.json says of the first search's similarities, which no re-ranking changes."""
-    unranked = [extra for extra in named if extra != results.RERANKED]
-    return {"calibration": verification.describe(first[1], unranked),
-            "thresholds": {kind: verification.thresholds(each) for kind, each in pairs.items()},
-            "roc": {kind: verification.roc(each) for kind, each in pairs.items()},
-            "modality_gap": {kind: find_gap(*first, kind) for kind in pairs}}
 
 
 def write(args: argparse.Namespace, record: results.Record, queries: QueryScores,
