@@ -199,7 +199,7 @@ def shorten(names: Sequence[str]) -> list[str]:
     words = [name.split("_") for name in names]
     shared = set.intersection(*map(set, words))
     labels = ["_".join(word for word in name if word not in shared) or name[:2][-1] for name in words]
-    return labels if len(set(labels)) == len(names) > 1 else list(names)
+    return labels if len(set(labels)) == len(names) else list(names)
 
 
 # ----------------------------------------------------------------------------------------------------- tables
