@@ -240,15 +240,18 @@ def saying_how_to_go_on(args: argparse.Namespace, state: Checkpoint,
                         words: Sequence[str] | None) -> Iterator[None]:
     """Add the command that goes on with the run to the line of a signal that ends it.
 
-    Before the first checkpoint of this process, that is the same command: a last file may be another run's.
+    Before the first checkpoint of this process, that begins it again: a last file may be another run's.
     """
     first = state.epoch
     try:
         yield
     except Interrupted as stop:
         program = ["python"] if state.processes == 1 else ["torchrun", "--nproc-per-node", state.processes]
-        again = (["--resume", path_of(args, state, "last"), "--gpu", args.gpu] if state.epoch > first else
-                 words or sys.argv[1:])
+        again = words or sys.argv[1:]
+        if state.epoch > first:
+            again = ["--resume", path_of(args, state, "last"), "--gpu", args.gpu]
+        elif not (args.resume or args.overwrite):
+            again = [*again, "--resume", "auto"]
         command = shlex.join(map(str, [*program, "train.py", *again]))
         raise Interrupted(stop.signum, f"stopped in epoch {state.epoch + 1}; go on with: {command}") from None
 

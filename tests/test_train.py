@@ -167,7 +167,7 @@ def test_kill_9_anywhere(kind, number, left_alone, script):
     require_same(script.cwd, left_alone)
 
 
-@pytest.mark.parametrize("signum, kind, number", [(2, "step", 2), (15, "evaluation", 2)])
+@pytest.mark.parametrize("signum, kind, number", [(2, "step", 2), (15, "write", 1), (15, "evaluation", 2)])
 def test_signals_end_a_run_and_name_the_command_that_goes_on(signum, kind, number, left_alone, script):
     with ending.end_at(kind, number, signum):
         stopped = script("train.py", *flags(left_alone / "RegDB"))
