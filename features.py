@@ -26,10 +26,6 @@ Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 NEARLY_IDENTICAL = 0.9999  # length of the mean of unit features
 
 
-class NotFinite(UserError):
-    """A feature, or the loss of a step, was NaN or infinite; all processes of a run find that together."""
-
-
 @dataclass(frozen=True)
 class Extraction:
     """How image files become features.
@@ -125,7 +121,7 @@ def join(parts: Sequence[Features]) -> Features:
 def search_features(net: nn.Module, searches: Sequence[Search], settings: Extraction) -> dict[str, Features]:
     """Features of every distinct image of some searches by modality, on the network's device.
 
-    Several processes share the images, and each returns the features of all. Raises `NotFinite` naming an
+    Several processes share the images, and each returns the features of all. Raises `UserError` naming an
     image whose features are not finite; warns where all features are nearly the same.
     """
     found = {}
@@ -157,11 +153,11 @@ def extract_in_processes(network: Network, paths: Sequence[str], settings: Extra
 
 # ----------------------------------------------------------------------------------------------------- checks
 def require_finite(features: Features) -> Features:
-    """The same features; raises `NotFinite` naming the first image whose features are not finite."""
+    """The same features; raises `UserError` naming the first image whose features are not finite."""
     for kind in FEATURES:
         broken = np.flatnonzero(~np.isfinite(getattr(features, kind)).all(1))
         if len(broken):
-            raise NotFinite(f"{features.paths[broken[0]]}: its {kind} feature is not finite "
+            raise UserError(f"{features.paths[broken[0]]}: its {kind} feature is not finite "
                             f"({len(broken)} of {len(features.paths)} such): values overflow where "
                             "running statistics lag behind the weights; use weights of a later epoch, or of "
                             "a run with a lower --lr, or --amp off")

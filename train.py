@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import glob
 import re
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,7 +234,7 @@ def last_line(args: argparse.Namespace, state: Checkpoint) -> str:
             f"{state.best['epoch'] + 1}: {path_of(args, state, 'best')}")
 
 
-@contextlib.contextmanager
+@contextmanager
 def saying_how_to_go_on(args: argparse.Namespace, state: Checkpoint,
                         words: Sequence[str] | None) -> Iterator[None]:
     """Add the command that goes on with the run to the line of a signal that ends it.
